@@ -231,6 +231,7 @@ class ArmResult:
     effort: Mapping[str, float] = field(default_factory=dict[str, float])  # the equal-effort ledger: dev evaluations, tokens, seconds
     train_seconds: float | None = None  # tuned arms: one-off
     peak_mem_gib: float | None = None
+    latencies_s: tuple[float, ...] = ()  # single requests one after another, shared prefix warm; unlike ItemScore.latency_s
     seed: int = 0
     failed: str | None = None
 

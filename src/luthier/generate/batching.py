@@ -1,0 +1,32 @@
+"""Which requests are decoded together: a pure function of all requests of a call.
+
+Results of a batched bf16 product can differ in the last bit with the batch's shape, so a resumed run must form the same
+batches as the uninterrupted one: batches are planned over all requests, and a batch is either taken from the cache whole or
+decoded whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+MAX_SCORES = 48_000_000  # elements of one layer's attention scores while reading prompts: 0.18 GiB in fp32
+
+
+def plan_batches(lengths: Sequence[int], *, num_prefix: int, num_heads: int, batch: int) -> tuple[tuple[int, ...], ...]:
+    """Indices of each batch, longest prompts first, similar lengths together; at least one row a batch.
+
+    `lengths[i]` counts the tokens of prompt i after the shared prefix.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    batches: list[tuple[int, ...]] = []
+    current: list[int] = []
+    for i in order:
+        longest = lengths[current[0]] if current else lengths[i]
+        scores = (len(current) + 1) * num_heads * longest * (num_prefix + longest)
+        if current and (len(current) == batch or scores > MAX_SCORES):
+            batches.append(tuple(current))
+            current = []
+        current.append(i)
+    if current:
+        batches.append(tuple(current))
+    return tuple(batches)

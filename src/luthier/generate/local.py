@@ -1,0 +1,177 @@
+"""Generation with a local model: the reference for every score.
+
+Prompts are encoded with the model's own template, the prefix all of them share is read once, the rest goes through in
+length-sorted batches, and every finished batch is handed to the cache before the next one starts.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from torch import nn
+
+from luthier.core.errors import InputError
+from luthier.core.hashing import digest
+from luthier.core.types import Generation, GenerationRequest
+from luthier.generate.batching import plan_batches
+from luthier.generate.decode import Prefix, Sampling, decode, read_prefix
+from luthier.tokens.template import ChatEncoder
+from luthier.tokens.tree import common_prefix_length
+
+
+class GenerationStore(Protocol):
+    """Where finished generations live, by content key."""
+
+    def get(self, key: str) -> Generation | None:
+        """The stored generation, or None."""
+        ...
+
+    def put(self, key: str, generation: Generation) -> None:
+        """Store one for good."""
+        ...
+
+
+class NoStore:
+    """Remembers nothing; for chat and for measuring latency."""
+
+    def get(self, key: str) -> Generation | None:
+        """Nothing is ever there."""
+        del key
+
+    def put(self, key: str, generation: Generation) -> None:
+        """Nothing is kept."""
+        del key, generation
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """An opened model, ready to generate. `fingerprint` names base, adapter and dtype; it is part of every cache key."""
+
+    model: nn.Module
+    encoder: ChatEncoder
+    fingerprint: str
+    context: int  # tokens the model can see: its context window, or its attention window where that is shorter
+
+
+def generate(
+    local: LocalModel,
+    requests: Sequence[GenerationRequest],
+    *,
+    batch: int,
+    store: GenerationStore,
+    on_progress: Callable[[int, int], None],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[Generation, ...]:
+    """Complete every request, in the order given.
+
+    `latency_s` of a generation is its share of the wall time of its batch and of the shared prefix: what the item cost at
+    this batch size, not how long a single user would wait (`single_latencies` measures that).
+    Raises InputError for a prompt that does not fit the model's context together with its answer, and KeyboardInterrupt when asked to stop (between batches).
+    """
+    prompts = [local.encoder.encode_prompt(request.messages) for request in requests]
+    for request, ids in zip(requests, prompts, strict=True):
+        check_fits(local, request, len(ids))
+    num_prefix = common_prefix_length(prompts)
+    keys = [
+        digest([local.fingerprint, num_prefix, list(ids), request.max_new_tokens, request.temperature, request.seed])
+        for request, ids in zip(requests, prompts, strict=True)
+    ]
+    num_heads = int(local.model.config.get_text_config().num_attention_heads)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+    plan = plan_batches([len(ids) - num_prefix for ids in prompts], num_prefix=num_prefix, num_heads=num_heads, batch=batch)
+    prefix: Prefix | None = None
+    prefix_share_s = 0.0
+    done: dict[int, Generation] = {}
+    for indices in plan:
+        if should_stop():
+            raise KeyboardInterrupt
+        found = {i: store.get(keys[i]) for i in indices}
+        if all(found.values()):
+            done |= {i: replace(g, item_id=requests[i].item_id) for i, g in found.items() if g is not None}
+        else:
+            if prefix is None:
+                started = time.perf_counter()
+                prefix = read_prefix(local.model, prompts[0][:num_prefix])
+                prefix_share_s = (time.perf_counter() - started) / len(requests)
+            fresh = _decode_batch(local, [requests[i] for i in indices], [prompts[i] for i in indices], prefix, prefix_share_s)
+            for i, generation in zip(indices, fresh, strict=True):
+                store.put(keys[i], generation)
+                done[i] = generation
+        on_progress(len(done), len(requests))
+    return tuple(done[i] for i in range(len(requests)))
+
+
+def check_fits(local: LocalModel, request: GenerationRequest, num_prompt_tokens: int) -> None:
+    """Raise InputError if prompt and answer together exceed what the model can see."""
+    if num_prompt_tokens + request.max_new_tokens > local.context:
+        raise InputError(
+            f"the prompt has {num_prompt_tokens} tokens and the answer may take {request.max_new_tokens}; the model sees {local.context}",
+            where=f"item {request.item_id}",
+            fix="fewer or shorter examples in the prompt: --set arms.shots=[2]",
+        )
+
+
+def _decode_batch(
+    local: LocalModel, requests: Sequence[GenerationRequest], prompts: Sequence[Sequence[int]], prefix: Prefix, prefix_share_s: float
+) -> list[Generation]:
+    started = time.perf_counter()
+    num_prefix = len(prefix.ids)
+    written = decode(
+        local.model,
+        prefix,
+        [ids[num_prefix:] for ids in prompts],
+        max_new_tokens=[request.max_new_tokens for request in requests],
+        eos_ids=local.encoder.eos_ids,
+        sampling=[Sampling(request.temperature, request.seed) for request in requests],
+    )
+    share_s = (time.perf_counter() - started) / len(requests) + prefix_share_s
+    return [
+        Generation(
+            item_id=request.item_id,
+            text=local.encoder.decode(ids),
+            finish="length" if len(ids) >= request.max_new_tokens else "stop",
+            num_prompt_tokens=len(prompt),
+            num_cached_tokens=num_prefix,
+            num_new_tokens=len(ids),
+            latency_s=share_s,
+        )
+        for request, prompt, ids in zip(requests, prompts, written, strict=True)
+    ]
+
+
+def single_latencies(local: LocalModel, requests: Sequence[GenerationRequest], prefix: Prefix) -> Iterator[float]:
+    """Seconds of each request on its own, one after another, its shared prefix warm: what one user waits."""
+    for request in requests:
+        ids = local.encoder.encode_prompt(request.messages)
+        yield _decode_batch(local, [request], [ids], prefix, 0.0)[0].latency_s
+
+
+def shared_prefix(local: LocalModel, requests: Sequence[GenerationRequest]) -> Prefix:
+    """The prefix these requests share, read once."""
+    prompts = [local.encoder.encode_prompt(request.messages) for request in requests]
+    return read_prefix(local.model, prompts[0][: common_prefix_length(prompts)])
+
+
+def reset_peak_memory() -> None:
+    """Start a new peak of this process's resident memory where the system can (Linux); elsewhere the peak is of the whole run."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return
+
+
+def peak_memory_gib() -> float | None:
+    """Peak resident memory of this process since `reset_peak_memory`, in GiB."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**20
+    except OSError:
+        pass
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,0 +1,58 @@
+"""Cross-entropy summed over label tokens, without ever holding a [tokens, vocab] tensor.
+
+Memory is one chunk of logits, `CHUNK_TOKENS * vocab * 4` bytes, instead of all of them three times over (logits, log-softmax,
+gradient): for Gemma's 262,144 tokens that is 0.27 GiB instead of 3 GiB per 1,024 label tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK_TOKENS = 256
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """The gradient is formed in the forward pass, chunk by chunk, while the chunk's logits are at hand.
+
+    d(sum of -log softmax(h W^T)[target]) / dh = (softmax - onehot) W, and likewise for W; backward only scales them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, h_NE: Tensor, weight_VE: Tensor, target_N: Tensor) -> Tensor:  # noqa: D102
+        total = torch.zeros((), dtype=torch.float32, device=h_NE.device)
+        grad_h = torch.empty_like(h_NE) if ctx.needs_input_grad[0] else None
+        grad_w = torch.zeros_like(weight_VE, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        for start in range(0, h_NE.shape[0], CHUNK_TOKENS):
+            part = slice(start, start + CHUNK_TOKENS)
+            logits = F.linear(h_NE[part], weight_VE).float()
+            target = target_N[part, None]
+            log_z = torch.logsumexp(logits, dim=-1, keepdim=True)
+            total += (log_z - logits.gather(1, target)).sum()
+            if grad_h is None and grad_w is None:
+                continue
+            d_logits = (logits - log_z).exp_().scatter_add_(1, target, torch.full_like(log_z, -1.0)).to(weight_VE.dtype)
+            if grad_h is not None:
+                grad_h[part] = d_logits @ weight_VE
+            if grad_w is not None:
+                grad_w += d_logits.T @ h_NE[part]
+        ctx.save_for_backward(grad_h, grad_w)
+        ctx.weight_dtype = weight_VE.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # noqa: D102  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad_h, grad_w = ctx.saved_tensors
+        return (
+            None if grad_h is None else grad_h * grad_total.to(grad_h.dtype),
+            None if grad_w is None else (grad_w * grad_total).to(ctx.weight_dtype),
+            None,
+        )
+
+
+def chunked_cross_entropy(h_NE: Tensor, weight_VE: Tensor, target_N: Tensor) -> Tensor:
+    """Sum over N label tokens of -log softmax(h W^T)[target], in fp32. Plain twin: `reference.cross_entropy`."""
+    return _ChunkedCrossEntropy.apply(h_NE, weight_VE, target_N)  # pyright: ignore[reportReturnType]

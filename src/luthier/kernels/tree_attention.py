@@ -1,0 +1,97 @@
+"""Attention over a token tree of depth one: a shared prefix computed once, and one leaf per row.
+
+Shapes: H query heads, K key/value heads (H = K * G), D head size, P prefix tokens, R leaves (rows), L longest leaf.
+A leaf token sees the whole prefix and its own leaf up to itself; a prefix token sees the prefix up to itself. With causal
+attention and no dropout this is what each row would see alone, so outputs and gradients are the same to rounding
+(`reference.tree_attention` is the plain twin; tests/parity/test_kernels.py holds them together).
+
+Why not one [T, T] mask: T is the sum of all rows, and nearly all of that square is masked.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Up to this many leaf tokens plain batched products beat CPU flash attention with a mask (docs/log.md); above it the
+# [R, H, L, P + L] scores that autograd would keep cost more memory than they save time.
+MATMUL_MAX_LEAF = 160
+
+
+def leaf_attention(
+    q_RHLD: Tensor,
+    k_RKLD: Tensor,
+    v_RKLD: Tensor,
+    k_prefix_KPD: Tensor | None,
+    v_prefix_KPD: Tensor | None,
+    visible_RLC: Tensor,
+    scaling: float,
+) -> Tensor:
+    """Leaf queries over (prefix, own leaf); returns [R, H, L, D].
+
+    1. Scores against the shared prefix: one product per key head over all rows at once, [K, R*G*L, D] x [K, D, P].
+    2. Scores against the row's own keys, hidden ones (`visible_RLC` False; C own keys) at -inf.
+    3. One softmax in fp32 over both parts.
+    4. The two weighted sums are added.
+
+    The prefix is never repeated for each row. `visible_RLC` may have size 1 in its first axis. Every query must see at
+    least one key.
+    """
+    R, H, L, D = q_RHLD.shape
+    K = k_RKLD.shape[1]
+    G = H // K
+    # 2. own keys
+    q_RKgD = q_RHLD.reshape(R, K, G * L, D)
+    own = (q_RKgD @ k_RKLD.transpose(-1, -2)).view(R, K, G, L, -1).float() * scaling
+    own = own.masked_fill(~visible_RLC[:, None, None], float("-inf"))
+    if k_prefix_KPD is None or v_prefix_KPD is None:
+        weights = torch.softmax(own, dim=-1).to(q_RHLD.dtype)
+        return (weights.view(R, K, G * L, -1) @ v_RKLD).view(R, H, L, D)
+    # 1. the shared prefix
+    P = k_prefix_KPD.shape[1]
+    q_KxD = q_RKgD.transpose(0, 1).reshape(K, R * G * L, D)
+    prefix = (q_KxD @ k_prefix_KPD.transpose(-1, -2)).view(K, R, G, L, P).transpose(0, 1).float() * scaling
+    # 3. one softmax
+    weights = torch.softmax(torch.cat([prefix, own], dim=-1), dim=-1).to(q_RHLD.dtype)
+    w_prefix, w_own = weights.split([P, own.shape[-1]], dim=-1)
+    # 4. both sums
+    out_prefix = (w_prefix.transpose(0, 1).reshape(K, R * G * L, P) @ v_prefix_KPD).view(K, R, G * L, D).transpose(0, 1)
+    out_own = w_own.reshape(R, K, G * L, -1) @ v_RKLD
+    return (out_prefix + out_own).reshape(R, H, L, D)
+
+
+def tree_attention(
+    q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, *, num_prefix: int, leaf_grid_RL: Tensor, flat_slot_T: Tensor, scaling: float
+) -> Tensor:
+    """Attention of a flat tree (prefix, then the leaves one after another); returns [H, T, D].
+
+    `leaf_grid_RL[r, i]` is the flat position of token i of leaf r (padding repeats the leaf's last token), and
+    `flat_slot_T[t]` the slot of leaf token t in the flattened grid, for t >= num_prefix.
+    """
+    H, _, D = q_HTD.shape
+    P = num_prefix
+    R, L = leaf_grid_RL.shape
+    k_prefix, v_prefix = (k_KTD[:, :P], v_KTD[:, :P]) if P else (None, None)
+    grid = leaf_grid_RL.reshape(-1)
+
+    def to_grid(x_HTD: Tensor) -> Tensor:
+        return x_HTD.index_select(1, grid).view(x_HTD.shape[0], R, L, D).transpose(0, 1)
+
+    q_RHLD, k_RKLD, v_RKLD = to_grid(q_HTD), to_grid(k_KTD), to_grid(v_KTD)
+    causal_LL = torch.ones(L, L, dtype=torch.bool, device=q_HTD.device).tril()
+    if L <= MATMUL_MAX_LEAF:
+        leaves = leaf_attention(q_RHLD, k_RKLD, v_RKLD, k_prefix, v_prefix, causal_LL[None], scaling)
+    else:
+        if k_prefix is not None and v_prefix is not None:
+            k_RKLD = torch.cat([k_prefix.expand(R, -1, -1, -1), k_RKLD], dim=2)
+            v_RKLD = torch.cat([v_prefix.expand(R, -1, -1, -1), v_RKLD], dim=2)
+        visible = torch.cat([causal_LL.new_ones(L, P), causal_LL], dim=1)[None, None]
+        leaves = F.scaled_dot_product_attention(q_RHLD, k_RKLD, v_RKLD, attn_mask=visible, scale=scaling, enable_gqa=True)
+    leaves_HxD = leaves.transpose(0, 1).reshape(H, R * L, D).index_select(1, flat_slot_T[P:])
+    if not P:
+        return leaves_HxD
+    head = F.scaled_dot_product_attention(
+        q_HTD[None, :, :P], k_KTD[None, :, :P], v_KTD[None, :, :P], is_causal=True, scale=scaling, enable_gqa=True
+    )[0]
+    return torch.cat([head, leaves_HxD], dim=1)

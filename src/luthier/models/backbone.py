@@ -1,0 +1,138 @@
+"""The parts of a causal model the engine works with: the body that makes hidden states, and the matrix that makes logits.
+
+Attention plugs in through transformers' own `AttentionInterface` under the name "luthier": the body gets a `layout` keyword
+that every attention layer passes on, and nothing of the model is patched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from luthier.core.errors import ModelError
+from luthier.kernels.tree_attention import leaf_attention, tree_attention
+from luthier.tokens.tree import TokenTree
+
+
+class AttentionLayout(Protocol):
+    """What stands behind `layout=`: how the tokens of this forward pass see one another."""
+
+    def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scaling: float) -> Tensor:
+        """Attention output, [B, H, T, D]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TreeLayout:
+    """Training: all tokens at once, B = 1."""
+
+    tree: TokenTree
+
+    def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scaling: float) -> Tensor:
+        """See `tree_attention`."""
+        del layer
+        return tree_attention(
+            q_BHTD[0],
+            k_BKTD[0],
+            v_BKTD[0],
+            num_prefix=self.tree.num_prefix,
+            leaf_grid_RL=self.tree.leaf_grid_RL,
+            flat_slot_T=self.tree.flat_slot_T,
+            scaling=scaling,
+        )[None]
+
+
+@dataclass(slots=True)
+class DecodeLayout:
+    """Generation: keys and values of a shared prefix, and of each row's own tokens so far.
+
+    Own tokens are right-aligned when they enter, so that every row writes its next token to the same column;
+    `first_R[r]` is the first column of row r that is not padding.
+    """
+
+    first_R: Tensor
+    capacity: int
+    prefix: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict[int, tuple[Tensor, Tensor]])
+    own: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict[int, tuple[Tensor, Tensor]])
+    filled: int = 0  # columns written by earlier passes
+
+    def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scaling: float) -> Tensor:
+        """Append this pass's keys and values, then attend over (prefix, own)."""
+        R, K, T, D = k_BKTD.shape
+        if layer not in self.own:
+            self.own[layer] = (k_BKTD.new_zeros(R, K, self.capacity, D), k_BKTD.new_zeros(R, K, self.capacity, D))
+        keys, values = self.own[layer]
+        start, end = self.filled, self.filled + T
+        keys[:, :, start:end], values[:, :, start:end] = k_BKTD, v_BKTD
+        column_C = torch.arange(end, device=q_BHTD.device)
+        seen_TC = column_C[None, :] <= (start + torch.arange(T, device=q_BHTD.device))[:, None]
+        visible = seen_TC[None] & (column_C[None, None, :] >= self.first_R[:, None, None])
+        if T > 1:  # a padding query sees nothing of its own: let it see itself, its output is never read
+            visible = visible | (column_C[None, :] == (start + torch.arange(T, device=q_BHTD.device))[:, None])[None]
+        k_prefix, v_prefix = self.prefix.get(layer, (None, None))
+        return leaf_attention(q_BHTD, keys[:, :, :end], values[:, :, :end], k_prefix, v_prefix, visible, scaling)
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop finished rows."""
+        self.first_R = self.first_R.index_select(0, rows)
+        self.own = {layer: (k.index_select(0, rows), v.index_select(0, rows)) for layer, (k, v) in self.own.items()}
+
+
+@dataclass(slots=True)
+class PrefixLayout:
+    """Computes the keys and values of a prefix once, for `DecodeLayout.prefix`. B = 1."""
+
+    kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict[int, tuple[Tensor, Tensor]])
+
+    def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scaling: float) -> Tensor:
+        """Plain causal attention; keeps K and V, [K, P, D] each."""
+        self.kept[layer] = (k_BKTD[0], v_BKTD[0])
+        return nn.functional.scaled_dot_product_attention(q_BHTD, k_BKTD, v_BKTD, is_causal=True, scale=scaling, enable_gqa=True)
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """transformers' attention signature; `kwargs` is theirs."""
+    layout: AttentionLayout = kwargs["layout"]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = layout.attend(int(module.layer_idx), query, key, value, scale)  # pyright: ignore[reportArgumentType]
+    return out.transpose(1, 2).contiguous(), None
+
+
+def use_layout_attention(model: nn.Module) -> None:
+    """Switch a model to attention by layout. Raises ModelError for attention this engine does not compute."""
+    config: Any = model.config
+    text = config.get_text_config()
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if getattr(text, key, None):
+            raise ModelError(
+                f"{key}={getattr(text, key)} is not computed by this engine", where=text.model_type, fix="choose a model without soft-capping"
+            )
+    AttentionInterface.register("luthier", _attention)
+    model.set_attn_implementation("luthier")  # pyright: ignore[reportCallIssue]
+
+
+def longest_window(model: nn.Module) -> int | None:
+    """Tokens after which a sliding-window layer would forget; None without one. Longer rows are refused, not approximated."""
+    text = model.config.get_text_config()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+    has_sliding = "sliding_attention" in (getattr(text, "layer_types", None) or ())
+    return int(text.sliding_window) if has_sliding and getattr(text, "sliding_window", None) else None
+
+
+def body_and_head(model: nn.Module) -> tuple[nn.Module, Tensor]:
+    """The body (ids to hidden states) and the [vocab, hidden] matrix of logits, adapters included."""
+    causal: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = causal.get_output_embeddings()
+    if getattr(head, "bias", None) is not None:
+        raise ModelError("the output layer has a bias, which this engine does not compute", fix="choose another base model")
+    return causal.get_decoder(), head.weight
+
+
+def hidden_states(body: nn.Module, input_ids_BT: Tensor, position_ids_BT: Tensor, layout: AttentionLayout) -> Tensor:
+    """Last hidden states [B, T, E]."""
+    return body(input_ids=input_ids_BT, position_ids=position_ids_BT, use_cache=False, layout=layout).last_hidden_state

@@ -1,0 +1,66 @@
+"""Learning rate chosen on dev: a few short probes, each from the same fresh adapter, all recorded.
+
+A probe runs its own warm-up and decay over `probe_updates`, because the dev loss in the middle of a long schedule says little
+about the rate that ends best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from luthier.core.types import TokenRow
+from luthier.train.loop import FitSettings, FitState, StepRecord, fit
+from luthier.train.optim import make_optimiser
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LrProbe:
+    """One learning rate tried. `dev_loss` None: it diverged (and is never chosen)."""
+
+    lr: float
+    dev_loss: float | None
+    updates: int
+    seconds: float
+
+
+def probe_learning_rate(
+    model: nn.Module,
+    train: Sequence[TokenRow],
+    dev: Sequence[TokenRow],
+    settings: FitSettings,
+    lr: float,
+    *,
+    probe_updates: int,
+    weight_decay: float,
+    on_step: Callable[[StepRecord, FitState], None],
+    should_stop: Callable[[], bool],
+) -> LrProbe:
+    """Train `probe_updates` updates at `lr`; the model's trainable weights are put back afterwards."""
+    start: dict[str, Tensor] = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    dtype = next(p.dtype for p in model.parameters() if not p.requires_grad)
+    optimiser = make_optimiser(model, weight_decay=weight_decay, compute_dtype=dtype)
+    probe = replace(
+        settings,
+        lr=lr,
+        total_updates=probe_updates,
+        warmup_updates=max(1, probe_updates // 10),
+        eval_every=probe_updates,
+        patience=0,
+        save_every=0,
+    )
+    try:
+        state = fit(model, optimiser, train, dev, probe, checkpoints=None, key="", on_step=on_step, should_stop=should_stop)
+    finally:
+        for name, p in model.named_parameters():
+            if name in start:
+                p.data = start[name].clone()
+    return LrProbe(lr=lr, dev_loss=state.best_dev_loss, updates=state.step, seconds=state.train_seconds)
+
+
+def best_learning_rate(probes: Sequence[LrProbe]) -> float | None:
+    """The rate with the lowest dev loss; None if every probe diverged."""
+    finite = [p for p in probes if p.dev_loss is not None]
+    return min(finite, key=lambda p: (p.dev_loss, p.lr)).lr if finite else None

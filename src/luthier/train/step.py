@@ -1,0 +1,58 @@
+"""One update, and one evaluation: the only places that call the model in training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from luthier.core.types import TokenRow
+from luthier.tokens.tree import tree_batch
+from luthier.train.objectives.sft import sft_loss
+from luthier.train.optim import Optimiser, apply_update
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One update: mean loss over its label tokens, gradient norm before clipping, and the tokens it was made of."""
+
+    loss: float
+    grad_norm: float
+    num_label_tokens: int
+    num_row_tokens: int
+
+
+def train_step(
+    model: nn.Module, optimiser: Optimiser, rows: Sequence[TokenRow], *, micro_batch: int, lr: float, max_grad_norm: float
+) -> StepResult:
+    """Forward and backward over micro-batches, then one update by the global weight.
+
+    Raises FloatingPointError if loss or gradient is not finite; then nothing was applied.
+    """
+    batches = [tree_batch(rows[i : i + micro_batch]) for i in range(0, len(rows), micro_batch)]
+    weight = sum(batch.target_N.numel() for batch in batches)
+    loss_sum = 0.0
+    for batch in batches:
+        loss = sft_loss(model, batch)
+        value = float(loss.sum.detach())
+        if value != value or value in (float("inf"), float("-inf")):
+            for param in optimiser.params.values():
+                param.grad = None
+            raise FloatingPointError(f"loss is {value}")
+        loss.sum.backward()  # pyright: ignore[reportUnknownMemberType]
+        loss_sum += value
+    norm = apply_update(optimiser, lr=lr, max_grad_norm=max_grad_norm, weight=weight)
+    return StepResult(loss_sum / weight, norm, weight, sum(batch.num_row_tokens for batch in batches))
+
+
+@torch.no_grad()
+def evaluate_loss(model: nn.Module, rows: Sequence[TokenRow], *, micro_batch: int) -> float:
+    """Mean loss over all label tokens of the rows, in order of length (less padding), the same for every batch size."""
+    ordered = sorted(rows, key=lambda row: (len(row.input_ids), row.example_id))
+    total, weight = 0.0, 0
+    for i in range(0, len(ordered), micro_batch):
+        loss = sft_loss(model, tree_batch(ordered[i : i + micro_batch]))
+        total, weight = total + float(loss.sum), weight + loss.weight
+    return total / weight

@@ -1,0 +1,68 @@
+"""Every fast path against its slow twin, on odd shapes, with a tolerance that is shown to be able to fail."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from luthier.core.types import TokenRow
+from luthier.kernels import chunked_ce, reference, tree_attention
+from luthier.tokens.tree import layout_tree, tree_batch
+
+
+def _qkv(tokens: int, heads: int, kv_heads: int, size: int) -> list[torch.Tensor]:
+    gen = torch.Generator().manual_seed(7)
+    return [torch.randn(n, tokens, size, generator=gen, requires_grad=True) for n in (heads, kv_heads, kv_heads)]
+
+
+@pytest.mark.parametrize("num_prefix", [0, 1, 13])
+@pytest.mark.parametrize("leaves", [[3], [1, 5, 2], [7, 7, 7, 1], [200, 3]])  # 200: above the matmul limit
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (9, 3)])
+def test_tree_attention_equals_reference(num_prefix: int, leaves: list[int], heads: int, kv_heads: int) -> None:
+    tree = layout_tree(num_prefix, leaves)
+    inputs = _qkv(num_prefix + sum(leaves), heads, kv_heads, 8)
+    fast = tree_attention.tree_attention(
+        *inputs, num_prefix=num_prefix, leaf_grid_RL=tree.leaf_grid_RL, flat_slot_T=tree.flat_slot_T, scaling=0.3
+    )
+    slow = reference.tree_attention(*inputs, num_prefix=num_prefix, leaf_grid_RL=tree.leaf_grid_RL, scaling=0.3)
+    torch.testing.assert_close(fast, slow, atol=2e-6, rtol=2e-5)
+    weight = torch.randn(fast.shape, generator=torch.Generator().manual_seed(1))
+    for got, want in zip(torch.autograd.grad((fast * weight).sum(), inputs), torch.autograd.grad((slow * weight).sum(), inputs), strict=True):
+        torch.testing.assert_close(got, want, atol=2e-5, rtol=2e-4)
+
+
+def test_tolerance_can_fail() -> None:
+    tree = layout_tree(5, [4, 6])
+    inputs = _qkv(15, 4, 2, 8)
+    slow = reference.tree_attention(*inputs, num_prefix=5, leaf_grid_RL=tree.leaf_grid_RL, scaling=0.3)
+    leaky = reference.tree_attention(*inputs, num_prefix=9, leaf_grid_RL=tree.leaf_grid_RL, scaling=0.3)  # the first leaf leaks
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(leaky, slow, atol=2e-6, rtol=2e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 255, 256, 600])
+@pytest.mark.parametrize("train_head", [False, True])
+def test_chunked_cross_entropy_equals_full_logits(tokens: int, train_head: bool) -> None:
+    gen = torch.Generator().manual_seed(3)
+    h = torch.randn(tokens, 19, generator=gen, requires_grad=True)
+    weight = torch.randn(131, 19, generator=gen, requires_grad=train_head)
+    target = torch.randint(0, 131, (tokens,), generator=gen)
+    inputs = [h, weight] if train_head else [h]
+    fast, slow = chunked_ce.chunked_cross_entropy(h, weight, target), reference.cross_entropy(h, weight, target)
+    torch.testing.assert_close(fast, slow, atol=1e-3, rtol=1e-6)
+    for got, want in zip(torch.autograd.grad(fast, inputs), torch.autograd.grad(slow, inputs), strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
+def test_tree_batch_labels_and_positions() -> None:
+    rows = [
+        TokenRow(example_id="a", input_ids=(1, 2, 3, 4, 9), is_label=(False, False, False, True, True)),
+        TokenRow(example_id="b", input_ids=(1, 2, 3, 4, 8, 9), is_label=(False, False, False, True, True, True)),
+    ]
+    batch = tree_batch(rows)
+    assert batch.tree.num_prefix == 3  # ends before the first label, though token 4 is shared too
+    assert batch.input_ids_T.tolist() == [1, 2, 3, 4, 9, 4, 8, 9]
+    assert batch.position_ids_T.tolist() == [0, 1, 2, 3, 4, 3, 4, 5]
+    assert batch.source_N.tolist() == [2, 3, 2, 5, 6]  # both rows' first label is read off the last prefix token
+    assert batch.target_N.tolist() == [4, 9, 4, 8, 9]
+    assert batch.num_row_tokens == 11
