@@ -6,11 +6,13 @@ about the rate that ends best.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from luthier.core.errors import RunError
 from luthier.core.types import TokenRow
 from luthier.train.loop import FitSettings, FitState, StepRecord, fit
 from luthier.train.optim import make_optimiser
@@ -51,8 +53,11 @@ def probe_learning_rate(
         patience=0,
         save_every=0,
     )
+    started = time.perf_counter()
     try:
         state = fit(model, optimiser, train, dev, probe, checkpoints=None, key="", on_step=on_step, should_stop=should_stop)
+    except RunError:  # diverged: that is what a probe is for
+        return LrProbe(lr=lr, dev_loss=None, updates=probe_updates, seconds=time.perf_counter() - started)
     finally:
         for name, p in model.named_parameters():
             if name in start:

@@ -1,0 +1,200 @@
+"""Arms on items: choose each arm's candidate on dev, then measure it once on the locked test items.
+
+Dev and test go through the same two functions, `answer` and `score`; nothing here knows which set it is given, and only
+`choose_candidate` returns a choice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from luthier.arms.catalogue import Arm, Candidate
+from luthier.arms.search import choose
+from luthier.core.errors import LuthierError
+from luthier.core.types import ArmResult, Example, Generation, GenerationRequest, ItemScore
+from luthier.generate.local import (
+    GenerationStore,
+    LocalModel,
+    generate,
+    peak_memory_gib,
+    reset_peak_memory,
+    shared_prefix,
+    single_latencies,
+)
+from luthier.metrics.catalogue import Scored
+
+Score = Callable[[Example, str], Scored]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What all arms are measured with: the same scoring, answer length, batch and store."""
+
+    score: Score
+    metric: str
+    max_new_tokens: int
+    batch: int
+    store: GenerationStore
+    clusters: Mapping[str, str]
+    on_progress: Callable[[str, int, int], None]
+    should_stop: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """What dev decided for one arm, and what that cost: the equal-effort ledger's line."""
+
+    candidate: Candidate | None  # None: the arm has no model, or it failed
+    dev_score: float | None
+    dev_n: int
+    effort: Mapping[str, float]
+    failed: str | None = None
+
+
+def requests_of(candidate: Candidate, items: Sequence[Example], max_new_tokens: int) -> tuple[GenerationRequest, ...]:
+    """One greedy request an item."""
+    return tuple(GenerationRequest(item_id=item.id, messages=candidate.build(item), max_new_tokens=max_new_tokens) for item in items)
+
+
+def answer(candidate: Candidate, items: Sequence[Example], local: LocalModel, bench: Bench, label: str) -> tuple[Generation, ...]:
+    """Generate for every item; cached batches cost nothing."""
+    return generate(
+        local,
+        requests_of(candidate, items, bench.max_new_tokens),
+        batch=bench.batch,
+        store=bench.store,
+        on_progress=lambda done, total: bench.on_progress(label, done, total),
+        should_stop=bench.should_stop,
+    )
+
+
+def score_generations(items: Sequence[Example], generations: Sequence[Generation], bench: Bench) -> tuple[ItemScore, ...]:
+    """Score answers against the items' own responses."""
+    out: list[ItemScore] = []
+    for item, generation in zip(items, generations, strict=True):
+        scored = bench.score(item, generation.text)
+        out.append(
+            ItemScore(
+                item_id=item.id,
+                cluster=bench.clusters.get(item.id, item.id),
+                text=generation.text,
+                gold=item.response,
+                values=scored.values,
+                latency_s=generation.latency_s,
+                num_prompt_tokens=generation.num_prompt_tokens,
+                num_cached_tokens=generation.num_cached_tokens,
+                num_new_tokens=generation.num_new_tokens,
+                note=scored.note,
+            )
+        )
+    return tuple(out)
+
+
+def score_without_model(arm: Arm, items: Sequence[Example], bench: Bench) -> tuple[ItemScore, ...]:
+    """Items of an arm that answers by itself (nearest neighbour, majority)."""
+    assert arm.answer is not None
+    out: list[ItemScore] = []
+    for item in items:
+        started = time.perf_counter()
+        text = arm.answer(item)
+        seconds = time.perf_counter() - started
+        scored = bench.score(item, text)
+        cluster = bench.clusters.get(item.id, item.id)
+        out.append(
+            ItemScore(item_id=item.id, cluster=cluster, text=text, gold=item.response, values=scored.values, latency_s=seconds, note=scored.note)
+        )
+    return tuple(out)
+
+
+def mean_score(items: Sequence[ItemScore], metric: str) -> float | None:
+    """Mean over the items that could be scored; None if none could."""
+    values = [value for item in items if (value := item.values.get(metric)) is not None]
+    return fmean(values) if values else None
+
+
+def choose_candidate(arm: Arm, dev: Sequence[Example], local: LocalModel | None, bench: Bench) -> Chosen:
+    """Score every candidate of an arm on dev and keep the best; a candidate that does not fit the context is passed over.
+
+    The dev score of the winner is biased upwards by the choice; it selects, it is never the result.
+    """
+    started = time.perf_counter()
+    if local is None:
+        score = mean_score(score_without_model(arm, dev, bench), bench.metric)
+        seconds = time.perf_counter() - started
+        return Chosen(candidate=None, dev_score=score, dev_n=len(dev), effort={"candidates": 1, "dev_answers": len(dev), "seconds": seconds})
+    scored: list[tuple[Candidate, float]] = []
+    problems: list[str] = []
+    prompt_tokens = new_tokens = 0
+    for number, candidate in enumerate(arm.candidates, start=1):
+        try:
+            generations = answer(candidate, dev, local, bench, f"{arm.name}: dev {number}/{len(arm.candidates)}")
+        except LuthierError as error:
+            problems.append(str(error))
+            continue
+        prompt_tokens += sum(g.num_prompt_tokens for g in generations)
+        new_tokens += sum(g.num_new_tokens for g in generations)
+        score = mean_score(score_generations(dev, generations, bench), bench.metric)
+        if score is not None:
+            scored.append((candidate, score))
+    effort = {
+        "candidates": len(arm.candidates),
+        "dev_answers": len(arm.candidates) * len(dev),
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "seconds": time.perf_counter() - started,
+    }
+    if not scored:
+        reason = problems[0] if problems else "no dev answer could be scored"
+        return Chosen(candidate=None, dev_score=None, dev_n=len(dev), effort=effort, failed=reason)
+    best = choose(scored)
+    return Chosen(candidate=best, dev_score=dict((id(c), s) for c, s in scored)[id(best)], dev_n=len(dev), effort=effort)
+
+
+def measure(arm: Arm, chosen: Chosen, test: Sequence[Example], local: LocalModel | None, bench: Bench, *, model_name: str) -> ArmResult:
+    """The chosen candidate on the locked items, once. An arm that fails is returned as failed, never as zero."""
+    result = ArmResult(
+        name=arm.name,
+        family=arm.family,
+        model=model_name if local is not None else "",
+        description=arm.description,
+        items=(),
+        params=dict(chosen.candidate.params) if chosen.candidate else {},
+        dev_score=chosen.dev_score,
+        dev_n=chosen.dev_n,
+        effort=chosen.effort,
+        failed=chosen.failed,
+    )
+    if chosen.failed is not None:
+        return result
+    if local is None:
+        return replace(result, items=score_without_model(arm, test, bench))
+    assert chosen.candidate is not None
+    reset_peak_memory()
+    try:
+        generations = answer(chosen.candidate, test, local, bench, f"{arm.name}: test")
+    except LuthierError as error:
+        return replace(result, failed=str(error))
+    return replace(result, items=score_generations(test, generations, bench), peak_mem_gib=peak_memory_gib())
+
+
+def measure_latencies(
+    plans: Sequence[tuple[str, Candidate, LocalModel]], items: Sequence[Example], *, max_new_tokens: int, on_progress: Callable[[int, int], None]
+) -> dict[str, tuple[float, ...]]:
+    """Single-request latencies of every arm, interleaved item by item so that a drift of the machine hits all arms alike.
+
+    The first item warms up and is not counted.
+    """
+    prefixes = {}
+    for name, candidate, local in plans:
+        prefixes[name] = shared_prefix(local, requests_of(candidate, items, max_new_tokens))
+    out: dict[str, list[float]] = {name: [] for name, _, _ in plans}
+    for number, item in enumerate(items):
+        for name, candidate, local in plans:
+            seconds = next(single_latencies(local, requests_of(candidate, [item], max_new_tokens), prefixes[name]))
+            if number:
+                out[name].append(seconds)
+        on_progress(number + 1, len(items))
+    return {name: tuple(seconds) for name, seconds in out.items()}

@@ -1,0 +1,89 @@
+"""Text overlap: exact match, token F1, ROUGE-L. All in [0, 1], symmetric, and 1 wherever `exact_match` is 1."""
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+from collections import Counter
+
+from luthier.data.normalise import normalise
+
+# Scripts written without spaces count one character as one token, as MLQA and the multilingual ROUGE variants do.
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_ASCII_PUNCTUATION = frozenset(string.punctuation)
+
+MAX_ROUGE_TOKENS = 20_000
+
+
+def exact_match(pred: str, gold: str) -> float:
+    """1.0 if both are the same text after `normalise`, else 0.0."""
+    return 1.0 if normalise(pred) == normalise(gold) else 0.0
+
+
+def token_f1(pred: str, gold: str) -> float:
+    """Token F1 by the rules of the SQuAD 2.0 evaluation script (Rajpurkar et al. 2018), after `normalise`.
+
+    Punctuation is removed (not replaced by a space: "u.s." is "us"), then the articles a, an, the; the rest is split at
+    white space. If either side has no token left, the score is 1.0 when neither has, else 0.0. Beyond the script: Unicode
+    punctuation counts as punctuation, and scripts without spaces are split into characters.
+    """
+    pred_tokens, gold_tokens = _squad_tokens(pred), _squad_tokens(gold)
+    if not pred_tokens or not gold_tokens:
+        return 1.0 if pred_tokens == gold_tokens else 0.0
+    common = sum((Counter(pred_tokens) & Counter(gold_tokens)).values())
+    # 2c / (p + g) equals the harmonic mean of c/p and c/g, without rounding twice.
+    return 2 * common / (len(pred_tokens) + len(gold_tokens))
+
+
+def rouge_l(pred: str, gold: str) -> float:
+    """ROUGE-L F1 (Lin 2004): longest common subsequence of word tokens, no stemming.
+
+    Texts without any word token score 1.0 if they are the same after `normalise`, else 0.0. Beyond `MAX_ROUGE_TOKENS`
+    tokens only the beginning is aligned while the lengths count in full, so such a score can be too low, never too high.
+    """
+    if normalise(pred) == normalise(gold):
+        return 1.0
+    pred_tokens, gold_tokens = word_tokens(pred), word_tokens(gold)
+    if not pred_tokens or not gold_tokens:
+        return 0.0
+    common = _lcs_length(pred_tokens[:MAX_ROUGE_TOKENS], gold_tokens[:MAX_ROUGE_TOKENS])
+    return 2 * common / (len(pred_tokens) + len(gold_tokens))
+
+
+def word_tokens(text: str) -> tuple[str, ...]:
+    """Words of the normalised text: punctuation, symbols and control characters separate; unspaced scripts by character."""
+    clean = normalise(text)
+    table: dict[int, str] = {}
+    for char in set(clean):
+        if unicodedata.category(char)[0] in "PSZC":
+            table[ord(char)] = " "
+        elif _UNSPACED.match(char):
+            table[ord(char)] = f" {char} "
+    return tuple(clean.translate(table).split())
+
+
+def _squad_tokens(text: str) -> tuple[str, ...]:
+    """Tokens as in the SQuAD script: lower case, no punctuation, no articles."""
+    clean = normalise(text)
+    table: dict[int, str] = {}
+    for char in set(clean):
+        if char in _ASCII_PUNCTUATION or unicodedata.category(char)[0] == "P":
+            table[ord(char)] = ""
+        elif _UNSPACED.match(char):
+            table[ord(char)] = f" {char} "
+    return tuple(_ARTICLES.sub(" ", clean.translate(table)).split())
+
+
+def _lcs_length(a: tuple[str, ...], b: tuple[str, ...]) -> int:
+    """Length of the longest common subsequence, bit-parallel (Crochemore et al. 2001): one big-integer step a token of `b`."""
+    where: dict[str, int] = {}
+    for i, token in enumerate(a):
+        where[token] = where.get(token, 0) | (1 << i)
+    full = (1 << len(a)) - 1
+    row = full  # a zero bit at i: the LCS grows at position i
+    for token in b:
+        match = row & where.get(token, 0)
+        row = ((row + match) | (row - match)) & full
+    return len(a) - row.bit_count()
