@@ -25,7 +25,7 @@ _HIDDEN_RANGES = (
     (0x0000, 0x0008), (0x000B, 0x001F), (0x007F, 0x009F), (0x00AD, 0x00AD), (0x034F, 0x034F), (0x061C, 0x061C), (0x070F, 0x070F),
     (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x200B, 0x200F), (0x2028, 0x202E), (0x2060, 0x206F), (0x2800, 0x2800),
     (0x3164, 0x3164), (0xD800, 0xDFFF), (0xFDD0, 0xFDEF), (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF), (0xFFA0, 0xFFA0), (0xFFF0, 0xFFFB),
-    (0xFFFE, 0xFFFF), (0x13430, 0x13438), (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A), (0xDFFFE, 0xE0FFF), (0x10FFFE, 0x10FFFF),
+    (0xFFFE, 0xFFFF), (0x13430, 0x1343F), (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A), (0xDFFFE, 0xE0FFF), (0x10FFFE, 0x10FFFF),
     *((plane * 0x10000 + 0xFFFE, plane * 0x10000 + 0xFFFF) for plane in (*range(1, 0xD), 0xE, 0xF)),
 )  # fmt: skip
 _HIDDEN_CLASS = "".join(f"\\U{low:08X}-\\U{high:08X}" for low, high in _HIDDEN_RANGES)
@@ -41,16 +41,16 @@ _JOINED = {"Lo", "Lm", "Mn", "Mc", "So", "Sk"}  # letters of caseless scripts, m
 _FORMULA_STARTS = tuple("=+-@\t\r\0＝＋－＠")
 
 _MARKDOWN = {
-    **{char: f"\\{char}" for char in "\\`*_[]{}()#~"},
-    # These are entities because flavours disagree on `\`: tables split at `\\|`, and links, mentions, maths and
-    # shortcodes are looked for in text that was already unescaped.
-    **{char: f"&#{ord(char)};" for char in "|:@$!"},
-    **{"<": "&lt;", ">": "&gt;", "&": "&amp;", '"': "&quot;"},
+    **{char: f"\\{char}" for char in "\\`*_[]{}~"},
+    # These are entities because flavours disagree on `\`: tables split at `\\|`, and mentions, maths, shortcodes and
+    # addresses are looked for in text that was already unescaped.
+    **{char: f"&#{ord(char)};" for char in "|@$"},
+    **{"<": "&lt;", ">": "&gt;", "&": "&amp;"},
     "\n": "<br>",
 }
 _MARKDOWN_TABLE = str.maketrans(_MARKDOWN)
-_AUTOLINK = re.compile(r"(www)\.", re.IGNORECASE)
-_MARKDOWN_BLOCK_START = re.compile(r"\A(?:([-+=])|(\d{1,9})([.)]))")
+_MARKDOWN_ADDRESS = re.compile(r":(?![\s\d]|\Z)|(?<=www)\.", re.IGNORECASE)  # https://, mailto:, :emoji:, www.
+_MARKDOWN_BLOCK_START = re.compile(r"\A(?:([-+=#])|(\d{1,9})([.)])(?=\s|\Z))")
 
 _YAML_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t"}
 _YAML_SPECIAL = re.compile(f'[{_HIDDEN_CLASS}"\\\\\\n\\t\\u0085\\u00a0]')
@@ -124,7 +124,7 @@ def _markdown(text: str) -> str:
     if start:  # would open a list, a rule or a heading if this text came first on its line
         head = f"\\{start[1]}" if start[1] else f"{start[2]}\\{start[3]}"
         body = body[start.end() :]
-    return indent + head + _AUTOLINK.sub(r"\1&#46;", body.translate(_MARKDOWN_TABLE))
+    return indent + head + _MARKDOWN_ADDRESS.sub(lambda match: f"&#{ord(match[0])};", body.translate(_MARKDOWN_TABLE))
 
 
 def _yaml_escape(match: re.Match[str]) -> str:

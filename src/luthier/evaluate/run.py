@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from luthier.arms.catalogue import Arm, Candidate
-from luthier.arms.search import choose
+from luthier.arms.prompts import Arm, Candidate
+from luthier.arms.search import Effort, choose
 from luthier.core.errors import LuthierError
 from luthier.core.types import ArmResult, Example, Generation, GenerationRequest, ItemScore
 from luthier.generate.local import (
@@ -50,7 +50,7 @@ class Chosen:
     candidate: Candidate | None  # None: the arm has no model, or it failed
     dev_score: float | None
     dev_n: int
-    effort: Mapping[str, float]
+    effort: Effort
     failed: str | None = None
 
 
@@ -121,10 +121,12 @@ def choose_candidate(arm: Arm, dev: Sequence[Example], local: LocalModel | None,
     The dev score of the winner is biased upwards by the choice; it selects, it is never the result.
     """
     started = time.perf_counter()
+    if arm.failed is not None:
+        return Chosen(candidate=None, dev_score=None, dev_n=0, effort=Effort(), failed=arm.failed)
     if local is None:
         score = mean_score(score_without_model(arm, dev, bench), bench.metric)
-        seconds = time.perf_counter() - started
-        return Chosen(candidate=None, dev_score=score, dev_n=len(dev), effort={"candidates": 1, "dev_answers": len(dev), "seconds": seconds})
+        spent = Effort(num_candidates=1, num_dev_evaluations=len(dev), seconds=time.perf_counter() - started)
+        return Chosen(candidate=None, dev_score=score, dev_n=len(dev), effort=spent)
     scored: list[tuple[Candidate, float]] = []
     problems: list[str] = []
     prompt_tokens = new_tokens = 0
@@ -139,13 +141,13 @@ def choose_candidate(arm: Arm, dev: Sequence[Example], local: LocalModel | None,
         score = mean_score(score_generations(dev, generations, bench), bench.metric)
         if score is not None:
             scored.append((candidate, score))
-    effort = {
-        "candidates": len(arm.candidates),
-        "dev_answers": len(arm.candidates) * len(dev),
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens,
-        "seconds": time.perf_counter() - started,
-    }
+    effort = Effort(
+        num_candidates=len(arm.candidates),
+        num_dev_evaluations=len(arm.candidates) * len(dev),
+        num_prompt_tokens=prompt_tokens,
+        num_new_tokens=new_tokens,
+        seconds=time.perf_counter() - started,
+    )
     if not scored:
         reason = problems[0] if problems else "no dev answer could be scored"
         return Chosen(candidate=None, dev_score=None, dev_n=len(dev), effort=effort, failed=reason)
@@ -164,7 +166,7 @@ def measure(arm: Arm, chosen: Chosen, test: Sequence[Example], local: LocalModel
         params=dict(chosen.candidate.params) if chosen.candidate else {},
         dev_score=chosen.dev_score,
         dev_n=chosen.dev_n,
-        effort=chosen.effort,
+        effort=chosen.effort.as_mapping(),
         failed=chosen.failed,
     )
     if chosen.failed is not None:

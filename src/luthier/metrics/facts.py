@@ -11,11 +11,14 @@ import unicodedata
 from collections.abc import Callable
 from decimal import Decimal
 
-_WORD_NUMBERS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
-).split()
+_ONES = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9}
+_TEENS = {"ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16} | {
+    "seventeen": 17,
+    "eighteen": 18,
+    "nineteen": 19,
+}
 _TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
-_WORDS = {word: i for i, word in enumerate(_WORD_NUMBERS)} | _TENS | {"hundred": 100}
+_SMALL = {word: value for word, value in (_ONES | _TEENS).items() if word != "one"}  # "one day", "one second" are idioms
 
 _CURRENCIES = {
     "usd": ("$", "us$", "usd", "dollar", "dollars"),
@@ -105,8 +108,14 @@ def _either(names: dict[str, str] | dict[str, int]) -> str:
 
 # A number starts and ends at a border that is no digit or letter; inner separators stand between digits. Repeats are
 # bounded, so that hostile text cannot make the search slow.
-_NUMBER = r"(?<![\w.,])\d{1,15}(?:[.,]\d{1,15}){0,6}"
-_NUMBER_OR_WORD = rf"(?:{_NUMBER}|\b(?:{_either(_WORDS)})\b)"
+_DIGITS = r"\d{1,15}(?:[.,]\d{1,15}){0,6}(?!\d)"
+_NUMBER = rf"(?<![\w.,]){_DIGITS}"
+# No parts of longer number words; atomic, lest "twenty-five" be a range.
+_WORD = (
+    r"(?<!hundred )(?<!hundred and )(?<!thousand )(?<!thousand and )"
+    rf"\b(?>(?:{_either(_TENS)})(?:[\s-](?:{_either(_ONES)}))?|{_either(_SMALL)})\b"
+)
+_NUMBER_OR_WORD = rf"(?:{_NUMBER}|{_WORD})"
 _DASH = r"\s{0,3}(?:-|to|and|or)\s{0,3}"
 _UNIT_END = r"(?![\w/])"
 _SCALE = r"(?:\s?(k|thousand|million|bn|billion)\b)?"
@@ -125,7 +134,8 @@ _PHONE = re.compile(
     r"(?<![\w.,+-])(?:\+\d{1,3}[\s.-]?(?:\(?\d{1,5}\)?[\s.-]?){1,6}\d{1,5}|\(\d{2,5}\)[\s.-]?\d{2,5}(?:[\s.-]\d{2,5}){1,3}"
     r"|0\d{1,5}(?:[\s-]\d{2,8}){1,4}|(?:1[-.])?\d{3}[-.]\d{3}[-.]\d{4})(?![\w-])"
 )
-_MONEY_BEFORE = re.compile(rf"(?<!\w)({_either(_CURRENCY_OF)})\s?({_NUMBER.replace('(?<![\\w.,])', '')}){_SCALE}(?:{_DASH}({_NUMBER}){_SCALE})?")
+_DOTTED = re.compile(r"(?<![\w.])v?\d{1,4}(?:\.\d{1,4}){2,7}(?![.-]?\w)")
+_MONEY_BEFORE = re.compile(rf"(?<!\w)({_either(_CURRENCY_OF)})\s?({_DIGITS}){_SCALE}(?:{_DASH}({_NUMBER}){_SCALE})?")
 _MONEY_AFTER = re.compile(rf"(?:({_NUMBER}){_SCALE}{_DASH})?({_NUMBER_OR_WORD}){_SCALE}\s?-?({_either(_CURRENCY_OF)})(?!\w)")
 _PERCENT = re.compile(rf"(?:({_NUMBER})\s?%?{_DASH})?({_NUMBER_OR_WORD})\s?(?:%|(?:percent|per cent|pct)\b)")
 _QUANTITY = re.compile(rf"(?:({_NUMBER_OR_WORD}){_DASH})?({_NUMBER_OR_WORD})[\s-]?({_either(_UNIT_OF)}){_UNIT_END}")
@@ -139,7 +149,7 @@ def fact_tokens(text: str) -> frozenset[str]:
     Kinds: `url`, `email`, `date` (yyyy-mm-dd, --mm-dd without a year, or the digits as written where day and month could be
     either), `time` (hh:mm), `phone` (digits), `money` (value and ISO code; "$" counts as USD), `pct`, `qty` (value and
     unit), `code` (5 or more digits, or letters with at least 2 digits, joiners and case left out). Numbers without unit or
-    currency are no facts: list markers and worked arithmetic would drown the rest. Number words up to one hundred count.
+    currency are no facts: list markers and worked arithmetic would drown the rest. Number words from two to ninety-nine count.
     """
     return frozenset(_extract(text)[0])
 
@@ -150,10 +160,20 @@ def bare_numbers(text: str) -> frozenset[str]:
 
 
 def weaker_forms(fact: str) -> frozenset[str]:
-    """What a text holding `fact` also states: a full date states its day and month."""
-    if fact.startswith("date:") and not fact.startswith("date:--"):
-        return frozenset({fact, f"date:--{fact[-5:]}"})
-    return frozenset({fact})
+    """The fact, and what a text holding it also states or may mean.
+
+    A full date states its day and month. A date such as 03/04/2024 may be either day or month first, so it and its two
+    readings support one another: where it cannot be told, nobody is accused.
+    """
+    forms = {fact}
+    if iso := re.fullmatch(r"date:(\d{4})-(\d\d)-(\d\d)", fact):
+        year, month, day = iso.groups()
+        forms |= {f"date:--{month}-{day}", f"date:{day}/{month}/{year}", f"date:{month}/{day}/{year}"}
+    elif written := re.fullmatch(r"date:(\d\d)/(\d\d)/(\d{4})", fact):
+        first, second, year = written.groups()
+        for month, day in ((first, second), (second, first)):
+            forms |= {f"date:{year}-{month}-{day}", f"date:--{month}-{day}"}
+    return frozenset(forms)
 
 
 def bare_value(fact: str) -> str | None:
@@ -169,17 +189,19 @@ def bare_value(fact: str) -> str | None:
 def _extract(text: str) -> tuple[set[str], str]:
     """The facts, and the text that is left when they are taken out."""
     # Not `normalise`: it strips the punctuation at the end, which may belong to a value ("50 %").
-    rest = unicodedata.normalize("NFKC", text).casefold().translate(_DASHES)
+    rest = unicodedata.normalize("NFKC", text).casefold()
+    rest = rest.translate(_DASHES | {ord(char): str(unicodedata.decimal(char)) for char in set(rest) if char.isdecimal()})
     found: set[str] = set()
     for pattern, read in _EXTRACTORS:
-        spans: list[tuple[int, int]] = []
+        pieces: list[str] = []
+        end = 0
         for match in pattern.finditer(rest):
             facts = read(match)
             if facts:
                 found.update(facts)
-                spans.append(match.span())
-        for start, end in reversed(spans):
-            rest = f"{rest[:start]} ; {rest[end:]}"
+                pieces.append(rest[end : match.start()])
+                end = match.end()
+        rest = " ; ".join((*pieces, rest[end:]))
     return found, rest
 
 
@@ -189,8 +211,8 @@ def _number(text: str) -> str:
     With both marks the last one is the decimal mark; a comma before exactly three digits, or a mark that repeats, separates
     thousands; otherwise it is the decimal mark.
     """
-    if text in _WORDS:
-        return str(_WORDS[text])
+    if text[0].isalpha():
+        return str(sum((_TENS | _TEENS | _ONES)[word] for word in re.split(r"[\s-]", text)))
     digits = text.strip(".,")
     comma, point = digits.rfind(","), digits.rfind(".")
     if comma >= 0 and point >= 0:
@@ -240,7 +262,7 @@ def _read_slash_date(match: re.Match[str]) -> list[str]:
     if second > 12 >= first:
         return _date(year, first, second)
     # Day or month first cannot be told: kept as written, it matches only a date written the same way.
-    return [f"date:--{first:02d}/{second:02d}/{year}"]
+    return [f"date:{first:02d}/{second:02d}/{year}"]
 
 
 def _read_day_month(match: re.Match[str]) -> list[str]:
@@ -268,6 +290,12 @@ def _read_hour(match: re.Match[str]) -> list[str]:
 def _read_phone(match: re.Match[str]) -> list[str]:
     digits = "".join(char for char in match.group() if char.isdigit())
     return [f"phone:{digits}"] if 7 <= len(digits) <= 15 else []
+
+
+def _read_dotted(match: re.Match[str]) -> list[str]:
+    """Versions and network addresses; groups of three digits are thousands and left for the numbers."""
+    groups = match.group().lstrip("v").split(".")
+    return [] if all(len(group) == 3 for group in groups[1:]) else [f"code:{'.'.join(groups)}"]
 
 
 def _read_money_before(match: re.Match[str]) -> list[str]:
@@ -313,6 +341,7 @@ _EXTRACTORS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], list[str]]],
     (_CLOCK, _read_clock),
     (_HOUR, _read_hour),
     (_PHONE, _read_phone),
+    (_DOTTED, _read_dotted),
     (_MONEY_BEFORE, _read_money_before),
     (_MONEY_AFTER, _read_money_after),
     (_PERCENT, _read_percent),

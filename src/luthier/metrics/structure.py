@@ -129,7 +129,7 @@ def _canonical(value: object) -> object:
 def _depth_ok(value: object) -> bool:
     """Whether the value nests at most `MAX_DEPTH` deep, found without recursion."""
     level: list[object] = [value]
-    for _ in range(MAX_DEPTH):
+    for _ in range(MAX_DEPTH + 1):
         inner: list[object] = []
         for item in level:
             if isinstance(item, dict):

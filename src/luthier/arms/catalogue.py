@@ -1,0 +1,200 @@
+"""The contenders of a run: floors, prompting arms and tuned arms, planned from the training rows alone."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from luthier.arms.floor import nearest_neighbour
+from luthier.arms.index import RetrievalIndex, build_index
+from luthier.arms.prompts import (
+    Arm,
+    Candidate,
+    Shared,
+    fitting_shots,
+    instructed,
+    num_chars,
+    shared_parts,
+    spread_shots,
+    with_shots,
+    with_trained_shots,
+    zero_shot,
+)
+from luthier.arms.wordings import NUM_WORDINGS, reminder, wordings
+from luthier.core.errors import ConfigError, InputError
+from luthier.core.types import ArmFamily, Example, Message, TaskProfile
+
+NUM_DRAWS = 2  # fixed few-shot: different draws of shots tried for each k
+MAX_SAMPLE_ROWS = 16  # training rows on which prompt lengths are measured
+
+Build = Callable[[Example], tuple[Message, ...]]
+BuildWithShots = Callable[[Example, Sequence[Example]], tuple[Message, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """A candidate before its length is known. `whole` builds it without leaving shots out; None: `build` never does."""
+
+    params: Mapping[str, str]
+    build: Build
+    whole: Build | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """What all arms are planned from."""
+
+    rows: tuple[Example, ...]  # in order of id
+    profile: TaskProfile
+    shared: Shared
+    index: RetrievalIndex
+    seed: int
+    shots: tuple[int, ...]
+    max_prompt_chars: int
+
+
+def plan_arms(
+    train: Sequence[Example], profile: TaskProfile, *, seed: int, shots: Sequence[int] = (2, 4, 8), max_prompt_chars: int
+) -> tuple[Arm, ...]:
+    """All arms of a run; the same training rows and seed give the same arms, whatever the order of the rows.
+
+    The arms with a choice get the same number of candidates: 2 x len(shots), up to the 6 forms there are of "instructed".
+    A candidate whose prompt would exceed `max_prompt_chars` (characters of all messages) on most rows, or that asks for
+    more shots than there are rows, is left out, and the arm's description says so; an arm left without candidates has
+    `failed` set. A retrieved prompt drops its farthest shots where an item is too long. Nothing else is ever shortened.
+
+    Raises ConfigError for unusable `shots` or `max_prompt_chars`, InputError if there are no rows to learn from.
+    """
+    if not shots or any(k < 1 for k in shots) or len(set(shots)) != len(shots):
+        raise ConfigError(f"shots is {tuple(shots)!r}, expected different numbers >= 1", where="shots", fix="shots: [2, 4, 8]")
+    if max_prompt_chars < 1:
+        raise ConfigError(f"max_prompt_chars is {max_prompt_chars}, expected >= 1", where="max_prompt_chars", fix="max_prompt_chars: 8000")
+    rows = tuple(sorted((row for row in train if row.kind != "text" and row.desirable is not False), key=lambda row: row.id))
+    if not rows:
+        raise InputError("no training row with a prompt and a wanted response", fix="give instruction / input / response rows")
+    plan = _Plan(
+        rows=rows,
+        profile=profile,
+        shared=shared_parts(rows),
+        index=build_index(rows),
+        seed=seed,
+        shots=tuple(shots),
+        max_prompt_chars=max_prompt_chars,
+    )
+    floor_text = "No model: the response of the most similar training row (BM25)."
+    as_is = (_Way(params={}, build=zero_shot),)
+    retrieved = _retrieved_ways(plan, partial(with_shots, shared=plan.shared))
+    tuned_retrieved = _retrieved_ways(plan, with_trained_shots)
+    return (
+        Arm(name="nearest neighbour", family="floor", model="none", description=floor_text, answer=nearest_neighbour(plan.index)),
+        _arm(plan, "zero-shot", "prompt", "The item as it is.", as_is),
+        _arm(plan, "instructed", "prompt", "The instruction with the exact form of the answer.", _instructed_ways(plan)),
+        _arm(plan, "few-shot", "prompt", "The same solved examples before every item.", _fixed_ways(plan)),
+        _arm(plan, "few-shot retrieved", "prompt", "The most similar solved examples before each item.", retrieved),
+        _arm(plan, "tuned", "tuned", "The fine-tuned model, prompted as trained.", as_is),
+        _arm(
+            plan, "tuned + retrieval", "tuned", "The fine-tuned model, the most similar solved examples before each item.", tuned_retrieved
+        ),
+    )
+
+
+def for_model(arms: Sequence[Arm], suffix: str) -> tuple[Arm, ...]:
+    """The prompting arms once more for another model, named "arm · suffix"; floors and tuned arms are left out."""
+    return tuple(replace(arm, name=f"{arm.name} · {suffix}") for arm in arms if arm.family == "prompt")
+
+
+def _instructed_ways(plan: _Plan) -> tuple[_Way, ...]:
+    """Each wording without and with a closing reminder, as many as the few-shot arms have candidates."""
+    specs, last = wordings(plan.profile, plan.rows), reminder(plan.profile)
+    ways = tuple(
+        _Way(
+            params={"wording": str(i + 1), "reminder": "yes" if closing else "no"},
+            build=partial(instructed, shared=plan.shared, spec=specs[i], reminder=closing),
+        )
+        for closing in ("", last)
+        for i in range(NUM_WORDINGS)
+    )
+    return ways[: NUM_DRAWS * len(plan.shots)]
+
+
+def _fixed_ways(plan: _Plan) -> tuple[_Way, ...]:
+    """k fixed shots for each k, in `NUM_DRAWS` draws. Within a draw the shots for a smaller k begin those for a larger one."""
+    # A shot may take half of its even share of the prompt: room for the item and for the head is left.
+    max_chars = plan.max_prompt_chars // (2 * max(plan.shots))
+    ways: list[_Way] = []
+    for draw in range(NUM_DRAWS):
+        name = f"{plan.seed}/few-shot/{draw}"
+        order = spread_shots(plan.rows, partial(_answer_group, profile=plan.profile), name=name, max_chars=max_chars)
+        for k in plan.shots:
+            if k <= len(plan.rows):
+                build = partial(with_shots, shots=order[:k], shared=plan.shared)
+                ways.append(_Way(params={"k": str(k), "draw": str(draw + 1)}, build=build))
+    return tuple(ways)
+
+
+def _answer_group(row: Example, profile: TaskProfile) -> str:
+    """What fixed shots are spread over: the closed-set values of a JSON answer, else the answer itself."""
+    if not profile.json_enums:
+        return row.response
+    try:
+        value: object = json.loads(row.response)
+    except (ValueError, RecursionError):
+        return ""
+    return json.dumps([value.get(key) for key in sorted(profile.json_enums)]) if isinstance(value, dict) else ""
+
+
+def _retrieved_ways(plan: _Plan, layout: BuildWithShots) -> tuple[_Way, ...]:
+    """The k nearest training rows as shots, for each k, the nearest last or first."""
+    ways: list[_Way] = []
+    for nearest in ("last", "first"):
+        for k in plan.shots:
+            if k <= len(plan.rows):
+                build = partial(_retrieved, index=plan.index, layout=layout, k=k, nearest_last=nearest == "last")
+                ways.append(
+                    _Way(
+                        params={"k": str(k), "order": f"nearest {nearest}"},
+                        build=partial(build, max_prompt_chars=plan.max_prompt_chars),
+                        whole=partial(build, max_prompt_chars=None),
+                    )
+                )
+    return tuple(ways)
+
+
+def _retrieved(
+    example: Example, *, index: RetrievalIndex, layout: BuildWithShots, k: int, nearest_last: bool, max_prompt_chars: int | None
+) -> tuple[Message, ...]:
+    """One retrieved prompt; never with the item itself as a shot."""
+    found = index.search(index.query_text(example), k, exclude_id=example.id)
+
+    def build(nearest_first: Sequence[Example]) -> tuple[Message, ...]:
+        return layout(example, tuple(reversed(nearest_first)) if nearest_last else nearest_first)
+
+    return build(found) if max_prompt_chars is None else fitting_shots(found, build, max_prompt_chars=max_prompt_chars)
+
+
+def _arm(plan: _Plan, name: str, family: ArmFamily, description: str, ways: Sequence[_Way]) -> Arm:
+    """The arm with the candidates that fit; what was left out, and why, at the end of the description."""
+    sample = plan.rows[:: max(1, len(plan.rows) // MAX_SAMPLE_ROWS)][:MAX_SAMPLE_ROWS]
+    candidates: list[Candidate] = []
+    too_few = [str(k) for k in plan.shots if k > len(plan.rows)] if name not in ("zero-shot", "instructed", "tuned") else []
+    left_out = [f"k = {', '.join(too_few)}: there are only {len(plan.rows)} training rows"] if too_few else []
+    for way in ways:
+        whole = statistics.median_low(num_chars((way.whole or way.build)(row)) for row in sample)
+        if whole > plan.max_prompt_chars:
+            params = ", ".join(f"{key} {value}" for key, value in way.params.items()) or "the prompt"
+            left_out.append(f"{params}: {whole:,} characters, more than {plan.max_prompt_chars:,}")
+            continue
+        prompt_chars = statistics.median_low(num_chars(way.build(row)) for row in sample)
+        candidates.append(Candidate(params=way.params, build=way.build, prompt_chars=prompt_chars))
+    notes = f" Left out: {'; '.join(left_out)}." if left_out else ""
+    return Arm(
+        name=name,
+        family=family,
+        model="tuned" if family == "tuned" else "base",
+        description=description + notes,
+        candidates=tuple(candidates),
+        failed=None if candidates else f"no prompt of this arm can be used.{notes}",
+    )

@@ -1,0 +1,90 @@
+"""Lexical retrieval (BM25) over the training rows: which answered items resemble this one."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import bm25s
+import numpy as np
+
+from luthier.core.errors import InputError
+from luthier.core.types import Example
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalIndex:
+    """BM25 over training rows, in the order of their ids. Build it with `build_index`."""
+
+    examples: tuple[Example, ...]
+    by_user_text: bool  # the rows differ in their instructions, so these take part
+    vocabulary: dict[str, int]
+    bm25: bm25s.BM25 | None  # None: no row holds any word
+
+    def query_text(self, example: Example) -> str:
+        """The part of an example that is searched for: what varies from row to row."""
+        return _varying_text(example, by_user_text=self.by_user_text)
+
+    def search(self, text: str, k: int, *, exclude_id: str = "") -> tuple[Example, ...]:
+        """The k rows nearest to a text, nearest first, equal scores by id; fewer if there are fewer.
+
+        Never the row whose id is `exclude_id`; another row with the same content is allowed. Rows without any common word
+        come last, so a query of unknown words still gets k rows.
+        """
+        return tuple(example for example, _ in self.search_scored(text, k, exclude_id=exclude_id))
+
+    def search_scored(self, text: str, k: int, *, exclude_id: str = "") -> tuple[tuple[Example, float], ...]:
+        """As `search`, with the BM25 score of each row; 0.0 means no word in common."""
+        if k <= 0:
+            return ()
+        ids = sorted(self.vocabulary[word] for word in set(_words(text)) if word in self.vocabulary)
+        if self.bm25 is None or not ids:
+            scores = np.zeros(len(self.examples), dtype=np.float32)
+        else:
+            scores = np.asarray(self.bm25.get_scores_from_ids(ids), dtype=np.float32)
+        # Rows stand in order of id, so a stable sort breaks ties by id. One more than k, in case one is excluded.
+        order = np.argsort(-scores, kind="stable")[: k + 1]
+        found = [(self.examples[int(i)], float(scores[int(i)])) for i in order]
+        return tuple((example, score) for example, score in found if not exclude_id or example.id != exclude_id)[:k]
+
+
+def build_index(examples: Iterable[Example]) -> RetrievalIndex:
+    """Index training rows by their varying text: `input`, or the instruction where that is empty.
+
+    If the instructions themselves vary, instruction and input together. The order of the rows does not matter. Rows
+    marked undesirable are left out: they must not be shown as answers. Raises InputError if no row is left.
+    """
+    rows = tuple(sorted((example for example in examples if example.desirable is not False), key=lambda example: example.id))
+    if not rows:
+        raise InputError("no training row to retrieve from", fix="add rows with a wanted response to the training data")
+    by_user_text = len({row.instruction for row in rows}) > 1
+    documents = [_words(_varying_text(row, by_user_text=by_user_text)) for row in rows]
+    vocabulary: dict[str, int] = {}
+    for document in documents:
+        for word in document:
+            vocabulary.setdefault(word, len(vocabulary))
+    if not vocabulary:
+        return RetrievalIndex(examples=rows, by_user_text=by_user_text, vocabulary={}, bm25=None)
+    bm25 = bm25s.BM25()  # Lucene's BM25, k1 = 1.5, b = 0.75
+    corpus = ([[vocabulary[word] for word in document] for document in documents], vocabulary)
+    bm25.index(corpus, create_empty_token=False, show_progress=False)
+    return RetrievalIndex(examples=rows, by_user_text=by_user_text, vocabulary=vocabulary, bm25=bm25)
+
+
+def _varying_text(example: Example, *, by_user_text: bool) -> str:
+    return example.user_text if by_user_text else example.input or example.instruction
+
+
+def _words(text: str) -> Sequence[str]:
+    """Lower-case words without punctuation. Combining marks stay in their word, as Indic scripts need."""
+    clean = unicodedata.normalize("NFKC", text).casefold()
+    table = {ord(char): _separate(char) for char in set(clean) if not char.isascii() or not char.isalnum()}
+    return clean.translate(table).split()
+
+
+def _separate(char: str) -> str:
+    """A space for what is no part of a word; characters of unspaced scripts become words of their own."""
+    if unicodedata.category(char)[0] in "PSZC":
+        return " "
+    return f" {char} " if unicodedata.category(char) == "Lo" and "\u2e80" <= char <= "\u9fff" else char

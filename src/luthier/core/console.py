@@ -1,0 +1,136 @@
+"""The only home of terminal output. Results go to stdout; everything else (progress, notes, errors) to stderr.
+
+All text passes `render_untrusted` on its way: a file name, a row or a model's answer can hold escape codes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from typing import TextIO
+
+from luthier.core.untrusted import render_untrusted
+
+# progress(stage, done, total, message): `total` 0 means that it is not known.
+Progress = Callable[[str, float, float, str], None]
+
+PLAIN_EVERY_S = 5.0
+
+
+def quiet(stage: str, done: float, total: float, message: str) -> None:
+    """The progress function that shows nothing."""
+    del stage, done, total, message
+
+
+def result_lines(lines: Iterable[str]) -> None:
+    """The result, for people, to stdout."""
+    for line in lines:
+        _write(sys.stdout, f"{line}\n")
+
+
+def result_json(value: Mapping[str, object]) -> None:
+    """The result, for programs: one JSON object on one line of stdout, ASCII, so that no code page can spoil it."""
+    _write(sys.stdout, json.dumps(dict(value), allow_nan=False) + "\n")
+
+
+def note(text: str) -> None:
+    """One remark to stderr."""
+    _write(sys.stderr, f"{text}\n")
+
+
+def wants_colour(stream: TextIO) -> bool:
+    """A terminal, and the user has not said no (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """Write text made safe. A character that the stream's encoding lacks (cp1252) is shown as `\\u2264` rather than crashing."""
+    safe = render_untrusted(text, "terminal")
+    encoding = stream.encoding or "utf-8"
+    stream.write(safe.encode(encoding, "backslashreplace").decode(encoding))
+    stream.flush()
+
+
+@contextmanager
+def show_progress(*, enabled: bool = True) -> Generator[Progress]:
+    """A progress function for the block: live bars with the time left on a terminal, else a plain line now and then."""
+    if not enabled:
+        yield quiet
+    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        yield from _live()
+    else:
+        yield plain_progress(sys.stderr)
+
+
+def plain_progress(stream: TextIO, *, clock: Callable[[], float] = time.monotonic, every_s: float = PLAIN_EVERY_S) -> Progress:
+    """Lines such as `fine-tune: 40 of 250, loss 0.812, about 3 min left`.
+
+    At most one line in `every_s` for each stage, besides its first and its last.
+    """
+    started: dict[str, float] = {}
+    written: dict[str, float] = {}
+    finished: set[str] = set()
+
+    def progress(stage: str, done: float, total: float, message: str) -> None:
+        now = clock()
+        is_last = total > 0 and done >= total
+        if not is_last:
+            finished.discard(stage)  # a stage may come round again, for the next model
+        if stage in finished or (stage in written and not is_last and now - written[stage] < every_s):
+            return
+        if stage not in started or done <= 0:
+            started[stage] = now
+        if is_last:
+            finished.add(stage)
+        written[stage] = now
+        parts = [f"{done:,.0f} of {total:,.0f}"] if total > 0 else []
+        left = _seconds_left(now - started[stage], done, total)
+        parts += [part for part in (message, "" if left is None or is_last else f"about {duration(left)} left") if part]
+        _write(stream, f"{stage}: {', '.join(parts)}\n" if parts else f"{stage}\n")
+
+    return progress
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`: for people, rounded up so that a wait is never understated."""
+    whole = int(-(-seconds // 1))
+    if whole < 60:
+        return f"{whole} s"
+    minutes = -(-whole // 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _seconds_left(elapsed_s: float, done: float, total: float) -> float | None:
+    """None until enough is done to say: at least one unit and a second."""
+    return elapsed_s / done * (total - done) if 0 < done < total and elapsed_s >= 1 else None
+
+
+def _live() -> Generator[Progress]:
+    # rich is imported here: `luthier --help` has no use for it
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[message]}", markup=False),
+    )
+    console = Console(stderr=True, markup=False, highlight=False, no_color=not wants_colour(sys.stderr))
+    tasks: dict[str, TaskID] = {}
+    with Bars(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as bars:
+
+        def progress(stage: str, done: float, total: float, message: str) -> None:
+            known = None if total <= 0 else round(total)
+            safe = render_untrusted(message, "terminal").replace("\n", " ")
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(render_untrusted(stage, "terminal"), total=known, message=safe)
+            bars.update(tasks[stage], completed=round(done), total=known, message=safe)
+
+        yield progress

@@ -1,0 +1,50 @@
+"""`luthier chat`: open what is to be talked to, a finished run or a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from luthier.core.errors import RunError
+from luthier.models.catalogue import resolve
+from luthier.pipeline.open import open_local
+from luthier.pipeline.settings import Settings, load_settings
+from luthier.serve.chat import Conversation, Voice, open_conversation
+from luthier.store.layout import RunFolder
+from luthier.train.precision import choose_precision
+
+
+def open_chat_with(run_or_model: str, *, compare: bool, system: str | None) -> Conversation:
+    """A conversation with the tuned model of a run (with `compare`, the base model too), or with a plain model.
+
+    For a run, the instruction all its rows shared is put before each turn, as in training.
+    """
+    folder = RunFolder(Path(run_or_model))
+    if folder.config.is_file():
+        return _with_run(folder, compare=compare, system=system)
+    path = resolve(run_or_model)
+    local = open_local(path, choose_precision("auto"))
+    return open_conversation([Voice(name=Path(run_or_model).name, local=local)], system=system or "", instruction="")
+
+
+def _with_run(folder: RunFolder, *, compare: bool, system: str | None) -> Conversation:
+    if not (folder.adapter / "adapter_model.safetensors").is_file():
+        raise RunError("this run has no adapter yet", where=str(folder.root), fix="finish it with the command that started it: luthier run …")
+    settings: Settings = load_settings(folder.config, {})
+    path, precision = resolve(settings.model.name), choose_precision(settings.model.dtype)
+    voices = [Voice(name="tuned", local=open_local(path, precision, adapter=folder.adapter))]
+    if compare:
+        voices.append(Voice(name="base", local=open_local(path, precision)))
+    return open_conversation(voices, system=system if system is not None else _shared(folder, "system"), instruction=_shared(folder, "instruction"))
+
+
+def _shared(folder: RunFolder, name: str) -> str:
+    """The system text or instruction that all training rows have in common, or nothing."""
+    import json
+
+    found: set[str] = set()
+    with folder.split_file("train").open(encoding="utf-8") as rows:
+        for row in rows:
+            found.add(str(json.loads(row)[name]))
+            if len(found) > 1:
+                return ""
+    return found.pop() if found else ""

@@ -1,0 +1,138 @@
+"""`luthier check`: what is in the files, what is wrong with it, and what a model would be trained on, before anything is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from luthier.core.errors import ModelError
+from luthier.core.types import Example, Finding, TaskProfile, TokenRow
+from luthier.data.lengths import length_summary
+from luthier.data.profile import profile_task
+from luthier.pipeline.data import CheckedData, all_rejects, read_data
+from luthier.pipeline.settings import Settings
+
+SHOWN_ROWS = 3
+SHOWN_REJECTS = 10
+SHOWN_PLACES = 3
+MARK = {"error": "ERROR", "warning": "warn ", "info": "note "}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenView:
+    """The first rows as tokens with what is trained, and the lengths of all rows. `pieces`: (text, is trained)."""
+
+    pieces: tuple[tuple[tuple[str, bool], ...], ...]
+    lengths: tuple[int, ...]
+    findings: tuple[Finding, ...]
+
+
+def token_view(settings: Settings, examples: tuple[Example, ...]) -> TokenView:
+    """Encode with the model's tokenizer. Raises ModelError if the model is not there."""
+    from luthier.models.catalogue import resolve
+    from luthier.models.load import inspect_folder, open_tokenizer
+    from luthier.tokens.encode import encode_examples
+    from luthier.tokens.preview import preview_tokens
+    from luthier.tokens.template import open_chat
+
+    path = resolve(settings.model.name)
+    info = inspect_folder(path)
+    tokenizer = open_tokenizer(path)
+    max_length = min(settings.model.max_length, info.context)
+    encoded = encode_examples(open_chat(tokenizer), examples, max_length=max_length, allow_truncation=settings.model.allow_truncation)
+    rows: tuple[TokenRow, ...] = encoded.rows
+    return TokenView(
+        pieces=tuple(preview_tokens(row, tokenizer) for row in rows[:SHOWN_ROWS]),
+        lengths=tuple(len(row.input_ids) for row in rows),
+        findings=encoded.findings,
+    )
+
+
+def check(settings: Settings, progress: Callable[[str, float, float, str], None]) -> dict[str, object]:
+    """Read, check, and show. `lines` are for people; `pieces` for the coloured view; `json` for programs."""
+    progress("check", 0, 1, "reading and comparing rows")
+    data = read_data(settings)
+    progress("check", 1, 1, f"{len(data.read.examples)} rows")
+    train = tuple(e for e in data.read.examples if e.given_split != "test")
+    profile = profile_task(train)
+    view, why_not = None, ""
+    try:
+        view = token_view(settings, data.read.examples)
+    except ModelError as error:
+        why_not = str(error)
+    findings = (*data.findings, *(view.findings if view else ()))
+    worst = "error" if any(f.severity == "error" for f in findings) else "warning" if any(f.severity == "warning" for f in findings) else "info"
+    lines = [*_read_lines(data), *_task_lines(data, profile), "", *_finding_lines(findings), "", *_length_lines(view, why_not)]
+    lines += ["", _verdict_line(worst, findings)]
+    rejects = all_rejects(data)
+    found: dict[str, object] = {
+        "read": data.read.num_read,
+        "kept": len(data.read.examples),
+        "rejected": len(data.read.rejects),
+        "format": data.read.format,
+        "evidence": data.read.evidence,
+        "task": profile.kind,
+        "ceiling": None if data.conflicts.ceiling is None else data.conflicts.ceiling.value,
+        "findings": [asdict(f) for f in findings],
+        "rejects": [asdict(r) for r in rejects[:1000]],
+        "lengths": None if view is None else asdict(length_summary(view.lengths)),
+        "worst": worst,
+    }
+    return {"lines": lines, "json": found, "pieces": view.pieces if view else ()}
+
+
+def _read_lines(data: CheckedData) -> list[str]:
+    lines: list[str] = []
+    for name, read in (("", data.read), ("test: ", data.test), ("dev: ", data.dev)):
+        if read is None:
+            continue
+        lines.append(f"{name}{read.num_read} rows read = {len(read.examples)} kept + {len(read.rejects)} rejected")
+        lines.append(f"  format: {read.format} ({read.evidence})")
+    rejects = all_rejects(data)
+    for reject in rejects[:SHOWN_REJECTS]:
+        lines += [f"  {Path(reject.path).name}:{reject.line}: {reject.reason}", f"    fix: {reject.fix}"]
+    if len(rejects) > SHOWN_REJECTS:
+        lines.append(f"  … and {len(rejects) - SHOWN_REJECTS} more; `--json` lists them")
+    return lines
+
+
+def _task_lines(data: CheckedData, profile: TaskProfile) -> list[str]:
+    lines = [f"task: {profile.kind} ({profile.evidence})"]
+    ceiling = data.conflicts.ceiling
+    if ceiling is not None and ceiling.value is not None and ceiling.value < 1:
+        lines.append(f"ceiling: your own answers contradict each other; no model can exceed {100 * ceiling.value:.1f} % exact on these rows")
+    return lines
+
+
+def _finding_lines(findings: tuple[Finding, ...]) -> list[str]:
+    if not findings:
+        return ["nothing found"]
+    order = {"error": 0, "warning": 1, "info": 2}
+    lines: list[str] = []
+    for finding in sorted(findings, key=lambda f: (order[f.severity], f.code)):
+        lines.append(f"{MARK[finding.severity]} {finding.code}: {finding.message}")
+        places = ", ".join(f"{Path(path).name}:{line}" for path, line in finding.where[:SHOWN_PLACES])
+        more = f" and {finding.count - SHOWN_PLACES} more" if finding.count > SHOWN_PLACES and places else ""
+        if places:
+            lines.append(f"      at {places}{more}")
+        lines.append(f"      fix: {finding.fix}")
+    return lines
+
+
+def _length_lines(view: TokenView | None, why_not: str) -> list[str]:
+    if view is None:
+        return [f"token lengths: not measured ({why_not})"]
+    summary = length_summary(view.lengths)
+    return [f"token lengths: n {summary.n}, median {summary.p50}, p90 {summary.p90}, p99 {summary.p99}, longest {summary.max}"]
+
+
+def _verdict_line(worst: str, findings: tuple[Finding, ...]) -> str:
+    counts = {s: sum(f.severity == s for f in findings) for s in MARK}
+    told = f"{counts['error']} errors, {counts['warning']} warnings, {counts['info']} notes"
+    return {
+        "error": f"Not ready: {told}. A verdict on these rows could not be trusted; mend the errors first.",
+        "warning": f"Usable: {told}. Look at the warnings before you spend time on training.",
+        "info": f"Ready: {told}.",
+    }[worst]
+

@@ -1,0 +1,56 @@
+"""Stage: decide. A function of the record and the rule; no model, no torch."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from pathlib import Path
+
+from luthier.core.types import Verdict
+from luthier.metrics.cost import Prices
+from luthier.pipeline.record import RunRecord, read_record
+from luthier.pipeline.report import outcome, write_report
+from luthier.pipeline.settings import Settings, load_settings
+from luthier.store.layout import RunFolder
+from luthier.verdict.rules import decide
+from luthier.verdict.settings import DecisionRule
+
+
+def decision_rule(settings: Settings, record: RunRecord) -> DecisionRule:
+    """The user's margin, volume and prices, with the metric that was declared before the test was opened."""
+    wanted = settings.decide
+    prices = Prices(
+        usd_per_hour=wanted.usd_per_hour,
+        usd_per_m_input=None,
+        usd_per_m_cached_input=None,
+        usd_per_m_output=None,
+        source="decide.usd_per_hour",
+        date=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+    )
+    return DecisionRule(
+        metric=record.metric,
+        margin=wanted.margin / 100,
+        min_quality=None if wanted.min_quality is None else wanted.min_quality / 100,
+        volume_per_month=wanted.volume,
+        prices=prices,
+        hosting_usd_per_month=wanted.hosting,
+        labelling_usd=wanted.labelling,
+        months_between_retrains=wanted.months,
+        seed=record.seed,
+    )
+
+
+def verdict_of(settings: Settings, record: RunRecord) -> Verdict:
+    """The verdict on a record."""
+    return decide(record.arms, decision_rule(settings, record))
+
+
+def redecide(run_dir: Path, overrides: Mapping[str, object]) -> dict[str, object]:
+    """`luthier decide RUN`: the same record under another margin, volume or price; the report is written anew."""
+    folder = RunFolder(run_dir)
+    record = read_record(folder.results)
+    settings = load_settings(folder.config, overrides)
+    rule = decision_rule(settings, record)
+    verdict = decide(record.arms, rule)
+    model = write_report(folder, record, verdict, rule)
+    return outcome(folder, record, verdict, model, rule)

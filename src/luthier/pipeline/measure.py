@@ -1,0 +1,124 @@
+"""Stage: measure. Every arm is tuned on dev, then answers the locked test items once, then its latency is taken."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from luthier.arms.catalogue import for_model, plan_arms
+from luthier.arms.prompts import Arm, Candidate
+from luthier.core.hashing import digest
+from luthier.core.types import ArmResult, Example, Split, TaskProfile
+from luthier.evaluate.run import Bench, Chosen, choose_candidate, measure, measure_latencies
+from luthier.generate.local import LocalModel
+from luthier.metrics.catalogue import primary_metric, score_answer
+from luthier.metrics.closed_world import abstention_markers, known_facts
+from luthier.pipeline.settings import Settings
+from luthier.store.cache import GenerationCache
+from luthier.store.files import atomic_write_json
+from luthier.store.layout import RunFolder
+
+CHARS_PER_TOKEN = 3.0  # a cautious figure for the prompt limit in characters; the exact check is made on tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureInputs:
+    """What the arms are measured with."""
+
+    split: Split
+    profile: TaskProfile
+    max_new_tokens: int
+    on_progress: Callable[[str, float, float, str], None]
+    should_stop: Callable[[], bool]
+
+
+def make_bench(settings: Settings, folder: RunFolder, inputs: MeasureInputs) -> Bench:
+    """The same bench for every arm; facts and abstention phrases are learnt from train alone."""
+    train = inputs.split.train
+    score = partial(score_answer, profile=inputs.profile, world=known_facts(train), markers=abstention_markers(train))
+    return Bench(
+        score=score,
+        metric=settings.decide.metric or primary_metric(inputs.profile),
+        max_new_tokens=inputs.max_new_tokens,
+        batch=settings.arms.batch,
+        store=GenerationCache(folder.journal_generations),
+        clusters=inputs.split.clusters,
+        on_progress=lambda label, done, total: inputs.on_progress("measure", done, total, label),
+        should_stop=inputs.should_stop,
+    )
+
+
+def planned_arms(settings: Settings, inputs: MeasureInputs, context: int) -> tuple[Arm, ...]:
+    """The arms of this run, less those the user skips."""
+    max_prompt_chars = int((context - inputs.max_new_tokens) * CHARS_PER_TOKEN)
+    arms = plan_arms(
+        inputs.split.train, inputs.profile, seed=settings.seed, shots=settings.arms.shots, max_prompt_chars=max_prompt_chars
+    )
+    return tuple(arm for arm in arms if arm.name not in settings.arms.skip)
+
+
+def dev_items(settings: Settings, split: Split) -> tuple[Example, ...]:
+    """The dev items every candidate of every arm is scored on; `split.dev` is in random order already."""
+    return split.dev[: settings.arms.dev_items]
+
+
+def measure_arms(
+    settings: Settings,
+    bench: Bench,
+    arms: Sequence[Arm],
+    split: Split,
+    models: Mapping[str, LocalModel | None],
+    model_names: Mapping[str, str],
+) -> tuple[tuple[ArmResult, Chosen], ...]:
+    """Choose on dev, then measure on test, arm after arm. `models` maps an arm's `model` ("none", "base", "tuned") to the opened one."""
+    out: list[tuple[ArmResult, Chosen]] = []
+    for arm in arms:
+        local = models[arm.model]
+        chosen = choose_candidate(arm, dev_items(settings, split), local, bench)
+        out.append((measure(arm, chosen, split.test, local, bench, model_name=model_names[arm.model]), chosen))
+    return tuple(out)
+
+
+def with_latencies(
+    settings: Settings,
+    folder: RunFolder,
+    inputs: MeasureInputs,
+    results: Sequence[tuple[ArmResult, Chosen]],
+    locals_by_arm: Mapping[str, LocalModel],
+) -> tuple[ArmResult, ...]:
+    """Single-request latencies of all arms on the same few test items, interleaved; taken once and kept."""
+    items = inputs.split.test[: settings.arms.latency_items + 1]  # the first warms up
+    plans: list[tuple[str, Candidate, LocalModel]] = [
+        (result.name, chosen.candidate, locals_by_arm[result.name])
+        for result, chosen in results
+        if result.failed is None and chosen.candidate is not None
+    ]
+    key = digest([[name, dict(c.params), local.fingerprint] for name, c, local in plans] + [item.id for item in items])
+    path = folder.latency
+    seconds = _kept_latencies(path, key)
+    if seconds is None:
+        seconds = measure_latencies(
+            plans,
+            items,
+            max_new_tokens=inputs.max_new_tokens,
+            on_progress=lambda done, total: inputs.on_progress("latency", done, total, "one request at a time"),
+        )
+        atomic_write_json(path, {"key": key, "seconds": {name: list(s) for name, s in seconds.items()}})
+    floors = {result.name: tuple(i.latency_s for i in result.items if i.latency_s is not None) for result, _ in results if not result.model}
+    return tuple(replace(result, latencies_s=tuple(seconds.get(result.name, floors.get(result.name, ())))) for result, _ in results)
+
+
+def _kept_latencies(path: Path, key: str) -> dict[str, tuple[float, ...]] | None:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return {name: tuple(s) for name, s in stored["seconds"].items()} if stored["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def larger_arms(arms: Sequence[Arm], name: str) -> tuple[Arm, ...]:
+    """The prompting arms once more, for a larger model."""
+    return for_model(arms, name)

@@ -1,0 +1,35 @@
+"""Opening models for generation: base, or base with the run's adapter read back from disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from luthier.core.hashing import digest, sha256_file
+from luthier.generate.local import LocalModel
+from luthier.models.backbone import longest_window, use_layout_attention
+from luthier.models.load import inspect_folder, open_model, open_tokenizer
+from luthier.models.lora import load_adapter
+from luthier.tokens.template import open_chat
+from luthier.train.precision import Precision
+
+
+def open_local(model_path: Path, precision: Precision, *, adapter: Path | None = None) -> LocalModel:
+    """A model ready to generate. The adapter is loaded from its files, so that what is measured is what is handed over."""
+    info = inspect_folder(model_path)
+    model = open_model(model_path, dtype=precision.dtype)
+    if adapter is not None:
+        model = load_adapter(model, adapter)
+        for name, param in model.named_parameters():
+            if "lora_" in name:
+                param.data = param.data.to(precision.dtype)
+    base = model.get_base_model() if adapter is not None else model  # pyright: ignore[reportCallIssue]
+    use_layout_attention(base)  # pyright: ignore[reportArgumentType]
+    model.eval()
+    adapter_sha256 = sha256_file(adapter / "adapter_model.safetensors") if adapter is not None else ""
+    window = longest_window(base)  # pyright: ignore[reportArgumentType]
+    return LocalModel(
+        model=model,
+        encoder=open_chat(open_tokenizer(model_path)),
+        fingerprint=digest([info.sha256, adapter_sha256, str(precision.dtype)]),
+        context=min(info.context, window) if window else info.context,
+    )

@@ -1,0 +1,135 @@
+"""The record: everything a run measured, in one JSON file. Verdict and report are functions of it, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from luthier.core.errors import RunError
+from luthier.core.types import ArmResult, Estimate, Finding, TaskProfile
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataRecord:
+    """What was read, what `check` found, and how it was split."""
+
+    files: tuple[str, ...]
+    format: str
+    evidence: str
+    num_read: int
+    num_kept: int
+    num_rejected: int
+    findings: tuple[Finding, ...]
+    ceiling: Estimate | None
+    profile: TaskProfile
+    num_train: int
+    num_dev: int
+    num_test: int
+    official_test: bool
+    test_sha256: str
+    notes: tuple[str, ...]
+    prompt_lengths_tokens: tuple[int, ...] = ()  # of the train rows
+    response_lengths_tokens: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """One learning rate tried on dev. `dev_loss` None: it diverged."""
+
+    lr: float
+    dev_loss: float | None
+    updates: int
+    seconds: float
+    chosen: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurveStep:
+    """One update of the final training run."""
+
+    step: int
+    loss: float | None
+    dev_loss: float | None
+    lr: float
+    tokens_per_s: float
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRecord:
+    """How the adapter came about."""
+
+    method: str
+    lr: float
+    probes: tuple[Probe, ...]
+    epochs: float
+    updates: int
+    total_updates: int
+    best_step: int
+    best_dev_loss: float | None
+    stopped_early: bool
+    num_rows: int
+    num_trainable: int
+    tokens_per_s: float | None  # row tokens over steady updates, the first two excluded
+    train_seconds: float  # the final run, dev evaluations included
+    search_seconds: float  # all learning-rate probes
+    peak_mem_gib: float | None
+    precision: str
+    adapter: str
+    adapter_sha256: str
+    curve: tuple[CurveStep, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """One run. Arms hold every answer to every locked item."""
+
+    schema: int
+    title: str
+    created: str
+    luthier_version: str
+    command: str
+    seed: int
+    data: DataRecord
+    model: str
+    model_description: str
+    max_new_tokens: int
+    train: TrainRecord | None
+    metric: str
+    arms: tuple[ArmResult, ...]
+    item_inputs: Mapping[str, str]  # test item id -> what the model was shown
+    config: Mapping[str, tuple[str, str]]  # dotted key -> (value, origin)
+    environment: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+_ADAPTER = TypeAdapter(RunRecord)
+
+
+def to_json(record: RunRecord) -> str:
+    """The record as JSON text; NaN and infinity are refused (they mean a bug: not measured is null)."""
+    return _ADAPTER.dump_json(record, indent=1).decode("utf-8")
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read a record back. Raises RunError if it is missing, damaged or of another schema."""
+    if not path.is_file():
+        raise RunError("this run has no results yet", where=str(path), fix="finish it with the command that started it: luthier run …")
+    try:
+        record = _ADAPTER.validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RunError(
+            f"the record is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            where=str(path),
+            fix="delete the file and repeat `luthier run`; answers are cached",
+        ) from error
+    if record.schema != SCHEMA:
+        raise RunError(f"the record has schema {record.schema}, this version reads {SCHEMA}", where=str(path), fix="repeat `luthier run`")
+    return record

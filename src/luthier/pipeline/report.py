@@ -1,0 +1,160 @@
+"""Stage: report. Record and verdict become the page, the model card, the closing lines and the JSON result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+
+from luthier.core.types import ArmResult, Estimate, Verdict
+from luthier.metrics.cost import cost_per_1000
+from luthier.metrics.latency import latency_summary
+from luthier.pipeline.record import RunRecord, read_record
+from luthier.report.card import render_card
+from luthier.report.html import render_html
+from luthier.report.model import ArmRow, CurvePoint, LrTrial, ReportModel, SplitSizes
+from luthier.report.terminal import verdict_lines
+from luthier.stats.intervals import mean_estimate
+from luthier.store.files import atomic_write_json, atomic_write_text
+from luthier.store.layout import RunFolder
+from luthier.verdict.settings import DecisionRule
+
+
+def arm_row(arm: ArmResult, record: RunRecord, rule: DecisionRule) -> ArmRow:
+    """What the table shows of one arm; costs and scores with their intervals."""
+    scored = [(v, item.cluster) for item in arm.items if (v := item.values.get(record.metric)) is not None]
+    waits = latency_summary(arm.latencies_s)
+    return ArmRow(
+        name=arm.name,
+        family=arm.family,
+        model=arm.model,
+        description=arm.description,
+        score=mean_estimate([v for v, _ in scored], [c for _, c in scored], seed=record.seed),
+        cost_per_1000=cost_per_1000(arm, rule.prices, seed=record.seed),
+        latency_p50_s=waits.p50.value,
+        latency_p95_s=waits.p95.value,
+        prompt_tokens=_mean([i.num_prompt_tokens for i in arm.items]),
+        new_tokens=_mean([i.num_new_tokens for i in arm.items]),
+        peak_mem_gib=arm.peak_mem_gib,
+        dev_score=arm.dev_score,
+        dev_n=arm.dev_n,
+        train_seconds=arm.train_seconds,
+        failed=arm.failed,
+    )
+
+
+def _mean(values: Sequence[int | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return fmean(known) if known else None
+
+
+def report_model(record: RunRecord, verdict: Verdict, rule: DecisionRule) -> ReportModel:
+    """Everything the page shows."""
+    data, train = record.data, record.train
+    return ReportModel(
+        title=record.title,
+        created=record.created,
+        luthier_version=record.luthier_version,
+        run_command=record.command,
+        verdict=verdict,
+        rows=tuple(arm_row(arm, record, rule) for arm in record.arms),
+        arms=record.arms,
+        num_read=data.num_read,
+        num_kept=data.num_kept,
+        num_rejected=data.num_rejected,
+        split=SplitSizes(
+            num_train=data.num_train,
+            num_dev=data.num_dev,
+            num_test=data.num_test,
+            test_sha256=data.test_sha256,
+            seed=record.seed,
+            official_test=data.official_test,
+            notes=data.notes,
+        ),
+        findings=data.findings,
+        profile=data.profile,
+        item_inputs=record.item_inputs,
+        ceiling=data.ceiling,
+        curve=tuple(
+            CurvePoint(step=c.step, train_loss=c.loss, dev_loss=c.dev_loss, tokens_per_s=c.tokens_per_s) for c in (train.curve if train else ())
+        ),
+        lr_trials=tuple(LrTrial(lr=p.lr, dev_loss=p.dev_loss, steps=p.updates, chosen=p.chosen) for p in (train.probes if train else ())),
+        prompt_lengths_tokens=data.prompt_lengths_tokens,
+        response_lengths_tokens=data.response_lengths_tokens,
+        config=record.config,
+        environment=record.environment,
+        cost_basis=(
+            f"measured wall time of batched answers on this machine at full utilisation, at {rule.prices.usd_per_hour:g} US dollars an hour "
+            f"({rule.prices.source}); a service that is busy a third of the time costs three times as much"
+        ),
+        items_path="results.json",
+        rejects_path="rejects.jsonl",
+        limits=record.notes,
+    )
+
+
+def write_report(folder: RunFolder, record: RunRecord, verdict: Verdict, rule: DecisionRule) -> ReportModel:
+    """Write verdict.json, report.html and card.md."""
+    model = report_model(record, verdict, rule)
+    atomic_write_json(folder.verdict, asdict(verdict))
+    atomic_write_text(folder.report, render_html(model))
+    atomic_write_text(folder.card, render_card(model))
+    return model
+
+
+def _interval(estimate: Estimate) -> dict[str, float | int | None]:
+    return {"score": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
+
+
+def outcome(folder: RunFolder, record: RunRecord, verdict: Verdict, model: ReportModel, rule: DecisionRule) -> dict[str, object]:
+    """What a command returns: lines for people, one object for programs."""
+    del rule
+    arms = [
+        {
+            "name": row.name,
+            "family": row.family,
+            "model": row.model,
+            **_interval(row.score),
+            "cost_per_1000": row.cost_per_1000.value,
+            "cost_per_1000_low": row.cost_per_1000.low,
+            "cost_per_1000_high": row.cost_per_1000.high,
+            "latency_p50_s": row.latency_p50_s,
+            "latency_p95_s": row.latency_p95_s,
+            "dev_score": row.dev_score,
+            "failed": row.failed,
+        }
+        for row in model.rows
+    ]
+    train = record.train
+    primary = verdict.primary
+    found: dict[str, object] = {
+        "verdict": verdict.code,
+        "strength": verdict.strength,
+        "headline": verdict.headline,
+        "sentence": verdict.sentence,
+        "metric": record.metric,
+        "difference": None if primary is None else {"a": primary.a, "b": primary.b, "value": primary.difference, "low": primary.low95, "high": primary.high95, "n": primary.n},
+        "arms": arms,
+        "train_seconds": train.train_seconds if train else None,
+        "search_seconds": train.search_seconds if train else None,
+        "tokens_per_s": train.tokens_per_s if train else None,
+        "lr": train.lr if train else None,
+        "next_steps": list(verdict.next_steps),
+        "report": str(folder.report),
+        "run_dir": str(folder.root),
+    }
+    return {"lines": [*verdict_lines(model), "", f"report: {folder.report}"], "json": json.loads(json.dumps(found))}
+
+
+def rebuild_report(run_dir: Path) -> dict[str, object]:
+    """`luthier report RUN`: page and card from the record, under the run's own settings."""
+    from luthier.pipeline.decide import redecide
+
+    return redecide(run_dir, {})
+
+
+def results_of(run_dir: Path) -> RunRecord:
+    """The record of a finished run."""
+    return read_record(RunFolder(run_dir).results)

@@ -1,0 +1,201 @@
+"""`luthier run`: all stages in order, on one run folder. Cheap stages are done again on resume; costly ones are kept.
+
+    read, check, split      seconds, always done again (same input, same result)
+    learning-rate probes    journal, one line a probe
+    training                checkpoints; a finished adapter is recognised by digest
+    answers                 cached by content, batch by batch
+    latency                 taken once, kept
+    record                  results.json: verdict and report are functions of it
+"""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from luthier import __version__
+from luthier.core.environment import describe_environment
+from luthier.core.stop import stop_on_signals
+from luthier.core.types import ArmResult, TokenRow
+from luthier.evaluate.run import Chosen
+from luthier.models.catalogue import resolve
+from luthier.models.load import ModelInfo, inspect_folder, open_tokenizer
+from luthier.pipeline.data import PreparedData, prepare_data, refuse_other_objectives, write_data_files
+from luthier.pipeline.decide import decision_rule, verdict_of
+from luthier.pipeline.measure import MeasureInputs, larger_arms, make_bench, measure_arms, planned_arms, with_latencies
+from luthier.pipeline.open import open_local
+from luthier.pipeline.record import SCHEMA, DataRecord, RunRecord, TrainRecord, to_json
+from luthier.pipeline.report import outcome, write_report
+from luthier.pipeline.settings import Settings, origins
+from luthier.pipeline.train import TrainInputs, tune
+from luthier.store.files import atomic_write_text
+from luthier.store.layout import RunFolder, open_run
+from luthier.tokens.encode import Encoded, encode_examples
+from luthier.tokens.template import open_chat
+from luthier.train.precision import Precision, choose_precision
+
+Progress = Callable[[str, float, float, str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Data and model, ready for training and measuring."""
+
+    data: PreparedData
+    model_path: Path
+    info: ModelInfo
+    precision: Precision
+    train_rows: tuple[TokenRow, ...]
+    dev_rows: tuple[TokenRow, ...]
+    max_new_tokens: int
+    encoded: Encoded
+
+
+def prepare(settings: Settings, progress: Progress) -> Prepared:
+    """Read, check, split, open the tokenizer, encode. Everything that can be refused is refused before a model computes."""
+    import torch
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    progress("check", 0, 1, "reading")
+    data = prepare_data(settings)
+    refuse_other_objectives(data.split.train)
+    progress("check", 1, 1, f"{len(data.split.train)} train, {len(data.split.dev)} dev, {len(data.split.test)} test")
+    model_path = resolve(settings.model.name)
+    info = inspect_folder(model_path)
+    encoder = open_chat(open_tokenizer(model_path))
+    max_length = min(settings.model.max_length, info.context)
+    encoded = encode_examples(encoder, data.split.train, max_length=max_length, allow_truncation=settings.model.allow_truncation)
+    dev = encode_examples(encoder, data.split.dev, max_length=max_length, allow_truncation=True)
+    longest_answers = sorted(row.num_labels for row in encoded.rows)
+    typical = longest_answers[int(0.99 * (len(longest_answers) - 1))]
+    return Prepared(
+        data=data,
+        model_path=model_path,
+        info=info,
+        precision=choose_precision(settings.model.dtype),
+        train_rows=encoded.rows,
+        dev_rows=dev.rows,
+        max_new_tokens=settings.arms.max_new_tokens or typical + max(8, typical // 4),
+        encoded=encoded,
+    )
+
+
+def run(settings: Settings, progress: Progress) -> dict[str, object]:
+    """The whole main job. Returns lines for people and one JSON object; killed anywhere, the same call goes on."""
+    with stop_on_signals() as should_stop, open_run(Path(settings.run_dir), settings) as folder:
+        prepared = prepare(settings, progress)
+        write_data_files(folder, prepared.data)
+        inputs = TrainInputs(
+            model_path=prepared.model_path,
+            model_info=prepared.info,
+            precision=prepared.precision,
+            train=prepared.train_rows,
+            dev=prepared.dev_rows,
+            on_progress=progress,
+            should_stop=should_stop,
+        )
+        trained = tune(settings, folder, inputs)
+        arms = _measure_all(settings, folder, prepared, trained, progress, should_stop)
+        record = make_record(settings, prepared, trained, arms)
+        atomic_write_text(folder.results, to_json(record))
+        rule = decision_rule(settings, record)
+        verdict = verdict_of(settings, record)
+        model = write_report(folder, record, verdict, rule)
+        return outcome(folder, record, verdict, model, rule)
+
+
+def _measure_all(
+    settings: Settings,
+    folder: RunFolder,
+    prepared: Prepared,
+    trained: TrainRecord,
+    progress: Progress,
+    should_stop: Callable[[], bool],
+) -> tuple[ArmResult, ...]:
+    """All arms on dev and test: base and tuned model, then each larger model the user named, one in memory at a time."""
+    inputs = MeasureInputs(
+        split=prepared.data.split,
+        profile=prepared.data.profile,
+        max_new_tokens=prepared.max_new_tokens,
+        on_progress=progress,
+        should_stop=should_stop,
+    )
+    bench = make_bench(settings, folder, inputs)
+    base = open_local(prepared.model_path, prepared.precision)
+    tuned = open_local(prepared.model_path, prepared.precision, adapter=folder.adapter)
+    models = {"none": None, "base": base, "tuned": tuned}
+    names = {"none": "", "base": settings.model.name, "tuned": f"{settings.model.name} + adapter"}
+    arms = planned_arms(settings, inputs, base.context)
+    results = measure_arms(settings, bench, arms, inputs.split, models, names)
+    locals_by_arm = {arm.name: local for arm in arms if (local := models[arm.model]) is not None}
+    measured = with_latencies(settings, folder, inputs, results, locals_by_arm)
+    out = [replace(arm, train_seconds=trained.train_seconds) if arm.family == "tuned" else arm for arm in measured]
+    del base, tuned, models, locals_by_arm
+    for name in settings.model.larger:
+        out += _measure_larger(settings, folder, prepared, inputs, name)
+    return tuple(out)
+
+
+def _measure_larger(settings: Settings, folder: RunFolder, prepared: Prepared, inputs: MeasureInputs, name: str) -> tuple[ArmResult, ...]:
+    """The prompting arms with a larger local model."""
+    bench = make_bench(settings, folder, inputs)
+    local = open_local(resolve(name), prepared.precision)
+    arms = larger_arms(planned_arms(settings, inputs, local.context), Path(name).name)
+    results: tuple[tuple[ArmResult, Chosen], ...] = measure_arms(settings, bench, arms, inputs.split, {"base": local}, {"base": name})
+    latency_folder = RunFolder(folder.root / "larger" / Path(name).name)
+    return with_latencies(settings, latency_folder, inputs, results, {arm.name: local for arm in arms})
+
+
+def make_record(settings: Settings, prepared: Prepared, trained: TrainRecord | None, arms: tuple[ArmResult, ...]) -> RunRecord:
+    """Everything that was measured, with what it was measured on."""
+    data, split = prepared.data.checked, prepared.data.split
+    files = (*settings.data.paths, *(f for f in (settings.data.dev, settings.data.test) if f))
+    reads = [r for r in (data.read, data.test, data.dev) if r is not None]
+    environment: Mapping[str, str] = describe_environment()
+    return RunRecord(
+        schema=SCHEMA,
+        title=Path(settings.data.paths[0]).name,
+        created=datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds"),
+        luthier_version=__version__,
+        command=shlex.join(["luthier", *sys.argv[1:]]),
+        seed=settings.seed,
+        data=DataRecord(
+            files=tuple(str(f) for f in files),
+            format=data.read.format,
+            evidence=data.read.evidence,
+            num_read=sum(r.num_read for r in reads),
+            num_kept=sum(len(r.examples) for r in reads),
+            num_rejected=sum(len(r.rejects) for r in reads),
+            findings=(*data.findings, *prepared.encoded.findings),
+            ceiling=data.conflicts.ceiling,
+            profile=prepared.data.profile,
+            num_train=len(prepared.train_rows),
+            num_dev=len(split.dev),
+            num_test=len(split.test),
+            official_test=split.official_test,
+            test_sha256=split.test_sha256,
+            notes=split.notes,
+            prompt_lengths_tokens=tuple(len(r.input_ids) - r.num_labels for r in prepared.train_rows),
+            response_lengths_tokens=tuple(r.num_labels for r in prepared.train_rows),
+        ),
+        model=settings.model.name,
+        model_description=prepared.info.architecture,
+        max_new_tokens=prepared.max_new_tokens,
+        train=trained,
+        metric=settings.decide.metric or _metric(prepared),
+        arms=arms,
+        item_inputs={item.id: item.input or item.user_text for item in split.test},
+        config=origins(settings),
+        environment={**environment, "precision": prepared.precision.reason},
+    )
+
+
+def _metric(prepared: Prepared) -> str:
+    from luthier.metrics.catalogue import primary_metric
+
+    return primary_metric(prepared.data.profile)

@@ -1,0 +1,169 @@
+"""The model card: Markdown with YAML front matter as the Hugging Face hub reads it, written from measured facts only."""
+
+from __future__ import annotations
+
+import math
+
+from luthier.core.types import Estimate
+from luthier.core.untrusted import render_untrusted
+from luthier.report import numbers
+from luthier.report.model import ArmRow, ReportModel, primary_of
+
+MAX_FINDINGS = 20
+MAX_ARMS = 24
+
+
+def render_card(model: ReportModel) -> str:
+    """The model card of the tuned arm. A run without one gets a card that says so, without `library_name: peft`."""
+    tuned = model.row(model.verdict.best_tuned)
+    sections = [
+        _front_matter(model, tuned),
+        _summary(model, tuned),
+        _results(model),
+        _gates(model),
+        _data(model),
+        _training(model),
+        _limits(model),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _front_matter(model: ReportModel, tuned: ArmRow | None) -> str:
+    lines = ["---"]
+    if tuned is not None:
+        lines += [f"base_model: {_yaml(tuned.model)}", "library_name: peft", "pipeline_tag: text-generation"]
+    lines += ["tags:", '- "luthier"', '- "lora"' if tuned is not None else '- "evaluation"']
+    if tuned is not None and tuned.score.value is not None and math.isfinite(tuned.score.value):
+        lines += [
+            "model-index:",
+            f"- name: {_yaml(model.title)}",
+            "  results:",
+            "  - task:",
+            '      type: "text-generation"',
+            "    dataset:",
+            f"      name: {_yaml(f'locked test items of {model.title}')}",
+            '      type: "private"',
+            f"      revision: {_yaml(model.split.test_sha256)}",
+            "    metrics:",
+            f"    - type: {_yaml(model.verdict.metric)}",
+            f"      value: {tuned.score.value:.4f}",
+            f"      name: {_yaml(f'{model.verdict.metric}, {_interval_words(tuned.score)}')}",
+        ]
+    return "\n".join([*lines, "---"])
+
+
+def _summary(model: ReportModel, tuned: ArmRow | None) -> str:
+    verdict, primary = model.verdict, primary_of(model)
+    lines = [f"# {_md(model.title)}", ""]
+    if tuned is None:
+        lines.append("No tuned model came out of this run; this card records what was measured.")
+    else:
+        lines.append(
+            f"A LoRA adapter for {_md(tuned.model)}, made and measured with Luthier {_md(model.luthier_version)} on {_md(model.created)}."
+        )
+    lines += ["", f"**Verdict: {_md(verdict.headline)}** ({verdict.strength}). {_md(verdict.sentence)}"]
+    if primary is not None:
+        lines += [
+            "",
+            f"{_md(primary.a)} minus {_md(primary.b)}: **{numbers.signed_points(primary.difference)} points** of {_md(verdict.metric)}, "
+            f"95 % interval {numbers.signed_points(primary.low95)} to {numbers.signed_points(primary.high95)}, n = {primary.n:,}, "
+            f"margin {numbers.points(verdict.margin)} ({_md(primary.method)}).",
+        ]
+    return "\n".join(lines)
+
+
+def _results(model: ReportModel) -> str:
+    lines = [
+        "## Results",
+        "",
+        f"Metric: {_md(model.verdict.metric)}, in points, on the same {model.split.num_test:,} locked test items. "
+        f"{numbers.NOT_MEASURED} is not measured.",
+        "",
+        "| Arm | Model | Score | 95 % interval | n | Dev score | Cost of 1,000 requests | Median time |",
+        "|---|---|---:|---|---:|---:|---:|---:|",
+    ]
+    for row in model.rows[:MAX_ARMS]:
+        model_name = _md(row.model) if row.model else "none"
+        if row.failed is not None:
+            lines.append(f"| {_md(row.name)} | {model_name} | failed | {_md(row.failed)} | | | | |")
+            continue
+        cost = render_untrusted(numbers.usd(row.cost_per_1000.value), "markdown")
+        lines.append(
+            f"| {_md(row.name)} | {model_name} | {numbers.points(row.score.value)} | {numbers.interval(row.score)} | {row.score.n:,} "
+            f"| {numbers.points(row.dev_score)} | {cost} | {numbers.duration(row.latency_p50_s)} |"
+        )
+    return "\n".join([*lines, *_left_out(len(model.rows), MAX_ARMS, "arms", model)])
+
+
+def _gates(model: ReportModel) -> str:
+    if not model.verdict.gates:
+        return ""
+    return "\n".join(["## Gates", "", *(f"- **{_md(gate.name)}: {gate.state}.** {_md(gate.message)}" for gate in model.verdict.gates)])
+
+
+def _data(model: ReportModel) -> str:
+    split = model.split
+    official = " (official)" if split.official_test else ""
+    lines = [
+        "## Data",
+        "",
+        f"- {model.num_read:,} rows read, {model.num_kept:,} kept, {model.num_rejected:,} rejected.",
+        f"- {split.num_train:,} train, {split.num_dev:,} dev, {split.num_test:,} locked test{official}, seed {split.seed}.",
+        f"- SHA-256 of the test items: `{_md(split.test_sha256)}`"
+        if split.test_sha256.isalnum()
+        else f"- SHA-256 of the test items: {_md(split.test_sha256)}",
+    ]
+    if model.profile is not None:
+        lines.append(f"- Kind of answer: {model.profile.kind} ({_md(model.profile.evidence)}).")
+    if model.ceiling is not None:
+        ceiling = f"{numbers.points(model.ceiling.value)} {numbers.interval(model.ceiling)}".strip()
+        lines.append(f"- The best score the labels themselves allow: {ceiling} ({_md(model.ceiling.method)}).")
+    lines += [f"- {finding.severity}: {_md(finding.message)} ({finding.count:,})" for finding in model.findings[:MAX_FINDINGS]]
+    return "\n".join([*lines, *_left_out(len(model.findings), MAX_FINDINGS, "findings", model)])
+
+
+def _training(model: ReportModel) -> str:
+    arm = model.arm(model.verdict.best_tuned)
+    if arm is None:
+        return ""
+    lines = ["## Training", ""]
+    lines += [f"- {_md(key)}: {_md(value)}" for key, value in arm.params.items()]
+    lines += [f"- seed: {arm.seed}", f"- time: {numbers.duration(arm.train_seconds)}, peak memory: {numbers.gib(arm.peak_mem_gib)}"]
+    return "\n".join(lines)
+
+
+def _limits(model: ReportModel) -> str:
+    return "\n".join(
+        [
+            "## Limits",
+            "",
+            *(f"- {_md(limit)}" for limit in model.limits),
+            "- The scores hold for requests like the test items; nothing was measured on others.",
+            "- Near-duplicates between train and test were looked for by their words; a paraphrase may remain.",
+            "- The adapter belongs to exactly this base model and its chat template.",
+            "",
+            "## Reproduce",
+            "",
+            f"{_md(model.run_command)}",
+        ]
+    )
+
+
+def _left_out(total: int, shown: int, what: str, model: ReportModel) -> list[str]:
+    if total <= shown:
+        return []
+    return ["", f"{total - shown:,} more {what} are left out here; all {total:,} are in {_md(model.records_path)} of the run folder."]
+
+
+def _interval_words(score: Estimate) -> str:
+    if score.low is None or score.high is None:
+        return f"n = {score.n:,}"
+    return f"95 % interval {score.low:.4f} to {score.high:.4f} ({score.method}), n = {score.n:,}"
+
+
+def _md(text: str) -> str:
+    return render_untrusted(text, "markdown")
+
+
+def _yaml(text: str) -> str:
+    return render_untrusted(text, "yaml")

@@ -1,0 +1,78 @@
+"""Writing files so that a reader sees the old content or the new one, never a half."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from luthier.core.errors import RunError
+
+TMP_PREFIX = ".tmp-"
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text: to a temporary file beside `path`, fsync, rename over it, fsync the folder.
+
+    The folder is made if need be; line ends are written as they are. Raises RunError when the disk is full or read-only;
+    `path` is then as it was and nothing is left behind.
+    """
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def atomic_write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON with a final newline, like `atomic_write_text`. NaN is refused (ValueError)."""
+    atomic_write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Write bytes, like `atomic_write_text`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tmp = path.with_name(f"{TMP_PREFIX}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            with tmp.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(tmp, path)  # noqa: PTH105  named so that a test can make it fail
+        except BaseException:
+            tmp.unlink(missing_ok=True)
+            raise
+        fsync_folder(path.parent)
+    except OSError as error:
+        raise disk_error(path, len(data), error) from error
+
+
+def fsync_folder(path: Path) -> None:
+    """Make renames and new names in a folder durable; systems that cannot open a folder (Windows) do it by themselves."""
+    if os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> int:
+    """Delete temporary files that a killed process left in `folder`; returns how many. Only for the holder of the run lock."""
+    stale = [path for path in folder.glob(f"{TMP_PREFIX}*") if path.is_file()] if folder.is_dir() else []
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return len(stale)
+
+
+def disk_error(path: Path, num_bytes: int, error: OSError) -> RunError:
+    """The error for a write that failed: what was to be written, what is free, what to do."""
+    try:
+        free = f"{shutil.disk_usage(path.parent).free / 2**20:,.1f} MiB free"
+    except OSError:
+        free = "free space unknown"
+    return RunError(
+        f"cannot write {num_bytes:,} bytes ({free}): {error.strerror or error}",
+        where=str(path),
+        fix="free some space or mend the permissions, then repeat the same command: it goes on where it stopped",
+    )

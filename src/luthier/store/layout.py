@@ -1,0 +1,282 @@
+"""The run folder: where each thing lies, and how a process takes hold of it.
+
+manifest.json           what the results depend on, and which stages are done
+config.yaml             the settings, as they are read back
+lock, owner.json        who works on it
+journal/                events, generations, steps: append-only
+check.json, rejects.jsonl, split.json, split/{train,dev,test}.jsonl
+train/, adapter/        checkpoints; the finished adapter in the standard PEFT format
+results.json            everything measured
+verdict.json, report.html, card.md, index.sqlite    functions of the above; deleting them loses nothing
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from filelock import FileLock, Timeout
+
+from luthier.core.errors import RunError
+from luthier.store.files import TMP_PREFIX, atomic_write_json, atomic_write_text, disk_error, remove_leftovers
+from luthier.store.journal import append, torn_tail
+from luthier.store.manifest import Manifest, different, plain_values, read_manifest
+
+LOCK_TIMEOUT_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The paths of one run. Nothing here touches the disk."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        """What the results depend on, and the finished stages."""
+        return self.root / "manifest.json"
+
+    @property
+    def config(self) -> Path:
+        """The settings of the run."""
+        return self.root / "config.yaml"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that works on the run; empty."""
+        return self.root / "lock"
+
+    @property
+    def owner(self) -> Path:
+        """Which process that is. A file beside the lock, because taking a lock empties it."""
+        return self.root / "owner.json"
+
+    @property
+    def journal_events(self) -> Path:
+        """Opened, changed, taken over, repaired, stopped."""
+        return self.root / "journal" / "events.jsonl"
+
+    @property
+    def journal_generations(self) -> Path:
+        """The generation cache."""
+        return self.root / "journal" / "generations.jsonl"
+
+    @property
+    def journal_steps(self) -> Path:
+        """One line for each training update."""
+        return self.root / "journal" / "steps.jsonl"
+
+    @property
+    def check(self) -> Path:
+        """What was found in the data."""
+        return self.root / "check.json"
+
+    @property
+    def rejects(self) -> Path:
+        """Rows that could not be used, one a line."""
+        return self.root / "rejects.jsonl"
+
+    @property
+    def split(self) -> Path:
+        """Sizes, seed, test hash, clusters and notes of the split."""
+        return self.root / "split.json"
+
+    def split_file(self, name: str) -> Path:
+        """The rows of `train`, `dev` or `test`."""
+        return self.root / "split" / f"{name}.jsonl"
+
+    @property
+    def train(self) -> Path:
+        """Checkpoints and probes."""
+        return self.root / "train"
+
+    @property
+    def adapter(self) -> Path:
+        """The finished adapter."""
+        return self.root / "adapter"
+
+    @property
+    def latency(self) -> Path:
+        """Single-request latencies, taken once."""
+        return self.root / "latency.json"
+
+    @property
+    def results(self) -> Path:
+        """The record: everything measured."""
+        return self.root / "results.json"
+
+    @property
+    def verdict(self) -> Path:
+        """The decision."""
+        return self.root / "verdict.json"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.root / "report.html"
+
+    @property
+    def card(self) -> Path:
+        """The model card."""
+        return self.root / "card.md"
+
+    @property
+    def index(self) -> Path:
+        """SQLite over all of the above, for queries; can be rebuilt."""
+        return self.root / "index.sqlite"
+
+
+class RunSettings(Protocol):
+    """What a run folder needs to know of the settings."""
+
+    @property
+    def fresh(self) -> bool:
+        """Whether to start over: everything that is there goes."""
+        ...
+
+    def identity(self) -> Mapping[str, object]:
+        """What the results depend on, by dotted key; the contents of files by their digest."""
+        ...
+
+    def benign(self) -> Mapping[str, object]:
+        """What may change from call to call without changing a result (threads, how often to save), by dotted key."""
+        ...
+
+    def to_yaml(self) -> str:
+        """The settings as a file that reads back to the same settings."""
+        ...
+
+
+@contextmanager
+def open_run(root: Path, settings: RunSettings) -> Generator[RunFolder]:
+    """Take hold of a run folder for the block, new or existing; only one process at a time can.
+
+    On entry: leftovers of a killed process are removed and its lock taken over, changed benign settings are written to the
+    event journal. Raises RunError, within a second, if another process holds the folder (naming its PID), if it holds
+    something other than a run, or if `settings` would change results that are already there (with the difference).
+    """
+    folder = RunFolder(root)
+    _refuse_foreign(folder)
+    with _locked(folder) as killed_pid:
+        for path in (root, root / "split", root / "journal", root / "train"):
+            remove_leftovers(path)
+        if settings.fresh:
+            clear(folder)
+        is_new = not folder.manifest.exists()
+        if not is_new:
+            hold_to(folder, settings.identity(), benign=settings.benign())
+        else:
+            manifest = Manifest(identity=plain_values(settings.identity()), benign=plain_values(settings.benign()))
+            atomic_write_json(folder.manifest, manifest.to_json())
+        atomic_write_text(folder.config, settings.to_yaml())
+        _tell(folder, is_new=is_new, killed_pid=killed_pid)
+        yield folder
+
+
+def hold_to(folder: RunFolder, identity: Mapping[str, object], *, benign: Mapping[str, object] | None = None) -> None:
+    """Check facts that the results depend on against those of the first call; facts not seen before are added.
+
+    `open_run` does so with the settings; a stage that learns another fact (the digest of a model's weights) calls it again.
+    Raises RunError with the difference.
+    """
+    manifest = read_manifest(folder.manifest)
+    facts = plain_values(identity)
+    shared = {key: value for key, value in manifest.identity.items() if key in facts}
+    differences = different(shared, {key: facts[key] for key in shared})
+    if differences:
+        raise RunError(
+            "the results there were made with other settings:" + "".join(f"\n  {line}" for line in differences),
+            where=str(folder.root),
+            fix="keep them and start another run: --run-dir NEW; or replace them: --fresh",
+        )
+    now_benign = {**manifest.benign, **plain_values(benign or {})}
+    changes = different(manifest.benign, now_benign)
+    if changes:
+        append(folder.journal_events, {"event": "changed", "changes": changes})
+    updated = manifest.with_facts({**manifest.identity, **facts}, now_benign)
+    if updated != manifest:
+        atomic_write_json(folder.manifest, updated.to_json())
+
+
+def clear(folder: RunFolder) -> None:
+    """Delete all that a run wrote. Files that no run writes stay. Only for the holder of the lock.
+
+    The manifest goes last, so that a folder cleared halfway is still known as a run.
+    """
+    folders = (folder.journal_events.parent, folder.split_file("train").parent, folder.train, folder.adapter, folder.root / "larger")
+    files = (folder.config, folder.check, folder.rejects, folder.split, folder.latency, folder.results, folder.verdict, folder.report)
+    for path in folders:
+        shutil.rmtree(path, ignore_errors=True)
+    for path in (*files, folder.card, folder.index, folder.manifest):
+        path.unlink(missing_ok=True)
+    still_there = [path.name for path in (*folders, folder.manifest) if path.exists()]
+    if still_there:
+        raise RunError(f"cannot delete {', '.join(still_there)}", where=str(folder.root), fix="check the permissions, or use --run-dir NEW")
+
+
+def _refuse_foreign(folder: RunFolder) -> None:
+    """A folder is a run, or empty but for what opening one writes first."""
+    if folder.root.is_file():
+        raise RunError("this is a file, expected a folder", where=str(folder.root), fix="--run-dir NEW")
+    if not folder.root.is_dir() or folder.manifest.exists():
+        return
+    ours = {folder.lock.name, folder.owner.name}
+    foreign = sorted(p.name for p in folder.root.iterdir() if p.name not in ours and not p.name.startswith(TMP_PREFIX))
+    if foreign:
+        shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
+        raise RunError(
+            f"the folder holds {shown} and is not a run (no manifest.json); nothing in it was touched",
+            where=str(folder.root),
+            fix="--run-dir NEW, with a folder that does not exist yet",
+        )
+
+
+@contextmanager
+def _locked(folder: RunFolder) -> Generator[int | None]:
+    """Hold the lock for the block. Yields the PID of an earlier holder that was killed, or None.
+
+    The operating system frees the lock of a dead process, so no PID is ever tested for being alive (numbers are reused).
+    """
+    lock = FileLock(folder.lock, timeout=LOCK_TIMEOUT_S)
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        pid = _owner_pid(folder)
+        who = "another process" if pid is None else f"process {pid}"
+        raise RunError(
+            f"{who} is working on this run",
+            where=str(folder.root),
+            fix="wait for it" + ("" if pid is None else f", stop it (kill {pid})") + ", or use --run-dir NEW",
+        ) from error
+    except OSError as error:
+        raise disk_error(folder.lock, 0, error) from error
+    try:
+        killed_pid = _owner_pid(folder)
+        atomic_write_json(folder.owner, {"pid": os.getpid()})
+        yield killed_pid
+    finally:
+        folder.owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def _owner_pid(folder: RunFolder) -> int | None:
+    try:
+        return int(json.loads(folder.owner.read_text(encoding="utf-8"))["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _tell(folder: RunFolder, *, is_new: bool, killed_pid: int | None) -> None:
+    """Write down how this call found the folder."""
+    torn = [path.name for path in (folder.journal_events, folder.journal_generations, folder.journal_steps) if torn_tail(path)]
+    append(
+        folder.journal_events,
+        {"event": "created" if is_new else "resumed", "pid": os.getpid(), "taken_over_from_pid": killed_pid, "torn_journals": torn},
+    )

@@ -1,0 +1,118 @@
+"""All examples as token rows. Nothing is left out or cut without being counted and listed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from luthier.core.errors import InputError
+from luthier.core.types import Example, Finding, TokenRow
+from luthier.tokens.template import ChatEncoder
+
+WARN_OVER_LONG = 0.01
+REFUSE_OVER_LONG = 0.10
+SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """Rows in the order of their examples. `over_long`: ids of all examples longer than `max_length`, cut or left out."""
+
+    rows: tuple[TokenRow, ...]
+    over_long: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+
+def encode_examples(
+    encoder: ChatEncoder,
+    examples: Sequence[Example],
+    *,
+    max_length: int,
+    allow_truncation: bool,
+    progress: Callable[[int, int], None] | None = None,
+) -> Encoded:
+    """Encode every example; `progress(done, total)` is called after each.
+
+    Rows of more than `max_length` tokens are left out and listed: a warning above 1 %, InputError above 10 %. With
+    `allow_truncation` they are cut instead, at the end of the response, which then has no end of turn; the prompt is never cut,
+    because half a prompt is another task, so a row whose prompt alone fills `max_length` is still left out and listed.
+    KTO rows with an unwanted response are left out and counted: they are not to be imitated.
+    Raises InputError with file and line for a row with nothing to learn but the end of the turn, and if no row is left.
+    """
+    rows: list[TokenRow] = []
+    cut: list[Example] = []
+    left_out: list[Example] = []
+    unwanted: list[Example] = []
+    for done, example in enumerate(examples, 1):
+        if example.desirable is False:
+            unwanted.append(example)
+        else:
+            row = encoder.encode_example(example)
+            _refuse_without_labels(row, example)
+            if len(row.input_ids) <= max_length:
+                rows.append(row)
+            elif allow_truncation and any(row.is_label[:max_length]):
+                rows.append(TokenRow(example_id=row.example_id, input_ids=row.input_ids[:max_length], is_label=row.is_label[:max_length]))
+                cut.append(example)
+            else:
+                left_out.append(example)
+        if progress is not None:
+            progress(done, len(examples))
+    over_long = [example for example in examples if example in cut or example in left_out] if cut and left_out else cut + left_out
+    _refuse_too_many(over_long, len(examples) - len(unwanted), max_length, allow_truncation)
+    if examples and not rows:
+        raise InputError("no row is left to train on", where=examples[0].path, fix=_longer(max_length))
+    return Encoded(
+        rows=tuple(rows),
+        over_long=tuple(example.id for example in over_long),
+        findings=_findings(cut, left_out, unwanted, len(examples), max_length),
+    )
+
+
+def _refuse_without_labels(row: TokenRow, example: Example) -> None:
+    if row.num_labels <= 1:  # only the end of the turn
+        raise InputError(
+            "the response has no token a model could learn: it is empty, or white space that the chat template strips",
+            where=f"{example.path}:{example.line}",
+            fix="write a response, or remove the row",
+        )
+
+
+def _refuse_too_many(over_long: Sequence[Example], total: int, max_length: int, allow_truncation: bool) -> None:
+    if allow_truncation or not over_long or len(over_long) <= REFUSE_OVER_LONG * total:
+        return
+    shown = ", ".join(f"{example.path}:{example.line}" for example in over_long[:5])
+    raise InputError(
+        f"{len(over_long):,} of {total:,} rows ({len(over_long) / total:.0%}) are longer than {max_length:,} tokens; first: {shown}",
+        where=f"{over_long[0].path}:{over_long[0].line}",
+        fix=_longer(max_length) + ", or cut them knowingly: --set model.allow_truncation=true",
+    )
+
+
+def _longer(max_length: int) -> str:
+    return f"allow longer rows: --set model.max_length={2 * max_length}"
+
+
+def _findings(
+    cut: Sequence[Example], left_out: Sequence[Example], unwanted: Sequence[Example], total: int, max_length: int
+) -> tuple[Finding, ...]:
+    out: list[Finding] = []
+    severity = "warning" if len(cut) + len(left_out) > WARN_OVER_LONG * total else "info"
+    kinds = (
+        ("over_long_cut", cut, severity, f"longer than {max_length:,} tokens: the end of the response is cut off", _longer(max_length)),
+        ("over_long_left_out", left_out, severity, f"longer than {max_length:,} tokens and left out", _longer(max_length)),
+        ("unwanted_left_out", unwanted, "info", "marked as unwanted and not trained on", "nothing to do; only wanted answers are imitated"),
+    )
+    for code, found, level, message, fix in kinds:
+        if found:
+            out.append(
+                Finding(
+                    code=code,
+                    severity=level,
+                    message=f"{len(found):,} of {total:,} rows: {message}",
+                    fix=fix,
+                    count=len(found),
+                    where=tuple((example.path, example.line) for example in found[:SHOWN]),
+                )
+            )
+    return tuple(out)

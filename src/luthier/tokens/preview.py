@@ -1,0 +1,49 @@
+"""A row as the model reads it, and what of it is trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from luthier.core.types import TokenRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_HALF = "\ufffd"  # what decoding gives for part of a character
+_MAX_PARTS = 4  # a character has at most four bytes, so at most four tokens
+
+
+def preview_tokens(row: TokenRow, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[str, bool], ...]:
+    """(text, is trained) token by token, control tokens spelled out; tokens that share one character are one piece.
+
+    The text is untrusted: render it for its sink.
+    """
+    pieces: list[tuple[str, bool]] = []
+    start = 0
+    while start < len(row.input_ids):
+        stop = start + 1
+        text = _spell(row.input_ids[start:stop], tokenizer)
+        while text.endswith(_HALF) and stop - start < _MAX_PARTS and stop < len(row.input_ids) and row.is_label[stop] == row.is_label[start]:
+            longer = _spell(row.input_ids[start : stop + 1], tokenizer)
+            if longer == text + _spell(row.input_ids[stop : stop + 1], tokenizer):
+                break  # the next token does not go on with this character
+            stop, text = stop + 1, longer
+        pieces.append((text, row.is_label[start]))
+        start = stop
+    return tuple(pieces)
+
+
+def plain_preview(row: TokenRow, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The same for terminals without colour: what is trained stands between ⟦ and ⟧. Untrusted text, as above."""
+    out: list[str] = []
+    was_label = False
+    for text, is_label in preview_tokens(row, tokenizer):
+        if is_label != was_label:
+            out.append("⟦" if is_label else "⟧")
+        out.append(text)
+        was_label = is_label
+    return "".join(out) + ("⟧" if was_label else "")
+
+
+def _spell(ids: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))

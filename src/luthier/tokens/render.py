@@ -1,0 +1,132 @@
+"""The text of a conversation: through the model's own chat template, or the plain one for models that have none.
+
+A template comes with the model and is untrusted. transformers renders it in jinja2's sandbox; before that, a template this
+version does not know is rendered once in a child process with limits (`probe.py`). That one trial cannot find a
+template that misbehaves only for certain contents; those stay inside the sandbox but are not bounded in time.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from luthier.core.errors import InputError, ModelError
+from luthier.core.hashing import sha256_text
+from luthier.core.types import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MAX_TEMPLATE_CHARS = 200_000
+PROBE_WALL_S = 20.0  # the limit that counts is 2 s of processor time inside; this one is for what sleeps instead of working
+
+# What templates may ask for. Fixed, because the same seed must give the same tokens on any day: Llama 3 writes the date
+# into its prompt, and Qwen 3 leaves room to think unless told not to, which no training response contains.
+TEMPLATE_VARIABLES: dict[str, Any] = {"date_string": "26 Jul 2024", "enable_thinking": False}
+
+# sha256 of templates that were read by a person and need no trial.
+KNOWN_TEMPLATES = frozenset({"872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788"})  # SmolLM2-Instruct
+
+
+def chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The template a conversation without tools is rendered with; None for a base model. Raises ModelError."""
+    if not tokenizer.chat_template:
+        return None
+    try:
+        template = tokenizer.get_chat_template()
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(
+            f"the tokenizer has several chat templates and none is the default: {error}",
+            where=str(tokenizer.name_or_path),
+            fix="keep only the template to use, as chat_template.jinja in the model folder",
+        ) from error
+    if len(template) > MAX_TEMPLATE_CHARS:
+        raise ModelError(
+            f"the chat template has {len(template):,} characters, at most {MAX_TEMPLATE_CHARS:,} are read",
+            where=str(tokenizer.name_or_path),
+            fix="use the model's original chat_template.jinja",
+        )
+    return template
+
+
+def check_template(template: str, *, where: str, bos_token: str, eos_token: str) -> None:
+    """Render an unknown template once under limits. Raises ModelError for bombs, sandbox escapes and broken templates."""
+    if sha256_text(template) in KNOWN_TEMPLATES:
+        return
+    state, detail = _probe(template, bos_token, eos_token)
+    reasons = {
+        "time": "the chat template did not finish in time on a one-word conversation",
+        "memory": f"the chat template takes too much memory ({detail})",
+        "unsafe": f"the chat template reaches outside its sandbox ({detail})",
+        "broken": f"the chat template cannot be rendered ({detail})",
+    }
+    if state != "ok":
+        raise ModelError(reasons[state], where=where, fix="replace chat_template.jinja in the model folder by the model's original one")
+
+
+@lru_cache(maxsize=32)
+def _probe(template: str, bos_token: str, eos_token: str) -> tuple[str, str]:
+    talk = [{"role": role, "content": role} for role in ("system", "user", "assistant", "user", "assistant")]
+    request = {
+        "template": template,
+        "conversations": [talk[1:2], talk[:2], talk[1:], talk],
+        "variables": {**TEMPLATE_VARIABLES, "bos_token": bos_token, "eos_token": eos_token},
+    }
+    try:
+        done = subprocess.run(  # noqa: S603  our own module, the template goes in as data
+            [sys.executable, "-P", "-m", "luthier.tokens.probe"],
+            input=json.dumps(request).encode(),
+            capture_output=True,
+            timeout=PROBE_WALL_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return "time", ""
+    if done.returncode < 0:  # ended by a signal: SIGXCPU or SIGKILL at the processor limit
+        return "time", ""
+    try:
+        answer = json.loads(done.stdout)
+        return str(answer["state"]), str(answer["detail"])
+    except (ValueError, KeyError, TypeError):
+        last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
+        return ("memory", "out of memory") if "MemoryError" in "".join(last) else ("broken", "".join(last)[:500])
+
+
+def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    """The conversation as text through the tokenizer's template. Raises InputError when the template refuses it."""
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt, **TEMPLATE_VARIABLES)
+    except (jinja2.TemplateError, TypeError, ValueError, RecursionError) as error:
+        roles = " ".join(message.role for message in messages)
+        raise InputError(
+            f"the model's chat template refuses this conversation ({roles}): {error}",
+            fix="bring the turns into the order the model knows: an optional system turn, then user and assistant in turn",
+        ) from error
+    assert isinstance(text, str)
+    return text
+
+
+def render_plain(messages: Sequence[Message]) -> str:
+    r"""The plain template for base models: `{system}\n\n{user}\n`, an earlier answer followed by a blank line.
+
+    There are no role names: a base model has none, and each would be a word to learn.
+    """
+    ends = {"system": "\n\n", "user": "\n", "assistant": "\n\n"}
+    return "".join(message.content + ends[message.role] for message in messages)
+
+
+def fold_system(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The system text moved in front of the first user turn, a blank line between, for templates without a system role."""
+    system = "\n\n".join(message.content for message in messages if message.role == "system")
+    rest = [message for message in messages if message.role != "system"]
+    if not system or not rest:
+        return tuple(rest)
+    first = Message(role=rest[0].role, content=f"{system}\n\n{rest[0].content}")
+    return (first, *rest[1:])
