@@ -63,9 +63,13 @@ def test_print_has_one_home() -> None:
 
 def test_import_layers() -> None:
     """The contracts of pyproject.toml: layers, and no torch where a verdict is made."""
-    done = subprocess.run([sys.executable, "-m", "importlinter.cli", "lint", "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "importlinter.cli", "lint", "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     if "No module named importlinter.cli.__main__" in done.stderr or done.returncode == 0 and not done.stdout:
-        done = subprocess.run([Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
+        )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 broken" in done.stdout
 
@@ -75,7 +79,11 @@ LIGHT = ["core", "data", "stats", "store", "arms", "metrics", "verdict", "report
 
 @pytest.mark.parametrize("package", LIGHT)
 def test_light_packages_never_import_torch(package: str) -> None:
-    modules = [f"luthier.{'.'.join(p.relative_to(SRC).with_suffix('').parts)}" for p in sorted((SRC / package).rglob("*.py")) if p.stem != "__init__"]
+    modules = [
+        f"luthier.{'.'.join(p.relative_to(SRC).with_suffix('').parts)}"
+        for p in sorted((SRC / package).rglob("*.py"))
+        if p.stem != "__init__"
+    ]
     code = "import sys\n" + "\n".join(f"import {m}" for m in modules) + "\nassert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 

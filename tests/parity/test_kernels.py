@@ -7,7 +7,8 @@ import torch
 
 from luthier.core.types import TokenRow
 from luthier.kernels import chunked_ce, reference, tree_attention
-from luthier.tokens.tree import layout_tree, tree_batch
+from luthier.kernels.tree_layout import layout_tree
+from luthier.tokens.tree import tree_batch
 
 
 def _qkv(tokens: int, heads: int, kv_heads: int, size: int) -> list[torch.Tensor]:
@@ -27,7 +28,9 @@ def test_tree_attention_equals_reference(num_prefix: int, leaves: list[int], hea
     slow = reference.tree_attention(*inputs, num_prefix=num_prefix, leaf_grid_RL=tree.leaf_grid_RL, scaling=0.3)
     torch.testing.assert_close(fast, slow, atol=2e-6, rtol=2e-5)
     weight = torch.randn(fast.shape, generator=torch.Generator().manual_seed(1))
-    for got, want in zip(torch.autograd.grad((fast * weight).sum(), inputs), torch.autograd.grad((slow * weight).sum(), inputs), strict=True):
+    for got, want in zip(
+        torch.autograd.grad((fast * weight).sum(), inputs), torch.autograd.grad((slow * weight).sum(), inputs), strict=True
+    ):
         torch.testing.assert_close(got, want, atol=2e-5, rtol=2e-4)
 
 

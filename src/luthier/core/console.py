@@ -34,7 +34,32 @@ def result_lines(lines: Iterable[str]) -> None:
 
 def result_json(value: Mapping[str, object]) -> None:
     """The result, for programs: one JSON object on one line of stdout, ASCII, so that no code page can spoil it."""
-    _write(sys.stdout, json.dumps(dict(value), allow_nan=False) + "\n")
+    text = json.dumps(dict(value), allow_nan=False).replace("\x7f", "\\u007f")  # the one control that JSON lets through
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def result_pieces(rows: Iterable[Iterable[tuple[str, bool]]]) -> None:
+    """Rows of (text, is trained) to stdout: what is trained in green on a terminal, between brackets elsewhere."""
+    begin, end = ("\x1b[32m", "\x1b[0m") if wants_colour(sys.stdout) else ("[", "]")
+    for row in rows:
+        sys.stdout.write("\n")
+        was_trained = False
+        for text, is_trained in row:
+            if is_trained != was_trained:
+                sys.stdout.write(begin if is_trained else end)
+            _write(sys.stdout, text)
+            was_trained = is_trained
+        sys.stdout.write(f"{end}\n" if was_trained else "\n")
+    sys.stdout.flush()
+
+
+def ask(prompt: str) -> str | None:
+    """One line from stdin without its newline, None at its end. The prompt goes to stderr, and only when a person is there."""
+    if sys.stdin.isatty():
+        _write(sys.stderr, prompt)
+    line = sys.stdin.readline()
+    return line.rstrip("\r\n") if line else None
 
 
 def note(text: str) -> None:
@@ -71,7 +96,7 @@ def plain_progress(stream: TextIO, *, clock: Callable[[], float] = time.monotoni
 
     At most one line in `every_s` for each stage, besides its first and its last.
     """
-    started: dict[str, float] = {}
+    started: dict[str, tuple[float, float]] = {}  # stage -> when it was first heard of, and how much was done by then (a resumed run)
     written: dict[str, float] = {}
     finished: set[str] = set()
 
@@ -83,12 +108,13 @@ def plain_progress(stream: TextIO, *, clock: Callable[[], float] = time.monotoni
         if stage in finished or (stage in written and not is_last and now - written[stage] < every_s):
             return
         if stage not in started or done <= 0:
-            started[stage] = now
+            started[stage] = (now, done)
         if is_last:
             finished.add(stage)
         written[stage] = now
         parts = [f"{done:,.0f} of {total:,.0f}"] if total > 0 else []
-        left = _seconds_left(now - started[stage], done, total)
+        began, done_before = started[stage]
+        left = _seconds_left(now - began, done - done_before, total - done)
         parts += [part for part in (message, "" if left is None or is_last else f"about {duration(left)} left") if part]
         _write(stream, f"{stage}: {', '.join(parts)}\n" if parts else f"{stage}\n")
 
@@ -104,9 +130,9 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _seconds_left(elapsed_s: float, done: float, total: float) -> float | None:
-    """None until enough is done to say: at least one unit and a second."""
-    return elapsed_s / done * (total - done) if 0 < done < total and elapsed_s >= 1 else None
+def _seconds_left(elapsed_s: float, done: float, left: float) -> float | None:
+    """None until enough is done to say: something, and a second."""
+    return elapsed_s / done * left if done > 0 and left > 0 and elapsed_s >= 1 else None
 
 
 def _live() -> Generator[Progress]:
@@ -130,7 +156,7 @@ def _live() -> Generator[Progress]:
             known = None if total <= 0 else round(total)
             safe = render_untrusted(message, "terminal").replace("\n", " ")
             if stage not in tasks:
-                tasks[stage] = bars.add_task(render_untrusted(stage, "terminal"), total=known, message=safe)
+                tasks[stage] = bars.add_task(render_untrusted(stage, "terminal"), total=known, completed=round(done), message=safe)
             bars.update(tasks[stage], completed=round(done), total=known, message=safe)
 
         yield progress

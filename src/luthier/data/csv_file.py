@@ -23,6 +23,7 @@ DELIMITERS = (",", "\t", ";", "|")
 _QUOTED_REST = re.compile(r'(?:[^"]+|"")*+')
 _SNIFF_RECORDS = 20
 _SNIFF_BYTES = 64 * 1024
+_MAX_READ_AGAIN = 300_000  # lines; keeps the time linear where quotes make no sense at all
 _QUOTE_CODES = {"text_after_quote", "quote_not_closed"}
 
 
@@ -116,7 +117,7 @@ def find_delimiter(head: bytes, *, is_whole: bool, prefers_tab: bool, limits: Li
     lines = list(_lines_of(head[:_SNIFF_BYTES], limits))
     lines = lines if (is_whole and len(head) <= _SNIFF_BYTES) or len(lines) < 2 else lines[:-1]
     for delimiter in sorted(DELIMITERS, key=lambda d: d != best):
-        records = list(islice(_iter_records(lines, delimiter, "", limits, Tally()), _SNIFF_RECORDS))
+        records = list(islice(_iter_records(lines, delimiter, "", limits, Tally(), is_sample=True), _SNIFF_RECORDS))
         if not records or len(records[0].fields) < 2:
             continue
         width = len(records[0].fields)
@@ -132,7 +133,9 @@ def _lines_of(head: bytes, limits: Limits) -> Iterator[RawLine]:
     return iter_lines(lambda _: next(chunks), max_bytes=limits.max_record_bytes)
 
 
-def _iter_records(lines: Iterable[RawLine], delimiter: str, path: str, limits: Limits, tally: Tally) -> Iterator[_Record]:
+def _iter_records(
+    lines: Iterable[RawLine], delimiter: str, path: str, limits: Limits, tally: Tally, *, is_sample: bool = False
+) -> Iterator[_Record]:
     waiting: deque[RawLine] = deque()  # lines of a record that failed, to be read again as records of their own
     source = iter(lines)
     num_read_again = 0
@@ -146,11 +149,11 @@ def _iter_records(lines: Iterable[RawLine], delimiter: str, path: str, limits: L
             continue
         record = _read_record(line, next_line, delimiter, path, limits)
         yield record
-        if record.error is not None and record.error.code in _QUOTE_CODES:
+        if not is_sample and record.error is not None and record.error.code in _QUOTE_CODES:
             # The opening quote was probably a stray one: only its line is lost.
             waiting.extendleft(reversed(record.lines[1:]))
             num_read_again += len(record.lines) - 1
-            if num_read_again > 10_000 + 10 * line.number:
+            if num_read_again > _MAX_READ_AGAIN + 10 * line.number:
                 raise InputError(
                     "quotes open and close without sense in many rows",
                     where=f"{path}:{line.number}",

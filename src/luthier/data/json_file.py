@@ -11,7 +11,7 @@ from luthier.core.types import Reject, SourceRow
 from luthier.data.json_row import object_decoder
 from luthier.data.limits import MIB, Limits
 from luthier.data.lines import RawLine, Tally
-from luthier.data.reject import RowError, clip, not_utf8, reject_of, too_long
+from luthier.data.reject import EXCERPT_BYTES, RowError, clip, not_utf8, reject_of, too_long
 
 _WHITESPACE = b" \t\r\n"
 _TOKEN = re.compile(rb'"(?:[^"\\]+|\\.?)*+(?:"|\Z)|[\[\]{},]', re.DOTALL)
@@ -101,7 +101,7 @@ def check_json_size(num_bytes: int, path: str, limits: Limits) -> None:
     """Raise InputError for a .json file that is too big to be held in memory."""
     if num_bytes > limits.max_json_file_bytes:
         raise InputError(
-            f"the file has {num_bytes / MIB:,.0f} MiB; of .json, which is held in memory, at most {limits.max_json_file_bytes / MIB:,.0f} are read",
+            f"the file has {num_bytes / MIB:,.0f} MiB; .json is read up to {limits.max_json_file_bytes / MIB:,.0f} MiB",
             where=path,
             fix=f"jq -c '.[]' {quote(path)} > {quote(path + 'l')}   (.jsonl is streamed and may have any size)",
         )
@@ -109,15 +109,11 @@ def check_json_size(num_bytes: int, path: str, limits: Limits) -> None:
 
 def _iter_array(data: bytes, start: int, end: int, *, path: str, limits: Limits) -> Iterator[SourceRow | Reject]:
     """Items of the array whose `[` is at `start`; `end` is just after what belongs to it."""
-    first = _skip_space(data, start + 1)
-    indent = data[start + 1 : first].replace(b"\r\n", b"\n")
+    indent = data[start + 1 : _skip_space(data, start + 1)].replace(b"\r\n", b"\n")
     if indent.startswith(b"\n"):
+        # Items begin on lines of their own, with one indent: a broken one then stays one broken item.
         boundary = re.compile(rb"\r?\n".join(indent.split(b"\n")) + rb"(?=[^\s\]}])")
-        item_end = _item_end(data, first)
-        inner = boundary.search(data, first, end)
-        # Rows begin on lines of their own with one indent that nothing inside a row has. A broken row then stays one broken row.
-        if inner is None or item_end is None or inner.start() >= item_end:
-            return _iter_by_boundary(data, start, end, boundary, path=path, limits=limits)
+        return _iter_by_boundary(data, start, end, boundary, path=path, limits=limits)
     return _iter_by_bracket(data, start + 1, end, path=path, limits=limits)
 
 
@@ -125,18 +121,28 @@ def _iter_by_boundary(
     data: bytes, start: int, end: int, boundary: re.Pattern[bytes], *, path: str, limits: Limits
 ) -> Iterator[SourceRow | Reject]:
     decode, line = object_decoder(limits), _LineCounter(data)
+    scan_budget = 2 * len(data) + 16 * limits.max_record_bytes
     match = boundary.search(data, start, end)
     while match is not None:
         begin = match.end()
         match = boundary.search(data, begin, end)
-        item = data[begin : match.start() if match else end].rstrip(_WHITESPACE)
-        is_closed = match is not None or item.endswith(b"]")
-        item = item.removesuffix(b"," if match else b"]").rstrip(_WHITESPACE)
-        row = _row(item, decode, path=path, line=line.at(begin), limits=limits)
+        stop, closing = (match.start(), b",") if match else (end, b"]")
+        row = _row(data, begin, stop, closing, decode, path=path, line=line.at(begin), limits=limits)
+        if match is not None and isinstance(row, Reject) and row.code == "not_json" and scan_budget > 0:
+            # The same indent may stand inside an item: then it is whole up to its closing bracket.
+            stop = min(end, begin + limits.max_record_bytes)
+            item_end = _item_end(data, begin, stop)
+            scan_budget -= (stop if item_end is None else item_end) - begin
+            if item_end is not None and item_end > match.start():
+                whole = _row(data, begin, item_end, b"", decode, path=path, line=line.at(begin), limits=limits)
+                if isinstance(whole, SourceRow):
+                    row = whole
+                    match = boundary.search(data, item_end, end)
+                    begin = item_end
         yield row
-        if not is_closed and isinstance(row, SourceRow):
+        if match is None and isinstance(row, SourceRow) and not data[begin:end].rstrip(_WHITESPACE).endswith(b"]"):
             error = RowError(
-                "truncated", "the list of rows is not closed with ]: the file may have been cut short", "copy or download the file again"
+                "truncated", "the list is not closed with ]: the file may have been cut short", "copy or download the file again"
             )
             yield reject_of(error, path=path, line=line.at(end))
 
@@ -144,21 +150,17 @@ def _iter_by_boundary(
 def _iter_by_bracket(data: bytes, start: int, end: int, *, path: str, limits: Limits) -> Iterator[SourceRow | Reject]:
     decode, line = object_decoder(limits), _LineCounter(data)
     begin = _skip_space(data, start)
-    closed = data[begin : begin + 1] == b"]"
-    item_end = begin
-    while not closed:
-        found = _item_end(data, begin)
-        if found is None or found > end:
+    while _byte_at(data, begin) != b"]":
+        item_end = _item_end(data, begin, end)
+        if item_end is None:
             raise InputError(
                 "the record that begins here is never closed: a quote or bracket is missing, or the file was cut short",
                 where=f"{path}:{line.at(begin)}",
                 fix=f"copy or download the file again, or look for the place with: python -m json.tool {quote(path)}",
             )
-        item_end = found
-        yield _row(data[begin:item_end].rstrip(_WHITESPACE), decode, path=path, line=line.at(begin), limits=limits)
-        closed = data[item_end : item_end + 1] == b"]"
-        begin = item_end + 1
-    after = _skip_space(data, item_end + 1)
+        yield _row(data, begin, item_end, b"", decode, path=path, line=line.at(begin), limits=limits)
+        begin = item_end if _byte_at(data, item_end) == b"]" else _skip_space(data, item_end + 1)
+    after = _skip_space(data, begin + 1)
     if after < end:
         raise InputError(
             "there is more after the list is closed; expected one list of rows, or one object a line",
@@ -167,10 +169,17 @@ def _iter_by_bracket(data: bytes, start: int, end: int, *, path: str, limits: Li
         )
 
 
-def _row(item: bytes, decode: Decode, *, path: str, line: int, limits: Limits) -> SourceRow | Reject:
+def _row(data: bytes, begin: int, stop: int, closing: bytes, decode: Decode, *, path: str, line: int, limits: Limits) -> SourceRow | Reject:
+    """The item between two offsets, less `closing`: the comma or bracket that ends it."""
+    # Measured before it is copied; white space around an item is not much.
+    is_long = stop - begin > 2 * limits.max_record_bytes
+    item = data[begin : min(stop, begin + EXCERPT_BYTES)] if is_long else data[begin:stop].rstrip(_WHITESPACE)
+    item = item.removesuffix(closing).rstrip(_WHITESPACE)
+    if closing == b"]":
+        item = item.removesuffix(b",")  # behind the last item, as people leave it
     try:
-        if len(item) > limits.max_record_bytes:
-            raise too_long(len(item), limits.max_record_bytes)
+        if is_long or len(item) > limits.max_record_bytes:
+            raise too_long(stop - begin, limits.max_record_bytes)
         return SourceRow(path=path, line=line, fields=_decode_bytes(item, decode, path))
     except RowError as error:
         return reject_of(error, path=path, line=line, excerpt=item)
@@ -197,10 +206,10 @@ def _close_of(data: bytes, start: int) -> int | None:
     return None
 
 
-def _item_end(data: bytes, start: int) -> int | None:
-    """Where the `,` or closing bracket behind the list item or member value at `start` is. None: nowhere."""
+def _item_end(data: bytes, start: int, stop: int) -> int | None:
+    """Where the `,` or closing bracket behind the list item or member value at `start` is. None: nowhere before `stop`."""
     depth = 0
-    for match in _TOKEN.finditer(data, start):
+    for match in _TOKEN.finditer(data, start, stop):
         token = match[0]
         if token in {b"{", b"["}:
             depth += 1
@@ -219,7 +228,7 @@ def _find_rows(data: bytes, start: int, path: str) -> tuple[int, int]:
     at = start + 1
     while member := _MEMBER.match(data, at):
         value = member.end()
-        end = _item_end(data, value)
+        end = _item_end(data, value, len(data))
         if end is None:
             break
         is_list = _byte_at(data, value) == b"[" and _byte_at(data, _skip_space(data, value + 1)) == b"{"

@@ -6,6 +6,7 @@ from luthier.core.errors import InputError
 from luthier.core.types import Reject
 
 EXCERPT_CHARS = 160
+EXCERPT_BYTES = 4 * EXCERPT_CHARS
 
 
 class RowError(InputError):

@@ -104,7 +104,9 @@ def score_without_model(arm: Arm, items: Sequence[Example], bench: Bench) -> tup
         scored = bench.score(item, text)
         cluster = bench.clusters.get(item.id, item.id)
         out.append(
-            ItemScore(item_id=item.id, cluster=cluster, text=text, gold=item.response, values=scored.values, latency_s=seconds, note=scored.note)
+            ItemScore(
+                item_id=item.id, cluster=cluster, text=text, gold=item.response, values=scored.values, latency_s=seconds, note=scored.note
+            )
         )
     return tuple(out)
 
@@ -183,7 +185,11 @@ def measure(arm: Arm, chosen: Chosen, test: Sequence[Example], local: LocalModel
 
 
 def measure_latencies(
-    plans: Sequence[tuple[str, Candidate, LocalModel]], items: Sequence[Example], *, max_new_tokens: int, on_progress: Callable[[int, int], None]
+    plans: Sequence[tuple[str, Candidate, LocalModel]],
+    items: Sequence[Example],
+    *,
+    max_new_tokens: int,
+    on_progress: Callable[[int, int], None],
 ) -> dict[str, tuple[float, ...]]:
     """Single-request latencies of every arm, interleaved item by item so that a drift of the machine hits all arms alike.
 

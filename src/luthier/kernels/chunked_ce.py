@@ -22,7 +22,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, h_NE: Tensor, weight_VE: Tensor, target_N: Tensor) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, h_NE: Tensor, weight_VE: Tensor, target_N: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=h_NE.device)
         grad_h = torch.empty_like(h_NE) if ctx.needs_input_grad[0] else None
         grad_w = torch.zeros_like(weight_VE, dtype=torch.float32) if ctx.needs_input_grad[1] else None
@@ -44,7 +44,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # noqa: D102  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_h, grad_w = ctx.saved_tensors
         return (
             None if grad_h is None else grad_h * grad_total.to(grad_h.dtype),

@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 
 from luthier.core.errors import ModelError
 from luthier.kernels.tree_attention import leaf_attention, tree_attention
-from luthier.tokens.tree import TokenTree
+from luthier.kernels.tree_layout import TokenTree
 
 
 class AttentionLayout(Protocol):
@@ -111,7 +111,9 @@ def use_layout_attention(model: nn.Module) -> None:
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         if getattr(text, key, None):
             raise ModelError(
-                f"{key}={getattr(text, key)} is not computed by this engine", where=text.model_type, fix="choose a model without soft-capping"
+                f"{key}={getattr(text, key)} is not computed by this engine",
+                where=text.model_type,
+                fix="choose a model without soft-capping",
             )
     AttentionInterface.register("luthier", _attention)
     model.set_attn_implementation("luthier")  # pyright: ignore[reportCallIssue]

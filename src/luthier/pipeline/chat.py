@@ -28,13 +28,17 @@ def open_chat_with(run_or_model: str, *, compare: bool, system: str | None) -> C
 
 def _with_run(folder: RunFolder, *, compare: bool, system: str | None) -> Conversation:
     if not (folder.adapter / "adapter_model.safetensors").is_file():
-        raise RunError("this run has no adapter yet", where=str(folder.root), fix="finish it with the command that started it: luthier run …")
+        raise RunError(
+            "this run has no adapter yet", where=str(folder.root), fix="finish it with the command that started it: luthier run …"
+        )
     settings: Settings = load_settings(folder.config, {})
     path, precision = resolve(settings.model.name), choose_precision(settings.model.dtype)
     voices = [Voice(name="tuned", local=open_local(path, precision, adapter=folder.adapter))]
     if compare:
         voices.append(Voice(name="base", local=open_local(path, precision)))
-    return open_conversation(voices, system=system if system is not None else _shared(folder, "system"), instruction=_shared(folder, "instruction"))
+    return open_conversation(
+        voices, system=system if system is not None else _shared(folder, "system"), instruction=_shared(folder, "instruction")
+    )
 
 
 def _shared(folder: RunFolder, name: str) -> str:

@@ -62,7 +62,9 @@ def check(settings: Settings, progress: Callable[[str, float, float, str], None]
     except ModelError as error:
         why_not = str(error)
     findings = (*data.findings, *(view.findings if view else ()))
-    worst = "error" if any(f.severity == "error" for f in findings) else "warning" if any(f.severity == "warning" for f in findings) else "info"
+    worst = (
+        "error" if any(f.severity == "error" for f in findings) else "warning" if any(f.severity == "warning" for f in findings) else "info"
+    )
     lines = [*_read_lines(data), *_task_lines(data, profile), "", *_finding_lines(findings), "", *_length_lines(view, why_not)]
     lines += ["", _verdict_line(worst, findings)]
     rejects = all_rejects(data)
@@ -101,7 +103,9 @@ def _task_lines(data: CheckedData, profile: TaskProfile) -> list[str]:
     lines = [f"task: {profile.kind} ({profile.evidence})"]
     ceiling = data.conflicts.ceiling
     if ceiling is not None and ceiling.value is not None and ceiling.value < 1:
-        lines.append(f"ceiling: your own answers contradict each other; no model can exceed {100 * ceiling.value:.1f} % exact on these rows")
+        lines.append(
+            f"ceiling: your own answers contradict each other; no model can exceed {100 * ceiling.value:.1f} % exact on these rows"
+        )
     return lines
 
 
@@ -135,4 +139,3 @@ def _verdict_line(worst: str, findings: tuple[Finding, ...]) -> str:
         "warning": f"Usable: {told}. Look at the warnings before you spend time on training.",
         "info": f"Ready: {told}.",
     }[worst]
-

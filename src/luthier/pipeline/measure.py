@@ -54,9 +54,7 @@ def make_bench(settings: Settings, folder: RunFolder, inputs: MeasureInputs) -> 
 def planned_arms(settings: Settings, inputs: MeasureInputs, context: int) -> tuple[Arm, ...]:
     """The arms of this run, less those the user skips."""
     max_prompt_chars = int((context - inputs.max_new_tokens) * CHARS_PER_TOKEN)
-    arms = plan_arms(
-        inputs.split.train, inputs.profile, seed=settings.seed, shots=settings.arms.shots, max_prompt_chars=max_prompt_chars
-    )
+    arms = plan_arms(inputs.split.train, inputs.profile, seed=settings.seed, shots=settings.arms.shots, max_prompt_chars=max_prompt_chars)
     return tuple(arm for arm in arms if arm.name not in settings.arms.skip)
 
 

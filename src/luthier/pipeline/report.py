@@ -78,7 +78,8 @@ def report_model(record: RunRecord, verdict: Verdict, rule: DecisionRule) -> Rep
         item_inputs=record.item_inputs,
         ceiling=data.ceiling,
         curve=tuple(
-            CurvePoint(step=c.step, train_loss=c.loss, dev_loss=c.dev_loss, tokens_per_s=c.tokens_per_s) for c in (train.curve if train else ())
+            CurvePoint(step=c.step, train_loss=c.loss, dev_loss=c.dev_loss, tokens_per_s=c.tokens_per_s)
+            for c in (train.curve if train else ())
         ),
         lr_trials=tuple(LrTrial(lr=p.lr, dev_loss=p.dev_loss, steps=p.updates, chosen=p.chosen) for p in (train.probes if train else ())),
         prompt_lengths_tokens=data.prompt_lengths_tokens,
@@ -135,7 +136,9 @@ def outcome(folder: RunFolder, record: RunRecord, verdict: Verdict, model: Repor
         "headline": verdict.headline,
         "sentence": verdict.sentence,
         "metric": record.metric,
-        "difference": None if primary is None else {"a": primary.a, "b": primary.b, "value": primary.difference, "low": primary.low95, "high": primary.high95, "n": primary.n},
+        "difference": None
+        if primary is None
+        else {"a": primary.a, "b": primary.b, "value": primary.difference, "low": primary.low95, "high": primary.high95, "n": primary.n},
         "arms": arms,
         "train_seconds": train.train_seconds if train else None,
         "search_seconds": train.search_seconds if train else None,

@@ -1,11 +1,11 @@
 """`luthier run`: all stages in order, on one run folder. Cheap stages are done again on resume; costly ones are kept.
 
-    read, check, split      seconds, always done again (same input, same result)
-    learning-rate probes    journal, one line a probe
-    training                checkpoints; a finished adapter is recognised by digest
-    answers                 cached by content, batch by batch
-    latency                 taken once, kept
-    record                  results.json: verdict and report are functions of it
+read, check, split      seconds, always done again (same input, same result)
+learning-rate probes    journal, one line a probe
+training                checkpoints; a finished adapter is recognised by digest
+answers                 cached by content, batch by batch
+latency                 taken once, kept
+record                  results.json: verdict and report are functions of it
 """
 
 from __future__ import annotations

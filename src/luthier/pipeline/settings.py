@@ -6,9 +6,10 @@ Precedence: flags, then `--set`, then the YAML file, then the defaults below. Un
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
@@ -154,7 +155,7 @@ class DecideSettings(_Group):
 
 
 class Settings(_Group):
-    """Everything a run can be told. Values are frozen; `origins` says where each came from."""
+    """Everything a run can be told."""
 
     data: DataSettings = Field(default=DataSettings(), description="the examples")
     model: ModelSettings = Field(default=ModelSettings(), description="the model")
@@ -231,34 +232,43 @@ def _shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def load_settings(yaml_path: Path | None, overrides: Mapping[str, object]) -> Settings:
-    """Settings from an optional YAML file and dotted keys from the command line, which go first.
+def load_settings(yaml_path: Path | None, overrides: Mapping[str, object], *, set_items: Sequence[str] = ()) -> Settings:
+    """Settings from dotted keys of flags, then `key=value` items of `--set`, then an optional YAML file, then the defaults.
 
     Raises one ConfigError that lists everything wrong: key, where it stands, what was found, what was expected, a remedy.
     """
     name = yaml_path.name if yaml_path is not None else ""
     tree = read_yaml(_read_text(yaml_path), name=name) if yaml_path is not None else read_yaml("", name="")
     values = tree.values
-    for dotted, value in overrides.items():
+    for group in [key for key, value in values.items() if value is None and key in Settings.model_fields]:
+        del values[group]  # `train:` with nothing but comments below it
+    set_values, set_problems = _read_set(set_items)
+    typed = {**set_values, **overrides}
+    for dotted, value in typed.items():
         put(values, dotted, value)
-    where = {**{key: f"{name}:{line}" for key, line in tree.lines.items()}, **dict.fromkeys(overrides, COMMAND_LINE)}
-    problems = list(tree.problems)
+    where = {**{key: f"{name}:{line}" for key, line in tree.lines.items()}, **dict.fromkeys(typed, COMMAND_LINE)}
+    problems = [*tree.problems, *set_problems]
     settings = None
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
-        problems += problems_of(error, where, all_keys())
+        problems += problems_of(error, where, {key: info.default for key, info in all_keys().items()})
     if problems or settings is None:
         raise_all(problems)
     settings.remember_origins({key: origin for key in all_keys() if (origin := where.get(key)) is not None})
     return settings
 
 
-def parse_set(items: tuple[str, ...] | list[str]) -> dict[str, object]:
-    """`--set key=value` as overrides. A setting that holds text takes the value as it is; others are read as YAML.
+def parse_set(items: Sequence[str]) -> dict[str, object]:
+    """`--set key=value` as overrides. Raises ConfigError for an item without "=" or with an unknown key."""
+    values, problems = _read_set(items)
+    if problems:
+        raise_all(problems)
+    return values
 
-    Raises ConfigError for an item without a key or "=", or an unknown key.
-    """
+
+def _read_set(items: Sequence[str]) -> tuple[dict[str, object], list[Problem]]:
+    """A setting that holds text takes the value as it is; the others are read as YAML."""
     out: dict[str, object] = {}
     problems: list[Problem] = []
     fields = all_keys()
@@ -270,11 +280,13 @@ def parse_set(items: tuple[str, ...] | list[str]) -> dict[str, object]:
             fix = f"--set {nearest(key, fields)}={text}" if equals else "--set train.batch=8"
             problems.append(Problem(where="--set", found=found, expected="key=value", fix=fix))
             continue
-        is_text = "str" in str(fields[key].annotation) and "tuple" not in str(fields[key].annotation)
+        is_text = str in (fields[key].annotation, *_union_members(fields[key].annotation))
         out[key] = text if is_text and text not in ("null", "~") else read_value(text)
-    if problems:
-        raise_all(problems)
-    return out
+    return out, problems
+
+
+def _union_members(annotation: object) -> tuple[object, ...]:
+    return get_args(annotation) if get_origin(annotation) is UnionType else ()
 
 
 def all_keys() -> dict[str, Any]:

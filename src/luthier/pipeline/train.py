@@ -20,8 +20,8 @@ from luthier.models.load import ModelInfo, open_model
 from luthier.models.lora import LoraSettings, add_lora, save_adapter
 from luthier.pipeline.record import CurveStep, Probe, TrainRecord
 from luthier.pipeline.settings import Settings
-from luthier.store.journal import append, read
 from luthier.store.files import atomic_write_json
+from luthier.store.journal import append, read
 from luthier.store.layout import RunFolder
 from luthier.train.loop import FitSettings, FitState, StepRecord, fit
 from luthier.train.optim import make_optimiser
@@ -51,7 +51,9 @@ def choose_epochs(named: float | None, num_rows: int) -> tuple[float, str]:
     if named is not None:
         return named, f"{named:g} epochs: set by you"
     epochs = min(MAX_AUTO_EPOCHS, max(1, round(AUTO_EPOCH_ROWS / num_rows)))
-    return float(epochs), f"{epochs} epochs: about {AUTO_EPOCH_ROWS:,} rows seen, at most {MAX_AUTO_EPOCHS} times each; early stopping on dev loss"
+    return float(
+        epochs
+    ), f"{epochs} epochs: about {AUTO_EPOCH_ROWS:,} rows seen, at most {MAX_AUTO_EPOCHS} times each; early stopping on dev loss"
 
 
 def fit_settings(settings: Settings, num_rows: int, epochs: float, lr: float) -> FitSettings:

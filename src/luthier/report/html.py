@@ -20,7 +20,7 @@ from luthier.report.model import ArmRow, ItemGroups, ItemPair, ReportModel, pair
 
 DEFAULT_TEXT_BYTES = 400  # of rendered HTML; a template asks for more with |clip(n)
 ANSWER_BYTES = 1_200
-GROUP_BYTES = 100_000  # one group of items
+GROUP_BYTES = 90_000  # one group of items
 MAX_ITEMS_PER_GROUP = 200
 # Rows shown of each table. With DEFAULT_TEXT_BYTES these bound the page below 1 MB whatever the run holds.
 MAX_ROWS = {

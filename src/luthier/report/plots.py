@@ -11,7 +11,7 @@ from markupsafe import Markup
 from luthier.core.types import Comparison
 from luthier.report import numbers
 from luthier.report.model import ArmRow, CurvePoint, LearningPoint
-from luthier.report.svg import Axis, element, figure, label, line, linear_axis, log_axis, marker, path, text
+from luthier.report.svg import Axis, element, figure, label, line, linear_axis, log_axis, marker, path, shown_length, text
 
 WIDTH = 720.0
 STRIP_WIDTH = 560.0
@@ -37,9 +37,9 @@ def effect_strip(primary: Comparison, margin: float) -> Markup | None:
         marker(axis.at(100 * primary.difference), y, "tuned", 6.5),
     ]
     # The name of the winner on each side of zero, where there is room for it.
-    if 7 * len(better := f"← {label(primary.b)} better") <= zero:
+    if 7 * shown_length(better := f"← {label(primary.b)} better") <= zero:
         parts.append(text(zero - 8, 12, better, "small muted", "end"))
-    if 7 * len(better := f"{label(primary.a)} better →") <= STRIP_WIDTH - zero:
+    if 7 * shown_length(better := f"{label(primary.a)} better →") <= STRIP_WIDTH - zero:
         parts.append(text(zero + 8, 12, better, "small muted"))
     described = f"{numbers.signed_points(primary.difference)} points, 95 % interval {numbers.signed_points(primary.low95)} to "
     described += f"{numbers.signed_points(primary.high95)}, margin {numbers.points(margin)} points."
@@ -53,7 +53,7 @@ def forest(rows: Sequence[ArmRow], best: frozenset[str] = frozenset()) -> Markup
     if not scored:
         return None
     ends = [100 * end for row in scored for end in (row.score.value, row.score.low, row.score.high) if end is not None]
-    margin = max(90.0, 7.8 * max(len(label(row.name)) for row in rows))
+    margin = max(90.0, 8.6 * max(shown_length(label(row.name)) for row in rows))
     axis = linear_axis(ends, margin + 18, 552, floor=min(0.0, *ends), ceiling=max(100.0, *ends))
     top, step = 30.0, 30.0
     bottom = top + step * len(rows)
@@ -264,7 +264,7 @@ def _end_labels(x_axis: Axis, y_axis: Axis, series: dict[str, list[tuple[float, 
 
 def _free_label(x: float, y: float, words: str, taken: list[tuple[float, float, float, float]]) -> Markup:
     """Put a label right, left, above or below its mark, at the first place that is free; `taken` learns the box."""
-    width = 7.2 * len(words)
+    width = 7.2 * shown_length(words)
     beside = [(x + 12, y + 4.5, "start"), (x - 12, y + 4.5, "end"), (x, y - 14, "middle"), (x, y + 24, "middle")]
     corners = [(x + 8, y - 12, "start"), (x - 8, y - 12, "end"), (x + 8, y + 22, "start"), (x - 8, y + 22, "end")]
     crowded = beside[1] if x > WIDTH / 2 else beside[0]

@@ -7,6 +7,7 @@ are decided in one style sheet. Text goes through `render_untrusted`; attributes
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from markupsafe import Markup
 from luthier.core.untrusted import render_untrusted, reveal
 
 MAX_LABEL_CHARS = 30
+_WHITESPACE = re.compile("[ \\t\\n]+")
 
 
 def element(name: str, attributes: dict[str, str | float] | None = None, *children: str) -> Markup:
@@ -74,9 +76,18 @@ def figure(key: str, title: str, description: str, width: float, height: float, 
 
 
 def label(name: str, limit: int = MAX_LABEL_CHARS) -> str:
-    """A name short enough for a plot, on one line; the whole name is in the table beside it."""
-    flat = " ".join(reveal(name[: 4 * limit]).split())
-    return flat if len(flat) <= limit and len(name) <= 4 * limit else f"{flat[: limit - 1].rstrip()}…"
+    """A name short enough for a plot, on one line, still to be escaped; the whole name is in the table beside it."""
+    flat = _WHITESPACE.sub(" ", name[: 4 * limit]).strip(" ")
+    if len(name) <= 4 * limit and shown_length(flat) <= limit:
+        return flat
+    while shown_length(flat) > limit - 1:
+        flat = flat[:-1]
+    return f"{flat.rstrip(' ')}…"
+
+
+def shown_length(words: str) -> int:
+    """Characters of `words` as drawn, hidden characters shown as marks."""
+    return len(reveal(words))
 
 
 @dataclass(frozen=True, slots=True)

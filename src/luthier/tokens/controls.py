@@ -120,5 +120,6 @@ def _pieces(text: str, first: str, last: str) -> list[tuple[str, bool]]:
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, plain: bool) -> list[int]:
     if not text:
         return []
-    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=plain)["input_ids"]  # pyright: ignore[reportAssignmentType]
+    found = tokenizer(text, add_special_tokens=False, split_special_tokens=plain, verbose=False)  # lengths are ours to judge
+    ids: list[int] = found["input_ids"]  # pyright: ignore[reportAssignmentType]
     return ids

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from luthier.core.errors import InputError
-from luthier.core.types import Example, Finding, TokenRow
+from luthier.core.types import Example, Finding, Severity, TokenRow
 from luthier.tokens.template import ChatEncoder
 
 WARN_OVER_LONG = 0.01
@@ -42,6 +42,7 @@ def encode_examples(
     rows: list[TokenRow] = []
     cut: list[Example] = []
     left_out: list[Example] = []
+    over_long: list[Example] = []
     unwanted: list[Example] = []
     for done, example in enumerate(examples, 1):
         if example.desirable is False:
@@ -54,11 +55,12 @@ def encode_examples(
             elif allow_truncation and any(row.is_label[:max_length]):
                 rows.append(TokenRow(example_id=row.example_id, input_ids=row.input_ids[:max_length], is_label=row.is_label[:max_length]))
                 cut.append(example)
+                over_long.append(example)
             else:
                 left_out.append(example)
+                over_long.append(example)
         if progress is not None:
             progress(done, len(examples))
-    over_long = [example for example in examples if example in cut or example in left_out] if cut and left_out else cut + left_out
     _refuse_too_many(over_long, len(examples) - len(unwanted), max_length, allow_truncation)
     if examples and not rows:
         raise InputError("no row is left to train on", where=examples[0].path, fix=_longer(max_length))
@@ -97,8 +99,8 @@ def _findings(
     cut: Sequence[Example], left_out: Sequence[Example], unwanted: Sequence[Example], total: int, max_length: int
 ) -> tuple[Finding, ...]:
     out: list[Finding] = []
-    severity = "warning" if len(cut) + len(left_out) > WARN_OVER_LONG * total else "info"
-    kinds = (
+    severity: Severity = "warning" if len(cut) + len(left_out) > WARN_OVER_LONG * total else "info"
+    kinds: tuple[tuple[str, Sequence[Example], Severity, str, str], ...] = (
         ("over_long_cut", cut, severity, f"longer than {max_length:,} tokens: the end of the response is cut off", _longer(max_length)),
         ("over_long_left_out", left_out, severity, f"longer than {max_length:,} tokens and left out", _longer(max_length)),
         ("unwanted_left_out", unwanted, "info", "marked as unwanted and not trained on", "nothing to do; only wanted answers are imitated"),

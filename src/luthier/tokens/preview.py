@@ -22,8 +22,9 @@ def preview_tokens(row: TokenRow, tokenizer: PreTrainedTokenizerBase) -> tuple[t
     start = 0
     while start < len(row.input_ids):
         stop = start + 1
+        last = min(start + _MAX_PARTS, len(row.input_ids))
         text = _spell(row.input_ids[start:stop], tokenizer)
-        while text.endswith(_HALF) and stop - start < _MAX_PARTS and stop < len(row.input_ids) and row.is_label[stop] == row.is_label[start]:
+        while text.endswith(_HALF) and stop < last and row.is_label[stop] == row.is_label[start]:
             longer = _spell(row.input_ids[start : stop + 1], tokenizer)
             if longer == text + _spell(row.input_ids[stop : stop + 1], tokenizer):
                 break  # the next token does not go on with this character

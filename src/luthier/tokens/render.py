@@ -79,7 +79,7 @@ def _probe(template: str, bos_token: str, eos_token: str) -> tuple[str, str]:
         "variables": {**TEMPLATE_VARIABLES, "bos_token": bos_token, "eos_token": eos_token},
     }
     try:
-        done = subprocess.run(  # noqa: S603  our own module, the template goes in as data
+        done = subprocess.run(
             [sys.executable, "-P", "-m", "luthier.tokens.probe"],
             input=json.dumps(request).encode(),
             capture_output=True,

@@ -145,7 +145,11 @@ def _update(
 ) -> StepRecord:
     """One update; a non-finite one is skipped, recorded as such, and ends the run when it keeps happening."""
     lr = lr_at(
-        state.step, peak=settings.lr, total_updates=settings.total_updates, warmup_updates=settings.warmup_updates, schedule=settings.schedule
+        state.step,
+        peak=settings.lr,
+        total_updates=settings.total_updates,
+        warmup_updates=settings.warmup_updates,
+        schedule=settings.schedule,
     )
     tokens, labels = sum(len(row.input_ids) for row in rows), sum(row.num_labels for row in rows)
     state.step += 1
@@ -161,7 +165,14 @@ def _update(
             ) from error
         seconds = time.perf_counter() - started
         return StepRecord(
-            step=state.step, loss=None, lr=lr, grad_norm=None, num_row_tokens=tokens, num_label_tokens=labels, seconds=seconds, note=str(error)
+            step=state.step,
+            loss=None,
+            lr=lr,
+            grad_norm=None,
+            num_row_tokens=tokens,
+            num_label_tokens=labels,
+            seconds=seconds,
+            note=str(error),
         )
     return StepRecord(
         step=state.step,

@@ -38,7 +38,9 @@ class Optimiser:
         for name, master in self.masters.items():
             master.data.copy_(state[f"master.{name}"])
             self.params[name].data.copy_(master.data)
-            moments = {key: state[f"adamw.{key}.{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq") if f"adamw.{key}.{name}" in state}
+            moments = {
+                key: state[f"adamw.{key}.{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq") if f"adamw.{key}.{name}" in state
+            }
             if moments:
                 self.adamw.state[master] = moments
 

@@ -62,8 +62,9 @@ def many_columns(folder: Path) -> Path:
 
 
 def many_stray_quotes(folder: Path) -> Path:
+    """Each line closes a field and opens one, so the record goes on for 100,000 lines and then fails; so does the one after it."""
     path = folder / "stray.csv"
-    path.write_text("prompt,completion\n" + '",x,"\n' * 200_000 + '"a\n' * 200_000, encoding="utf-8")
+    path.write_text("prompt,completion\n" + 'x",y,"\n' * 100_000 + '"a\n', encoding="utf-8")
     return path
 
 
@@ -109,11 +110,15 @@ def long_chat(folder: Path) -> Path:
 
 
 def long_prompt(folder: Path) -> Path:
-    return _between_good_chat(folder, "prompt.jsonl", [{"role": "user", "content": "word " * 200_000}, {"role": "assistant", "content": "yes"}])
+    return _between_good_chat(
+        folder, "prompt.jsonl", [{"role": "user", "content": "word " * 200_000}, {"role": "assistant", "content": "yes"}]
+    )
 
 
 def long_answer(folder: Path) -> Path:
-    return _between_good_chat(folder, "answer.jsonl", [{"role": "user", "content": "go on"}, {"role": "assistant", "content": "word " * 200_000}])
+    return _between_good_chat(
+        folder, "answer.jsonl", [{"role": "user", "content": "go on"}, {"role": "assistant", "content": "word " * 200_000}]
+    )
 
 
 def _between_good_chat(folder: Path, name: str, turns: list[dict[str, str]]) -> Path:

@@ -1,0 +1,80 @@
+"""The flags, as tables: one row a flag, shared by the commands that take it. Adding a flag is adding a row.
+
+Help texts are plain ASCII, so that they can be shown in any code page. Both `--test-rows` and `--test_rows` are understood.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """One option. `key` is the setting it overrides, or "" for what only the command itself looks at."""
+
+    names: tuple[str, ...]
+    type: type
+    help: str
+    key: str = ""
+    many: bool = False
+
+    @property
+    def parameter(self) -> str:
+        """The name of the Python parameter."""
+        return self.names[0].lstrip("-").replace("-", "_")
+
+
+def _setting(key: str, names: str, kind: type, text: str, *, many: bool = False) -> Flag:
+    return Flag(names=tuple(names.split()), type=kind, help=text, key=key, many=many)
+
+
+DATA = (
+    _setting("data.test", "--test", str, "File with your own test rows; else test rows are split off."),
+    _setting("data.dev", "--dev", str, "File with your own dev rows; else dev rows are split off."),
+    _setting("data.format", "--format", str, "alpaca, messages, sharegpt, completion, preference, kto, text, columns; default: auto."),
+    _setting("data.instruction", "--instruction", str, "Field with the instruction, or the instruction itself."),
+    _setting("data.input", "--input", str, "Field with what changes from row to row."),
+    _setting("data.output", "--output", str, "Field with the wanted answer."),
+    _setting("data.system", "--system", str, "Field with the system prompt."),
+    _setting("data.group", "--group", str, "Field whose equal values must stay on one side of the split."),
+    _setting("data.train_rows", "--train-rows --rows", int, "At most so many training rows, chosen by seed."),
+    _setting("data.dev_rows", "--dev-rows", int, "So many dev rows."),
+    _setting("data.test_rows", "--test-rows", int, "So many locked test rows."),
+    _setting("model.name", "--model", str, "Model to prompt and to fine-tune: a name of `luthier models list`, or a folder."),
+    _setting("model.max_length", "--max-length", int, "Longest row in tokens."),
+    _setting("model.allow_truncation", "--allow-truncation", bool, "Go on although more than 10 % of the rows are too long."),
+    _setting("seed", "--seed", int, "Seed of every random choice."),
+    _setting("threads", "--threads", int, "CPU threads."),
+)
+
+TRAIN = (
+    _setting("train.epochs", "--epochs", float, "Passes over the training rows."),
+    _setting("train.batch", "--batch", int, "Rows in one update."),
+    _setting("train.lora_r", "--lora-r", int, "Rank of the adapters."),
+    _setting("train.lr", "--lr", float, "Learning rate; without it the best of a few is found on dev."),
+    _setting("train.save_every", "--save-every", int, "Updates between checkpoints."),
+    _setting("run_dir", "--run-dir", str, "Folder of the run; default: runs/ and the name of the first file."),
+    _setting("fresh", "--fresh", bool, "Throw away what is in the run folder and start over."),
+)
+
+MEASURE = (
+    _setting("model.larger", "--larger-model", str, "A larger model to prompt, for comparison; can be repeated.", many=True),
+    _setting("decide.metric", "--metric", str, "Score the verdict is about; default: as the task asks for."),
+)
+
+DECIDE = (
+    _setting("decide.margin", "--min-effect", float, "Smallest difference that matters to you, in points; default: 5."),
+    _setting("decide.min_quality", "--min-quality", float, "Score in points below which neither way is good enough."),
+    _setting("decide.volume", "--volume", int, "Requests a month, for the break-even."),
+    _setting("decide.usd_per_hour", "--usd-per-hour", float, "Price of this machine for an hour, in US dollars."),
+)
+
+CONFIG = Flag(names=("--config",), type=str, help="Settings file; flags go before it. Without FILES, luthier.yaml is used if it is here.")
+SET = Flag(names=("--set",), type=str, help="Any other setting, as key=value (docs/configuration.md); can be repeated.", many=True)
+JSON = Flag(names=("--json",), type=bool, help="Print the result as one JSON object, the last line of stdout.")
+DEBUG = Flag(names=("--debug",), type=bool, help="Show the traceback of an error.")
+ALWAYS = (JSON, DEBUG)
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 an error of ours; 2 something to mend in files, settings or options; 130, 143 stopped by SIGINT, SIGTERM."
+)
