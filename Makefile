@@ -32,7 +32,7 @@ test-slow: model ## the slow tier: 2,000-run coverage simulations, long fuzzing
 check: $(STAMP) ## lint, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/basedpyright
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 format: $(STAMP) ## format and sort imports

@@ -57,11 +57,12 @@ def write_table(row: dict) -> None:
             lines.append(f"| {arm['name']} | failed: {arm['failed'].splitlines()[0]} | | | | |")
             continue
         lines.append(
-            f"| {arm['name']} | {cell(arm['score'], '.1f', 100)} | {cell(arm['low'], '.1f', 100)} to {cell(arm['high'], '.1f', 100)} | {arm['n']} "
-            f"| {cell(arm['cost_per_1000'], '.4f')} | {cell(arm['latency_p50_s'], '.2f')} |"
+            f"| {arm['name']} | {cell(arm['score'], '.1f', 100)} | {cell(arm['low'], '.1f', 100)} to {cell(arm['high'], '.1f', 100)} "
+            f"| {arm['n']} | {cell(arm['cost_per_1000'], '.4f')} | {cell(arm['latency_p50_s'], '.2f')} |"
         )
     about = (
-        f"Verdict: **{row['headline']}**. {row['sentence']}\n\nTraining {row['train_seconds']:.0f} s at {row['tokens_per_s']:.0f} tokens/s, learning rate "
+        f"Verdict: **{row['headline']}**. {row['sentence']}\n\n"
+        f"Training {row['train_seconds']:.0f} s at {row['tokens_per_s']:.0f} tokens/s, learning rate "
         f"{row['lr']:g} (search: {row['search_seconds']:.0f} s); whole command {row['wall_s']:.0f} s. "
         + "; ".join(f"{k}: {v}" for k, v in row["environment"].items())
         + "."

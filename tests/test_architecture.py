@@ -66,7 +66,7 @@ def test_import_layers() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "importlinter.cli", "lint", "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    if "No module named importlinter.cli.__main__" in done.stderr or done.returncode == 0 and not done.stdout:
+    if "No module named importlinter.cli.__main__" in done.stderr or (done.returncode == 0 and not done.stdout):
         done = subprocess.run(
             [Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
         )

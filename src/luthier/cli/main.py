@@ -37,12 +37,18 @@ def main() -> None:
     build_app()(sys.argv[1:], prog_name="luthier")
 
 
-def _top(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
-    if version:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         from luthier.core.console import result_lines
 
         result_lines([f"luthier {__version__}"])
         raise typer.Exit
+
+
+def _top(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)] = False,
+) -> None:
+    del version
 
 
 def _dashes(token: str) -> str:

@@ -66,7 +66,8 @@ def decode(
 
     1. Prompts are right-aligned in [R, S] and read in one pass against the shared prefix.
     2. Each step appends one token a row to the same column.
-    3. A row ends at EOS, at its `max_new_tokens`, or when `on_token(row, token)` returns False; once enough rows have ended they leave the batch.
+    3. A row ends at EOS, at its `max_new_tokens`, or when `on_token(row, token)` returns False; once enough rows have ended
+       they leave the batch.
     """
     body, head_VE = body_and_head(model)
     P, R = len(prefix.ids), len(prompts)

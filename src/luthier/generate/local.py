@@ -72,7 +72,8 @@ def generate(
 
     `latency_s` of a generation is its share of the wall time of its batch and of the shared prefix: what the item cost at
     this batch size, not how long a single user would wait (`single_latencies` measures that).
-    Raises InputError for a prompt that does not fit the model's context together with its answer, and KeyboardInterrupt when asked to stop (between batches).
+    Raises InputError for a prompt that does not fit the model's context together with its answer, and KeyboardInterrupt when
+    asked to stop (between batches).
     """
     prompts = [local.encoder.encode_prompt(request.messages) for request in requests]
     for request, ids in zip(requests, prompts, strict=True):

@@ -121,7 +121,8 @@ def use_layout_attention(model: nn.Module) -> None:
 
 def longest_window(model: nn.Module) -> int | None:
     """Tokens after which a sliding-window layer would forget; None without one. Longer rows are refused, not approximated."""
-    text = model.config.get_text_config()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+    config: Any = model.config
+    text = config.get_text_config()
     has_sliding = "sliding_attention" in (getattr(text, "layer_types", None) or ())
     return int(text.sliding_window) if has_sliding and getattr(text, "sliding_window", None) else None
 

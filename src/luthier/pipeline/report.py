@@ -87,8 +87,8 @@ def report_model(record: RunRecord, verdict: Verdict, rule: DecisionRule) -> Rep
         config=record.config,
         environment=record.environment,
         cost_basis=(
-            f"measured wall time of batched answers on this machine at full utilisation, at {rule.prices.usd_per_hour:g} US dollars an hour "
-            f"({rule.prices.source}); a service that is busy a third of the time costs three times as much"
+            f"measured wall time of batched answers on this machine at full utilisation, at {rule.prices.usd_per_hour:g} US "
+            f"dollars an hour ({rule.prices.source}); a service that is busy a third of the time costs three times as much"
         ),
         items_path="results.json",
         rejects_path="rejects.jsonl",

@@ -14,92 +14,36 @@ import datetime
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from luthier import __version__
+from luthier.core.console import Progress
 from luthier.core.environment import describe_environment
 from luthier.core.stop import stop_on_signals
-from luthier.core.types import ArmResult, TokenRow
+from luthier.core.types import ArmResult
 from luthier.evaluate.run import Chosen
 from luthier.models.catalogue import resolve
-from luthier.models.load import ModelInfo, inspect_folder, open_tokenizer
-from luthier.pipeline.data import PreparedData, prepare_data, refuse_other_objectives, write_data_files
+from luthier.pipeline.data import write_data_files
 from luthier.pipeline.decide import decision_rule, verdict_of
 from luthier.pipeline.measure import MeasureInputs, larger_arms, make_bench, measure_arms, planned_arms, with_latencies
 from luthier.pipeline.open import open_local
+from luthier.pipeline.prepare import Prepared, prepare
 from luthier.pipeline.record import SCHEMA, DataRecord, RunRecord, TrainRecord, to_json
 from luthier.pipeline.report import outcome, write_report
 from luthier.pipeline.settings import Settings, origins
-from luthier.pipeline.train import TrainInputs, tune
+from luthier.pipeline.tune import TrainInputs, tune
 from luthier.store.files import atomic_write_text
-from luthier.store.layout import RunFolder, open_run
-from luthier.tokens.encode import Encoded, encode_examples
-from luthier.tokens.template import open_chat
-from luthier.train.precision import Precision, choose_precision
-
-Progress = Callable[[str, float, float, str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """Data and model, ready for training and measuring."""
-
-    data: PreparedData
-    model_path: Path
-    info: ModelInfo
-    precision: Precision
-    train_rows: tuple[TokenRow, ...]
-    dev_rows: tuple[TokenRow, ...]
-    max_new_tokens: int
-    encoded: Encoded
-
-
-def prepare(settings: Settings, progress: Progress) -> Prepared:
-    """Read, check, split, open the tokenizer, encode. Everything that can be refused is refused before a model computes."""
-    import torch
-
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    progress("check", 0, 1, "reading")
-    data = prepare_data(settings)
-    refuse_other_objectives(data.split.train)
-    progress("check", 1, 1, f"{len(data.split.train)} train, {len(data.split.dev)} dev, {len(data.split.test)} test")
-    model_path = resolve(settings.model.name)
-    info = inspect_folder(model_path)
-    encoder = open_chat(open_tokenizer(model_path))
-    max_length = min(settings.model.max_length, info.context)
-    encoded = encode_examples(encoder, data.split.train, max_length=max_length, allow_truncation=settings.model.allow_truncation)
-    dev = encode_examples(encoder, data.split.dev, max_length=max_length, allow_truncation=True)
-    longest_answers = sorted(row.num_labels for row in encoded.rows)
-    typical = longest_answers[int(0.99 * (len(longest_answers) - 1))]
-    return Prepared(
-        data=data,
-        model_path=model_path,
-        info=info,
-        precision=choose_precision(settings.model.dtype),
-        train_rows=encoded.rows,
-        dev_rows=dev.rows,
-        max_new_tokens=settings.arms.max_new_tokens or typical + max(8, typical // 4),
-        encoded=encoded,
-    )
+from luthier.store.layout import RunFolder, hold_to, open_run
 
 
 def run(settings: Settings, progress: Progress) -> dict[str, object]:
     """The whole main job. Returns lines for people and one JSON object; killed anywhere, the same call goes on."""
     with stop_on_signals() as should_stop, open_run(Path(settings.run_dir), settings) as folder:
         prepared = prepare(settings, progress)
+        hold_to(folder, {"model.sha256": prepared.info.sha256})
         write_data_files(folder, prepared.data)
-        inputs = TrainInputs(
-            model_path=prepared.model_path,
-            model_info=prepared.info,
-            precision=prepared.precision,
-            train=prepared.train_rows,
-            dev=prepared.dev_rows,
-            on_progress=progress,
-            should_stop=should_stop,
-        )
-        trained = tune(settings, folder, inputs)
+        trained = tune(settings, folder, TrainInputs.of(prepared, progress, should_stop))
         arms = _measure_all(settings, folder, prepared, trained, progress, should_stop)
         record = make_record(settings, prepared, trained, arms)
         atomic_write_text(folder.results, to_json(record))

@@ -69,7 +69,7 @@ class DataSettings(_Group):
         default=None, description="so many locked test rows; null: 20 %, at most 500, or all rows of the test file"
     )
     allow_leaks: bool = Field(
-        default=False, strict=True, description="go on although test rows also stand in train; the report says so on its first screen"
+        default=False, strict=True, description="go on although test rows also stand in train"
     )
 
 

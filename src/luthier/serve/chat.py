@@ -42,11 +42,11 @@ def open_conversation(voices: Sequence[Voice], *, system: str, instruction: str)
 
 def say(conversation: Conversation, text: str, *, max_new_tokens: int, on_answer: Callable[[str, str], None]) -> dict[str, str]:
     """One user turn: every voice answers in turn, greedily. Raises InputError when the history no longer fits the model."""
-    user = Example(id="chat", path="terminal", line=0, kind="instruct", instruction=conversation.instruction, input=text, response="").user_text
+    turn = Example(id="chat", path="terminal", line=0, kind="instruct", instruction=conversation.instruction, input=text, response="")
     answers: dict[str, str] = {}
     for voice in conversation.voices:
         system = (Message(role="system", content=conversation.system),) if conversation.system else ()
-        messages = (*system, *conversation.turns[voice.name], Message(role="user", content=user))
+        messages = (*system, *conversation.turns[voice.name], Message(role="user", content=turn.user_text))
         request = GenerationRequest(item_id="chat", messages=messages, max_new_tokens=max_new_tokens)
         check_fits(voice.local, request, len(voice.local.encoder.encode_prompt(messages)))
         [generation] = generate(voice.local, [request], batch=1, store=NoStore(), on_progress=lambda done, total: None)

@@ -35,7 +35,7 @@ def common_prefix_length(ids: Sequence[Sequence[int]]) -> int:
     """How many leading tokens all sequences share; at most all but the last token of the shortest."""
     if not ids:
         return 0
-    low, high = min(ids), max(ids)  # the common prefix of the extremes is common to everything between
+    low, high = min(map(tuple, ids)), max(map(tuple, ids))  # the common prefix of the extremes is common to everything between
     limit = min(len(row) for row in ids) - 1
     n = 0
     while n < limit and low[n] == high[n]:

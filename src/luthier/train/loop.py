@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,9 @@ def _to_json(state: FitState) -> dict[str, Any]:
 
 
 def _from_json(data: dict[str, Any]) -> FitState:
-    return FitState(**{**data, "history": [StepRecord(**record) for record in data["history"]]})
+    state = FitState(**data)
+    state.history = [StepRecord(**record) for record in data["history"]]
+    return state
 
 
 def _tensors(optimiser: Optimiser, best: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -204,4 +206,4 @@ def _evaluate(
     else:
         state.evaluations_without_gain += 1
         state.stopped_early = 0 < settings.patience <= state.evaluations_without_gain
-    return StepRecord(**{**asdict(record), "dev_loss": dev_loss})
+    return replace(record, dev_loss=dev_loss)

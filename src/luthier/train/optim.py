@@ -69,7 +69,8 @@ def apply_update(optimiser: Optimiser, *, lr: float, max_grad_norm: float, weigh
     if not math.isfinite(norm):
         raise FloatingPointError(f"gradient norm is {norm}")
     if norm > max_grad_norm > 0:
-        torch._foreach_mul_(grads, max_grad_norm / norm)
+        for grad in grads:
+            grad.mul_(max_grad_norm / norm)
     for master, grad in zip(optimiser.masters.values(), grads, strict=True):
         master.grad = grad
     for group in optimiser.adamw.param_groups:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ def train_step(
     for batch in batches:
         loss = sft_loss(model, batch)
         value = float(loss.sum.detach())
-        if value != value or value in (float("inf"), float("-inf")):
+        if not math.isfinite(value):
             for param in optimiser.params.values():
                 param.grad = None
             raise FloatingPointError(f"loss is {value}")

@@ -58,9 +58,16 @@ def test_opening_makes_a_run_and_opening_again_resumes_it(tmp_path: Path) -> Non
 
 
 SEMANTIC = {
-    "data row": ("data.paths[0]", "sha256 bb"), "base model": ("model.sha256", "ff"), "LoRA r": ("train.lora_r", 8), "LR": ("train.lr", 1e-4),
-    "length": ("model.max_length", 512), "seed": ("seed", 1), "dtype": ("model.dtype", "float32"), "template": ("model.template", "cc"), "metric": ("decide.metric", "exact"),
-}  # fmt: skip
+    "data row": ("data.paths[0]", "sha256 bb"),
+    "base model": ("model.sha256", "ff"),
+    "LoRA r": ("train.lora_r", 8),
+    "LR": ("train.lr", 1e-4),
+    "length": ("model.max_length", 512),
+    "seed": ("seed", 1),
+    "dtype": ("model.dtype", "float32"),
+    "template": ("model.template", "cc"),
+    "metric": ("decide.metric", "exact"),
+}
 
 
 @pytest.mark.parametrize("key", SEMANTIC)
@@ -92,7 +99,7 @@ def test_facts_learnt_later_are_held_to_as_well(tmp_path: Path) -> None:
     with open_run(tmp_path / "r", Fake()) as folder:
         hold_to(folder, {"model.sha256": "aa"})
         hold_to(folder, {"model.sha256": "aa"})
-    with open_run(tmp_path / "r", Fake()) as folder, pytest.raises(RunError, match='model.sha256: was "aa", now "bb"'):
+    with open_run(tmp_path / "r", Fake()) as folder, pytest.raises(RunError, match=r'model\.sha256: was "aa", now "bb"'):
         hold_to(folder, {"model.sha256": "bb"})
 
 
@@ -261,7 +268,9 @@ def test_clear_without_anything_there(tmp_path: Path) -> None:
 
 def test_index_answers_questions_and_can_be_thrown_away(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    item = {"item_id": "i1", "cluster": "c", "text": "'; drop table items; --", "gold": "yes", "note": "", "values": {"exact": 0.0, "rouge_l": None}, "latency_s": 0.5, "num_prompt_tokens": 3, "num_cached_tokens": 0, "num_new_tokens": 1}  # fmt: skip
+    numbers = {"latency_s": 0.5, "num_prompt_tokens": 3, "num_cached_tokens": 0, "num_new_tokens": 1}
+    item = {"item_id": "i1", "cluster": "c", "text": "'; drop table items; --", "gold": "yes", "note": "", **numbers}
+    item["values"] = {"exact": 0.0, "rouge_l": None}
     arm = {"name": "zero-shot", "family": "prompt", "model": "m", "description": "", "dev_score": 0.5, "failed": None, "items": [item]}
     folder.results.write_text(json.dumps({"arms": [arm], "item_inputs": {"i1": "really?"}}), encoding="utf-8")
     GenerationCache(folder.journal_generations).put(
