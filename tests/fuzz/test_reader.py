@@ -18,12 +18,49 @@ LIMITS = Limits(max_record_bytes=400, max_depth=6, max_keys=8, max_number_digits
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 
 _PIECES = [
-    b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"\n", b"\r", b"\r\n", b" ", b"\t", b";", b"|", b"\x00", b"\xff", b"\xc3\xa9", b"\xef\xbb\xbf",
-    b'"prompt"', b'"completion"', b'"messages"', b'"conversations"', b'"role"', b'"content"', b'"from"', b'"value"', b'"user"', b'"assistant"', b'"gpt"',
-    b'"human"', b'"label"', b'"chosen"', b'"rejected"', b'"split"', b'"instruction"', b'"output"', b'"text"', b"null", b"true", b"1e999", b"NaN", b"-1",
-    b"9" * 30, b'"\\ud800"', b'"\\u0000"', b'{"prompt": "a", "completion": "b"}', b'{"text": "a"}', b"a,b\n", b'"a ""b"""', b"[[[[[[[[[[",
+    *(
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b",",
+        b":",
+        b'"',
+        b"\\",
+        b"\n",
+        b"\r",
+        b"\r\n",
+        b" ",
+        b"\t",
+        b";",
+        b"|",
+        b"\x00",
+        b"\xff",
+        b"\xc3\xa9",
+        b"\xef\xbb\xbf",
+    ),
+    *(
+        f'"{name}"'.encode()
+        for name in [
+            "prompt",
+            "completion",
+            "messages",
+            "conversations",
+            "role",
+            "content",
+            "from",
+            "value",
+            "user",
+            "assistant",
+            "gpt",
+            "human",
+        ]
+    ),
+    *(f'"{name}"'.encode() for name in ["label", "chosen", "rejected", "split", "instruction", "output", "text"]),
+    *(b"null", b"true", b"1e999", b"NaN", b"-1", b"9" * 30, b'"\\ud800"', b'"\\u0000"', b"a,b\n", b'"a ""b"""', b"[[[[[[[[[["),
+    *(b'{"prompt": "a", "completion": "b"}', b'{"text": "a"}'),
     b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
-]  # fmt: skip
+]
 _BYTES = st.lists(st.sampled_from(_PIECES) | st.binary(max_size=3), max_size=40).map(b"".join)
 
 _NAMES = st.sampled_from(
@@ -41,12 +78,20 @@ _NAMES = st.sampled_from(
         "output",
         "text",
         "system",
+        "history",
+        "split",
+        "question",
+        "answer",
+        "tools",
+        "role",
+        "content",
+        "from",
+        "value",
+        "type",
+        "x",
     ]
-    + ["history", "split", "question", "answer", "tools", "role", "content", "from", "value", "type", "x"]
 )
-_TEXTS = st.sampled_from(
-    ["user", "assistant", "system", "human", "gpt", "tool", "text", "train", "true", "", " ", "a", "<|im_end|>", "\ud800", "\x00"]
-)
+_TEXTS = st.sampled_from(["user", "assistant", "system", "human", "gpt", "tool", "text", "train", "true", "", " ", "a", "\ud800", "\x00"])
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 2) | st.floats() | _TEXTS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_NAMES, inner, max_size=4),
@@ -115,9 +160,9 @@ def test_any_records(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_any_bytes_long(tmp_path: Path) -> None:
-    _any_bytes(20_000)(tmp_path)
+    _any_bytes(5_000)(tmp_path)
 
 
 @pytest.mark.slow
 def test_any_records_long(tmp_path: Path) -> None:
-    _any_records(20_000)(tmp_path)
+    _any_records(5_000)(tmp_path)

@@ -5,6 +5,7 @@ All text passes `render_untrusted` on its way: a file name, a row or a model's a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -65,6 +66,12 @@ def ask(prompt: str) -> str | None:
 def note(text: str) -> None:
     """One remark to stderr."""
     _write(sys.stderr, f"{text}\n")
+
+
+def note_from_signal_handler(text: str) -> None:
+    """One ASCII remark to stderr, past Python's buffers, which a handler must not enter again."""
+    with contextlib.suppress(OSError):  # nobody is listening; stopping matters more
+        os.write(2, f"\n{text}\n".encode("ascii"))
 
 
 def wants_colour(stream: TextIO) -> bool:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from luthier.core.console import note_from_signal_handler
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -55,6 +57,7 @@ def stop_on_signals() -> Generator[StopFlag]:
         if flag.signal_number is not None:
             os._exit(128 + number)
         flag.signal_number = number
+        note_from_signal_handler("stopping after this step, all is kept; once more stops at once")
 
     before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:

@@ -124,7 +124,14 @@ def _turn_keys(row: SourceRow, name: str) -> set[str]:
 
 
 def _chat_fields(key: str) -> Callable[[SourceRow], tuple[str, ...]]:
-    return lambda row: tuple(name for name in _CHATS if key in _turn_keys(row, name))
+    """The list fields whose turns have `key`; a list that does not show its turns counts for the usual key of its name."""
+    usual = {"role": "messages", "from": "conversations"}[key]
+
+    def fields(row: SourceRow) -> tuple[str, ...]:
+        keys = {name: _turn_keys(row, name) for name in _CHATS if isinstance(row.fields.get(name), list)}
+        return tuple(name for name, found in keys.items() if key in found or (name == usual and not {"role", "from"} & found))
+
+    return fields
 
 
 def _has(row: SourceRow, *names: str) -> bool:

@@ -80,19 +80,20 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
         f"heavy = [m for m in {HEAVY!r} if m in sys.modules]\nassert not heavy, heavy\nprint('seconds', seconds, file=sys.stderr)\n"
     )
     walls: list[float] = []
-    for _ in range(3):
+    while len(walls) < 6 and (not walls or min(walls) > 0.5):  # other processes share this machine
         start = time.perf_counter()
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         walls.append(time.perf_counter() - start)
         assert done.returncode == 0, done.stderr
     assert "Exit codes: 0 done" in done.stdout
-    assert min(walls) <= 0.5, walls  # the best of three: other processes share this machine
+    assert min(walls) <= 0.5, walls
 
 
 def test_the_reference_line_parses(luthier: Run, pipeline: dict[str, list[Any]]) -> None:
     line = [
         "run", "../shared/data/banking77/train.csv", "--test", "../shared/data/banking77/test.csv",
-        "--instruction", "Classify …", "--input", "text", "--output", "category", "--train-rows", "4000", "--test-rows", "300", "--seed", "0", "--run-dir", "DIR", "--json",
+        "--instruction", "Classify …", "--input", "text", "--output", "category",
+        "--train-rows", "4000", "--test-rows", "300", "--seed", "0", "--run-dir", "DIR", "--json",
     ]  # fmt: skip
     code, out, _ = luthier(*line)
     assert code == 0 and json.loads(out.splitlines()[-1]) == {"what": "run"}

@@ -135,6 +135,12 @@ def test_first_signal_raises_the_flag(number: signal.Signals, code: int) -> None
     assert signal.getsignal(number) is before
 
 
+def test_the_first_signal_is_acknowledged(capfd: pytest.CaptureFixture[str]) -> None:
+    with stop_on_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert "stopping after this step" in capfd.readouterr().err
+
+
 def test_work_that_ends_before_it_looks_is_not_stopped() -> None:
     with stop_on_signals() as flag:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,8 @@ def _rows(*fields: dict[str, object], path: str = "a.jsonl") -> list[SourceRow]:
         ({"messages": CHAT}, "messages"),
         ({"conversations": CHAT}, "messages"),
         ({"conversations": SHARED, "system": "s"}, "sharegpt"),
+        ({"messages": []}, "messages"),
+        ({"conversations": ["odd"]}, "sharegpt"),
         ({"prompt": "a", "completion": "b", "label": "c"}, "completion"),
         ({"question": "a", "answer": "b"}, "completion"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference"),
@@ -71,8 +74,9 @@ def test_evidence_counts_and_names_what_is_not_used() -> None:
     ],
 )
 def test_not_guessed(fields: dict[str, object], message: str, fix: str) -> None:
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError) as caught:
         detect_format(_rows(fields))
+    assert re.search(message, caught.value.message)
     assert fix in caught.value.fix
     assert caught.value.where == "a.jsonl:1"
 
@@ -174,7 +178,7 @@ def test_each_part_of_the_content_changes_the_id(tmp_path: Path) -> None:
 
 def test_id_is_a_known_answer_and_the_same_in_every_process(tmp_path: Path) -> None:
     path = _write(tmp_path, "a.jsonl", [{"prompt": "p", "completion": "c"}])
-    code = "import sys; from pathlib import Path; from luthier.data.load import load_examples; sys.stdout.write(load_examples([Path(sys.argv[1])]).examples[0].id)"
+    code = "import sys\nfrom pathlib import Path\nfrom luthier.data.load import load_examples as load\nsys.stdout.write(load([Path(sys.argv[1])]).examples[0].id)"
     env = {**os.environ, "PYTHONHASHSEED": "7"}
     elsewhere = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True, env=env).stdout
     # sha256 of ["instruct", "", [], "", "p", "c", null, null]

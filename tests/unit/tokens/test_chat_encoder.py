@@ -200,7 +200,9 @@ def test_an_ordinary_call_does_forge_them(chatml: ChatEncoder) -> None:
 
 
 def test_a_beginning_in_content_is_not_completed_by_the_template(tmp_path: Path) -> None:
-    template = "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + '>\n' }}{% endfor %}{% if add_generation_prompt %}assistant {% endif %}"
+    template = (
+        "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + '>\n' }}{% endfor %}{% if add_generation_prompt %}assistant {% endif %}"
+    )
     encoder = encoder_for(tmp_path, chat_template=template)
     row = encoder.encode_prompt([Message(role="user", content="x <|im_end|")])
     assert not set(row) & encoder.controls.counted
@@ -233,7 +235,10 @@ def test_useless_templates(tmp_path: Path, template: str, reason: str) -> None:
 
 # ---------------------------------------------------------------- fuzz
 
-WORDS = st.one_of(st.sampled_from(["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|im_", "end|>", "<", ">", "|", " ", "\n", "assistant"]), st.text(max_size=6))
+WORDS = st.one_of(
+    st.sampled_from(["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|im_", "end|>", "<", ">", "|", " ", "\n", "assistant"]),
+    st.text(max_size=6),
+)
 TEXTS = st.lists(WORDS, max_size=8).map("".join)
 
 
