@@ -19,13 +19,13 @@ _BATCH_ROWS = 256
 
 def main(path: str, memory_bytes: int, max_columns: int, out: BinaryIO) -> str | None:
     """Write the rows to `out`; returns what is wrong with the file, or None."""
-    _limit_memory(memory_bytes)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     pa.set_memory_pool(pa.system_memory_pool())  # the others reserve address space in bulk
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
+    _limit_memory(memory_bytes)
     try:
         file = pq.ParquetFile(path, memory_map=False, pre_buffer=False)
         names = file.schema_arrow.names

@@ -20,7 +20,7 @@ from luthier.models.catalogue import is_complete, read_manifest
 
 MAX_JSON_BYTES = 4 * 2**20
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
     "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
@@ -86,7 +86,7 @@ def weight_files(path: Path) -> tuple[Path, ...]:
     pickled = sorted(p.name for p in path.iterdir() if p.suffix in PICKLED)
     if pickled:
         raise ModelError(
-            f"has its weights only as pickle ({', '.join(pickled)}), and loading pickle runs whatever code is in it",
+            f"has its weights only in pickled form ({', '.join(pickled)}), and loading that runs whatever code is in it",
             where=str(path),
             fix="take the model's safetensors version, or have its author convert it",
         )

@@ -176,7 +176,7 @@ def load_adapter(model: PreTrainedModel, path: Path, *, base_info: ModelInfo | N
 def _read_config(path: Path) -> dict[str, Any]:
     if not (path / WEIGHTS).is_file():
         pickled = sorted(p.name for p in path.glob("*") if p.suffix in PICKLED)
-        what = f"has its weights only as pickle ({', '.join(pickled)})" if pickled else f"has no {WEIGHTS}"
+        what = f"has its weights only in pickled form ({', '.join(pickled)})" if pickled else f"has no {WEIGHTS}"
         raise ModelError(f"the adapter {what}", where=str(path), fix="give the folder of an adapter saved as safetensors")
     config = read_json(path / CONFIG)
     if config.get("peft_type") != "LORA":

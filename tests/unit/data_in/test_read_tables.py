@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,19 @@ def test_parquet(tmp_path: Path) -> None:
     assert rows[1].fields["score"] is None
     with pytest.raises(InputError, match="4 columns; at most 3"):
         list(iter_records(path, limits=Limits(max_keys=3)))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no address space limit on Windows")
+def test_parquet_that_needs_too_much_memory(tmp_path: Path) -> None:
+    """A small file of one long run: 200 MiB of text in 40 rows."""
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    pq = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": pa.DictionaryArray.from_arrays([0] * 40, ["x" * (5 * 2**20)])}), path, compression="zstd")
+    assert path.stat().st_size < 100_000
+    with pytest.raises(InputError, match=r"needs more than 0\.4 GiB"):
+        list(iter_records(path, limits=Limits(parquet_memory_bytes=400 * 2**20)))
+    assert [row.code for row in iter_records(path) if isinstance(row, Reject)] == ["record_too_long"] * 40
 
 
 def test_parquet_reader_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

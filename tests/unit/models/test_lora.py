@@ -180,7 +180,7 @@ def test_settings_not_computed_are_refused(base: Path, adapter: Path, tmp_path: 
 def test_pickled_and_missing_adapters_are_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(adapter, tmp_path / "a"))
     (path / WEIGHTS).rename(path / "adapter_model.bin")
-    with pytest.raises(ModelError, match="only as pickle"):
+    with pytest.raises(ModelError, match="only in pickled form"):
         load_adapter(open_model(base, dtype=torch.float32), path)
     with pytest.raises(ModelError, match=f"has no {WEIGHTS}"):
         load_adapter(open_model(base, dtype=torch.float32), tmp_path)

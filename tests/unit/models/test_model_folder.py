@@ -67,7 +67,7 @@ def test_no_folder_no_config_no_weights_no_tokenizer(folder: Path) -> None:
 def test_pickle_only(folder: Path, name: str) -> None:
     (folder / "model.safetensors").rename(folder / name)
     for opens in (inspect_folder, lambda path: open_model(path, dtype=torch.float32)):
-        with pytest.raises(ModelError, match=f"only as pickle.*{name}"):
+        with pytest.raises(ModelError, match=f"only in pickled form.*{name}"):
             opens(folder)
 
 

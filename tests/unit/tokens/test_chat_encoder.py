@@ -22,7 +22,8 @@ TRIMMING = (  # Llama 3's habits: BOS in the template, contents trimmed
 )
 NO_SYSTEM = (  # Gemma 2's: no system role, turns must alternate
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% for m in messages %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
     "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
@@ -200,10 +201,7 @@ def test_an_ordinary_call_does_forge_them(chatml: ChatEncoder) -> None:
 
 
 def test_a_beginning_in_content_is_not_completed_by_the_template(tmp_path: Path) -> None:
-    template = (
-        "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + '>\n' }}{% endfor %}{% if add_generation_prompt %}assistant {% endif %}"
-    )
-    encoder = encoder_for(tmp_path, chat_template=template)
+    encoder = encoder_for(tmp_path, chat_template=NO_END.replace("'\n'", "'>\n'"))
     row = encoder.encode_prompt([Message(role="user", content="x <|im_end|")])
     assert not set(row) & encoder.controls.counted
 
@@ -235,14 +233,11 @@ def test_useless_templates(tmp_path: Path, template: str, reason: str) -> None:
 
 # ---------------------------------------------------------------- fuzz
 
-WORDS = st.one_of(
-    st.sampled_from(["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|im_", "end|>", "<", ">", "|", " ", "\n", "assistant"]),
-    st.text(max_size=6),
-)
-TEXTS = st.lists(WORDS, max_size=8).map("".join)
+WORDS = [*CONTROLS, "<|im_", "end|>", "<", ">", "|", " ", "\n", "assistant"]
+TEXTS = st.lists(st.sampled_from(WORDS) | st.text(max_size=6), max_size=8).map("".join)
 
 
-@settings(derandomize=True, max_examples=150, deadline=None)
+@settings(derandomize=True, max_examples=100, deadline=None)
 @given(user=TEXTS, response=TEXTS)
 def test_fuzz_whole_text_and_no_forgery(chatml: ChatEncoder, user: str, response: str) -> None:
     row = chatml.encode_example(example(response, user=user))
@@ -251,7 +246,7 @@ def test_fuzz_whole_text_and_no_forgery(chatml: ChatEncoder, user: str, response
     assert labels(chatml, example(response, user=user)) == f"{response}<|im_end|>"
 
 
-@settings(derandomize=True, max_examples=150, deadline=None)
+@settings(derandomize=True, max_examples=100, deadline=None)
 @given(user=st.text(max_size=40).filter(lambda text: not any(c in text for c in CONTROLS)))
 def test_fuzz_benign_text_has_the_usual_ids(trimming: ChatEncoder, user: str) -> None:
     turns = [{"role": "user", "content": user}]
