@@ -26,7 +26,7 @@ DIGEST_CHARS = 16
 # What may change between two calls on one run folder without changing what was measured. The rest of `decide` is here because
 # verdict and report are made anew from the record; the metric is not, because the arms are chosen on dev with it.
 BENIGN = frozenset(
-    {"threads", "run_dir", "fresh", "model.offline", "train.micro_batch", "train.save_every"}
+    {"threads", "run_dir", "fresh", "train.micro_batch", "train.save_every"}
     | {f"decide.{name}" for name in ("margin", "min_quality", "volume", "usd_per_hour", "hosting", "labelling", "months")}
 )  # fmt: skip
 
@@ -68,9 +68,6 @@ class DataSettings(_Group):
     test_rows: Count | None = Field(
         default=None, description="so many locked test rows; null: 20 %, at most 500, or all rows of the test file"
     )
-    allow_leaks: bool = Field(
-        default=False, strict=True, description="go on although test rows also stand in train"
-    )
 
 
 class ModelSettings(_Group):
@@ -85,9 +82,6 @@ class ModelSettings(_Group):
     allow_truncation: bool = Field(
         default=False, strict=True, description="go on although more than 10 % of the rows are too long; their ends are cut and counted"
     )
-    offline: bool = Field(
-        default=True, strict=True, description="never open a network connection; false allows a hub id as the model's name"
-    )
 
 
 class TrainSettings(_Group):
@@ -100,7 +94,7 @@ class TrainSettings(_Group):
     lr: Annotated[Real, Field(gt=0, le=1)] | None = Field(
         default=None, description="learning rate; null tries the candidates and takes the best on dev"
     )
-    lr_candidates: Rates = Field(default=(2e-4, 5e-4, 1e-3), description="learning rates to try when lr is null")
+    lr_candidates: Rates = Field(default=(5e-4, 1e-3, 2e-3), description="learning rates to try when lr is null")
     lr_probe_steps: Count = Field(default=30, description="updates of each trial")
     epochs: Annotated[Real, Field(gt=0, le=1000)] | None = Field(
         default=None, description="passes over the training rows; null: as the number of rows asks for"
@@ -135,8 +129,8 @@ class ArmSettings(_Group):
         default=None, description="longest answer in tokens; null: the 99th percentile of the training answers and a quarter more"
     )
     dev_items: Count = Field(default=100, description="dev rows on which each arm's variants are compared")
-    latency_items: Count = Field(default=20, description="test rows sent one at a time to measure waiting time")
-    batch: Count = Field(default=16, description="prompts answered at once")
+    latency_items: Count = Field(default=10, description="test rows sent one at a time to measure waiting time")
+    batch: Count = Field(default=64, description="prompts answered at once")
 
 
 class DecideSettings(_Group):

@@ -154,8 +154,8 @@ def tune(settings: Settings, folder: RunFolder, inputs: TrainInputs) -> TrainRec
 
 
 def _key(settings: Settings, inputs: TrainInputs, epochs: float) -> str:
-    """Digest of all that the trained weights depend on; how often to save or report is not part of it."""
-    train = settings.train.model_dump(mode="json", exclude={"save_every"})
+    """Digest of all that the trained weights depend on; how often to save, and in what pieces a batch is computed, are not part of it."""
+    train = settings.train.model_dump(mode="json", exclude={"save_every", "micro_batch"})
     rows = [[row.input_ids, row.is_label] for row in (*inputs.train, *inputs.dev[:MAX_DEV_ROWS])]
     return digest([train, settings.seed, epochs, inputs.model_info.sha256, str(inputs.precision.dtype), digest(rows)])
 

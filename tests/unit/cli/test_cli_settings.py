@@ -115,7 +115,6 @@ BAD_VALUES = {
     "arms.shots": [[], [0], [2.5]],
     "train.micro_batch": [17],
     "data.paths": [[3], {"a": 1}],
-    "data.allow_leaks": ["yes", 1],
     "data.format": ["excel"],
     "decide.margin": [0, 100, -5],
     "model.name": ["", 3],
@@ -239,7 +238,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
             "data.paths": st.lists(st.sampled_from(["a.jsonl", "no", "5", "null", "x: y", "- z"]), max_size=3),
             "train.lr": st.none() | st.floats(1e-9, 1.0),
             "decide.margin": st.floats(0.001, 99),
-            "data.allow_leaks": st.booleans(),
+            "model.allow_truncation": st.booleans(),
             "seed": st.integers(0, 2**40),
         },
     )

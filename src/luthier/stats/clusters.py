@@ -1,0 +1,90 @@
+"""Items that belong together (same document, near-duplicates) are one draw, not several: cluster totals and their error.
+
+The estimator is the mean over items, written as a ratio of cluster totals, so clusters may differ in size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterTotals:
+    """Totals a cluster, in order of cluster id. `numerators` and `denominators` have shape [num_clusters].
+
+    For a mean the denominators are the cluster sizes; for a ratio of two means they are totals of the second quantity.
+    """
+
+    numerators: FloatArray
+    denominators: FloatArray
+
+    @property
+    def num_clusters(self) -> int:
+        return len(self.numerators)
+
+    @property
+    def ratio(self) -> float:
+        """Sum over sum: the mean over items."""
+        return float(self.numerators.sum() / self.denominators.sum())
+
+
+def cluster_totals(values: Sequence[float], clusters: Sequence[str], over: Sequence[float] | None = None) -> ClusterTotals:
+    """Total the `values` of each cluster, and the items of each, or the values `over`. The order of the items does not matter.
+
+    Raises ValueError if there are no values or the lengths differ.
+    """
+    if not values:
+        raise ValueError("no values")
+    numerators: dict[str, list[float]] = {}
+    denominators: dict[str, list[float]] = {}
+    for value, cluster, other in zip(values, clusters, over or [1.0] * len(values), strict=True):
+        numerators.setdefault(cluster, []).append(value)
+        denominators.setdefault(cluster, []).append(other)
+    names = sorted(numerators)
+    return ClusterTotals(
+        numerators=np.array([math.fsum(numerators[name]) for name in names], dtype=np.float64),
+        denominators=np.array([math.fsum(denominators[name]) for name in names], dtype=np.float64),
+    )
+
+
+def clustered_se(totals: ClusterTotals) -> float | None:
+    """Standard error of the ratio, clustered, with the factor C/(C-1) (Miller 2024, appendix A; Liang and Zeger 1986). None for one cluster.
+
+    For a mean: SE^2 = C/(C-1) * sum over clusters of (sum over the cluster of (s_i - mean))^2 / n^2.
+    """
+    num_clusters = totals.num_clusters
+    if num_clusters < 2:
+        return None
+    residuals = totals.numerators - totals.ratio * totals.denominators
+    variance = num_clusters / (num_clusters - 1) * float(residuals @ residuals)
+    return math.sqrt(variance) / abs(float(totals.denominators.sum()))
+
+
+def t_interval(totals: ClusterTotals, confidence: float) -> tuple[float, float]:
+    """Student's t interval of the ratio with C-1 degrees of freedom; (-inf, inf) for one cluster."""
+    from scipy.special import stdtrit  # slow to load
+
+    se = clustered_se(totals)
+    if se is None:
+        return -math.inf, math.inf
+    half = float(stdtrit(totals.num_clusters - 1, (1 + confidence) / 2)) * se
+    return totals.ratio - half, totals.ratio + half
+
+
+def design_effect(totals: ClusterTotals, variance: float, n: int) -> float:
+    """How many times larger the clustered variance of a mean is than that of `n` independent items with this `variance`; >= 1.
+
+    Where it cannot be estimated (no variance, one cluster) the largest possible is assumed: items of a cluster are copies.
+    """
+    largest = n / totals.num_clusters
+    se = clustered_se(totals)
+    if se is None or variance <= 0:
+        return largest
+    return max(1.0, se * se * n / variance)
