@@ -27,6 +27,7 @@ class ClusterTotals:
 
     @property
     def num_clusters(self) -> int:
+        """How many independent draws there are."""
         return len(self.numerators)
 
     @property
@@ -55,9 +56,9 @@ def cluster_totals(values: Sequence[float], clusters: Sequence[str], over: Seque
 
 
 def clustered_se(totals: ClusterTotals) -> float | None:
-    """Standard error of the ratio, clustered, with the factor C/(C-1) (Miller 2024, appendix A; Liang and Zeger 1986). None for one cluster.
+    """Standard error of the ratio, clustered, with the factor C/(C-1); None for one cluster.
 
-    For a mean: SE^2 = C/(C-1) * sum over clusters of (sum over the cluster of (s_i - mean))^2 / n^2.
+    For a mean: SE^2 = C/(C-1) * sum over clusters of (sum over the cluster of (s_i - mean))^2 / n^2 (Miller 2024, appendix A).
     """
     num_clusters = totals.num_clusters
     if num_clusters < 2:

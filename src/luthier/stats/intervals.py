@@ -178,6 +178,15 @@ def paired_difference(
     )
 
 
+def ratio_intervals(
+    totals: ClusterTotals, confidences: Sequence[float], *, seed: int, num_draws: int = NUM_DRAWS
+) -> tuple[tuple[Interval, ...], str]:
+    """Intervals of a mean or of a ratio of means, and their name: BCa bootstrap from 20 clusters on, Student's t below."""
+    if totals.num_clusters < MIN_CLUSTERS_BOOTSTRAP:
+        return tuple(t_interval(totals, confidence) for confidence in confidences), f"cluster t with {totals.num_clusters - 1} df"
+    return bca_intervals(totals, confidences, seed=seed, num_draws=num_draws), "cluster bootstrap BCa"
+
+
 def _cluster_intervals(
     totals: ClusterTotals,
     confidences: Sequence[float],
@@ -192,12 +201,7 @@ def _cluster_intervals(
 
     The score interval with n / design effect items (Rao and Scott 1992) does not shrink to nothing where no cluster varies.
     """
-    if totals.num_clusters < MIN_CLUSTERS_BOOTSTRAP:
-        intervals = tuple(t_interval(totals, confidence) for confidence in confidences)
-        method = f"cluster t ({totals.num_clusters} clusters)"
-    else:
-        intervals = bca_intervals(totals, confidences, seed=seed, num_draws=num_draws)
-        method = "cluster bootstrap BCa"
+    intervals, method = ratio_intervals(totals, confidences, seed=seed, num_draws=num_draws)
     if not _few_vary(totals):
         return intervals, method
     scores = [score_interval(effective_n, confidence) for confidence in confidences]
