@@ -180,3 +180,29 @@ def test_train_command_matches_its_contract(place: Path) -> None:
     result = json.loads(done.stdout.strip().splitlines()[-1])
     assert len(result["losses"]) == 5 and result["tokens_per_s"] > 0 and result["peak_rss_gb"] > 0
     assert Path(result["adapter"]).name == "adapter_model.safetensors" and Path(result["adapter"]).is_file()
+
+
+def test_index_can_be_rebuilt(finished: dict, place: Path) -> None:
+    import contextlib
+    import sqlite3
+
+    from luthier.store.index import rebuild_index
+    from luthier.store.layout import RunFolder
+
+    folder = RunFolder(place / "whole")
+    for _ in range(2):
+        with contextlib.closing(sqlite3.connect(folder.index)) as base:
+            [[items]] = base.execute("select count(*) from items").fetchall()
+        assert items == 7 * 40
+        folder.index.unlink()
+        rebuild_index(folder)
+
+
+def test_larger_model_adds_its_prompting_arms(place: Path) -> None:
+    make_tiny_model(place / "bigger", seed=9)
+    done = _go([*_command(place, "larger"), "--larger-model", str(place / "bigger"), "--set", "arms.skip=[few-shot retrieved]"])
+    assert done.returncode == 0, done.stderr
+    arms = json.loads(done.stdout.strip().splitlines()[-1])["arms"]
+    names = [arm["name"] for arm in arms]
+    assert "zero-shot · bigger" in names and "few-shot retrieved" not in names
+    assert all(arm["n"] == 40 for arm in arms)

@@ -156,6 +156,7 @@ class TokenRow:
 
     @property
     def num_labels(self) -> int:
+        """How many tokens are trained."""
         return sum(self.is_label)
 
 

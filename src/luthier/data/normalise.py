@@ -7,7 +7,7 @@ import unicodedata
 
 _MAX_PASSES = 4
 _TRAILING = " .,;:!?…。、،؛؟۔।॥"
-_SENTENCE_MARKS = re.compile("[.,;:!?…。、،؛؟۔।॥'\"`()\\[\\]{}“”‘’«»¿¡]+")
+_SENTENCE_MARKS = re.compile("[.,;:!?…。、،؛؟۔।॥'\"`()\\[\\]{}“”‘’«»¿¡]+|(?<=[^\\W\\d_])[-‐–](?=[^\\W\\d_])")  # and hyphens between letters
 
 
 def normalise(text: str) -> str:
@@ -32,7 +32,7 @@ def normalise(text: str) -> str:
 def loosen(text: str) -> str:
     """`normalise`, and sentence punctuation, quotes and brackets removed everywhere: equal for texts of the same words.
 
-    Signs that carry meaning in sums, code and part numbers (+ - * / < > = % # _ @) stay. A text without anything else keeps its
+    A hyphen between letters is a space. Signs that carry meaning in sums, code and part numbers (+ - * / < > = % # _ @) stay. A text without anything else keeps its
     punctuation.
     """
     clean = normalise(text)

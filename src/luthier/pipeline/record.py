@@ -74,7 +74,6 @@ class TrainRecord:
     best_dev_loss: float | None
     stopped_early: bool
     num_rows: int
-    num_trainable: int
     tokens_per_s: float | None  # row tokens over steady updates, the first two excluded
     train_seconds: float  # the final run, dev evaluations included
     search_seconds: float  # all learning-rate probes

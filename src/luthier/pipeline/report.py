@@ -148,7 +148,7 @@ def outcome(folder: RunFolder, record: RunRecord, verdict: Verdict, model: Repor
         "report": str(folder.report),
         "run_dir": str(folder.root),
     }
-    return {"lines": [*verdict_lines(model), "", f"report: {folder.report}"], "json": json.loads(json.dumps(found))}
+    return {"lines": verdict_lines(model, report_path=str(folder.report)), "json": json.loads(json.dumps(found))}
 
 
 def rebuild_report(run_dir: Path) -> dict[str, object]:

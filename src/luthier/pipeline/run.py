@@ -34,7 +34,9 @@ from luthier.pipeline.report import outcome, write_report
 from luthier.pipeline.settings import Settings, origins
 from luthier.pipeline.tune import TrainInputs, tune
 from luthier.store.files import atomic_write_text
+from luthier.store.index import rebuild_index
 from luthier.store.layout import RunFolder, hold_to, open_run
+from luthier.store.stages import finish_stage
 
 
 def run(settings: Settings, progress: Progress) -> dict[str, object]:
@@ -47,6 +49,8 @@ def run(settings: Settings, progress: Progress) -> dict[str, object]:
         arms = _measure_all(settings, folder, prepared, trained, progress, should_stop)
         record = make_record(settings, prepared, trained, arms)
         atomic_write_text(folder.results, to_json(record))
+        finish_stage(folder, "measure", record.data.test_sha256, [folder.results])
+        rebuild_index(folder)
         rule = decision_rule(settings, record)
         verdict = verdict_of(settings, record)
         model = write_report(folder, record, verdict, rule)

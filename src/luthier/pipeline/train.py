@@ -39,7 +39,7 @@ def train(settings: Settings, progress: Progress) -> dict[str, object]:
         best = "not measured" if record.best_dev_loss is None else f"{record.best_dev_loss:.4f} at update {record.best_step}"
         speed = "not measured (too few updates)" if record.tokens_per_s is None else f"{record.tokens_per_s:,.0f} tokens/s"
         lines = [
-            f"trained {record.num_trainable:,} adapter weights on {record.num_rows:,} rows: {record.updates} of {record.total_updates} updates",
+            f"{record.method}; {record.num_rows:,} rows, {record.updates} of {record.total_updates} updates",
             f"learning rate {record.lr:g}, best dev loss {best}" + (", stopped early" if record.stopped_early else ""),
             f"{record.train_seconds:.0f} s, {speed}; {record.precision}",
             f"adapter: {record.adapter}",

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +23,7 @@ from luthier.pipeline.settings import Settings
 from luthier.store.files import atomic_write_json
 from luthier.store.journal import append, read
 from luthier.store.layout import RunFolder
+from luthier.store.stages import finish_stage, stage_is_done
 from luthier.train.loop import FitSettings, FitState, StepRecord, fit
 from luthier.train.optim import make_optimiser
 from luthier.train.precision import Precision
@@ -97,13 +97,11 @@ def tune(settings: Settings, folder: RunFolder, inputs: TrainInputs) -> TrainRec
     epochs, why_epochs = choose_epochs(settings.train.epochs, len(inputs.train))
     key = _key(settings, inputs, epochs)
     record_path = folder.train / "train.json"
-    done = _finished(record_path, key, folder.adapter)
-    if done is not None:
-        return done
+    if stage_is_done(folder, "train", key):
+        return _read_record(record_path)
     folder.train.mkdir(parents=True, exist_ok=True)
     reset_peak_memory()
     lora = LoraSettings(r=settings.train.lora_r, alpha=settings.train.lora_alpha, dropout=settings.train.lora_dropout)
-    torch.manual_seed(settings.seed)  # dropout is torch's own stream; its state is saved with each checkpoint
     model = add_lora(open_model(inputs.model_path, dtype=inputs.precision.dtype), lora, seed=settings.seed)
     use_layout_attention(model.get_base_model())
     _refuse_beyond_window(model, inputs.train)
@@ -112,6 +110,7 @@ def tune(settings: Settings, folder: RunFolder, inputs: TrainInputs) -> TrainRec
     lr = settings.train.lr if settings.train.lr is not None else next(p.lr for p in probes if p.chosen)
     wanted = fit_settings(settings, len(inputs.train), epochs, lr)
     optimiser = make_optimiser(model, weight_decay=settings.train.weight_decay, compute_dtype=inputs.precision.dtype)
+    torch.manual_seed(settings.seed)  # dropout is torch's own stream: from here on its state is saved with each checkpoint
     state = fit(
         model,
         optimiser,
@@ -127,18 +126,35 @@ def tune(settings: Settings, folder: RunFolder, inputs: TrainInputs) -> TrainRec
         for name, param in optimiser.params.items():
             param.data = optimiser.masters[name].data  # the adapter is stored in fp32
     save_adapter(model, folder.adapter, base_info=inputs.model_info)
-    record = TrainRecord(
-        method=f"LoRA r={lora.r}, alpha={lora.alpha}, all linear layers",
-        lr=lr,
+    method = f"LoRA r={lora.r}, alpha={lora.alpha:g}, all linear layers, {sum(m.numel() for m in optimiser.masters.values()):,} weights"
+    record = _record(folder, inputs, wanted, state, probes, method=method, notes=(why_epochs, *_skipped(state)))
+    atomic_write_json(record_path, asdict(record))
+    finish_stage(folder, "train", key, [record_path, *sorted(p for p in folder.adapter.iterdir() if p.is_file())])
+    return record
+
+
+def _record(
+    folder: RunFolder,
+    inputs: TrainInputs,
+    wanted: FitSettings,
+    state: FitState,
+    probes: tuple[Probe, ...],
+    *,
+    method: str,
+    notes: tuple[str, ...],
+) -> TrainRecord:
+    """What came of the training, for the run's record."""
+    return TrainRecord(
+        method=method,
+        lr=wanted.lr,
         probes=probes,
-        epochs=epochs,
+        epochs=wanted.total_updates * wanted.batch / len(inputs.train),
         updates=state.step,
         total_updates=wanted.total_updates,
         best_step=state.best_step,
         best_dev_loss=state.best_dev_loss,
         stopped_early=state.stopped_early,
         num_rows=len(inputs.train),
-        num_trainable=sum(master.numel() for master in optimiser.masters.values()),
         tokens_per_s=steady_tokens_per_s(state.history),
         train_seconds=state.train_seconds,
         search_seconds=sum(p.seconds for p in probes),
@@ -147,10 +163,8 @@ def tune(settings: Settings, folder: RunFolder, inputs: TrainInputs) -> TrainRec
         adapter=str(folder.adapter / "adapter_model.safetensors"),
         adapter_sha256=sha256_file(folder.adapter / "adapter_model.safetensors"),
         curve=tuple(_curve_step(step) for step in state.history),
-        notes=(why_epochs, *_skipped(state)),
+        notes=notes,
     )
-    atomic_write_json(record_path, {"key": key, "record": asdict(record)})
-    return record
 
 
 def _key(settings: Settings, inputs: TrainInputs, epochs: float) -> str:
@@ -160,14 +174,8 @@ def _key(settings: Settings, inputs: TrainInputs, epochs: float) -> str:
     return digest([train, settings.seed, epochs, inputs.model_info.sha256, str(inputs.precision.dtype), digest(rows)])
 
 
-def _finished(path: Path, key: str, adapter: Path) -> TrainRecord | None:
-    try:
-        stored: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if stored["key"] != key or sha256_file(adapter / "adapter_model.safetensors") != stored["record"]["adapter_sha256"]:
-            return None
-        record = dict(stored["record"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _read_record(path: Path) -> TrainRecord:
+    record = dict(json.loads(path.read_text(encoding="utf-8")))
     record["probes"] = tuple(Probe(**p) for p in record["probes"])
     record["curve"] = tuple(CurveStep(**c) for c in record["curve"])
     record["notes"] = tuple(record["notes"])
@@ -205,6 +213,7 @@ def _search(
             total = len(settings.train.lr_candidates) * updates
             inputs.on_progress("learning rate", number * updates + step.step, total, f"lr {lr:g}: loss {_show(step.loss)}")
 
+        torch.manual_seed(settings.seed)
         probe = probe_learning_rate(
             model,
             inputs.train,

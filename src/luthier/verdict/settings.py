@@ -60,6 +60,11 @@ class DecisionRule:
                 )
 
     @property
+    def least_quality(self) -> float:
+        """The score below which no arm does the task: the user's minimum, else one margin above nothing."""
+        return self.margin if self.min_quality is None else self.min_quality
+
+    @property
     def economics(self) -> Economics:
         """The part that a break-even is computed from."""
         return Economics(

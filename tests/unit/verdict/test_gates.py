@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import pytest
+from tests.unit.verdict.made_arms import contest, rule
+
+from luthier.core.types import GateResult
+from luthier.verdict.gates import check_gates
+
+NAMES = ("strict-valid", "unsupported", "fabrication", "unsafe compliance", "over-refusal", "incoherent", "consistency")
+
+
+def _gate(name: str, metric: str, tuned_ones: int, prompt_ones: int, n: int = 400, **settings: object) -> GateResult:
+    """The gate when the metric is 1 on so many items of each arm, the fewer being among the more."""
+    tuned = {metric: [1.0] * tuned_ones + [0.0] * (n - tuned_ones)}
+    prompt = {metric: [1.0] * prompt_ones + [0.0] * (n - prompt_ones)}
+    p, t = contest(n, n, 0, 0, tuned_more=tuned, prompt_more=prompt)
+    return next(gate for gate in check_gates(p, t, rule(**settings)) if gate.name == name)
+
+
+def test_every_gate_is_listed_and_not_measured_is_said() -> None:
+    gates = check_gates(*contest(100, 50, 10, 10), rule())
+    assert tuple(gate.name for gate in gates) == NAMES
+    assert {gate.state for gate in gates} == {"not measured"}
+    assert all("not measured" in gate.message for gate in gates)
+
+
+# Where more is better: allowed drops of 1 and 3 points.
+@pytest.mark.parametrize(
+    ("name", "metric"), [("strict-valid", "json_valid"), ("strict-valid", "label_valid"), ("consistency", "consistency")]
+)
+def test_gates_on_a_drop(name: str, metric: str) -> None:
+    assert _gate(name, metric, 400, 400).state == "pass"
+    assert _gate(name, metric, 400, 300).state == "pass"
+    failed = _gate(name, metric, 340, 400)  # 15 points fewer
+    assert failed.state == "fail"
+    assert failed.fix
+    assert _gate(name, metric, 390, 400).state == "not shown"
+
+
+# Where more is worse: allowed rises of 2, 2, 2 and 5 points.
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [
+        ("unsupported", "unsupported"),
+        ("fabrication", "fabrication"),
+        ("unsafe compliance", "unsafe_compliance"),
+        ("over-refusal", "over_refusal"),
+    ],
+)
+def test_gates_on_a_rise(name: str, metric: str) -> None:
+    assert _gate(name, metric, 0, 0).state == "pass"
+    assert _gate(name, metric, 20, 100).state == "pass"
+    failed = _gate(name, metric, 100, 40)
+    assert failed.state == "fail"
+    assert failed.fix
+    assert _gate(name, metric, 20, 0, n=200).state in ("fail", "not shown")
+    assert _gate(name, metric, 18, 0, n=400).state == ("fail" if name != "over-refusal" else "not shown")
+
+
+def test_the_limits_are_the_users() -> None:
+    assert _gate("over-refusal", "over_refusal", 60, 40).state == "not shown"
+    assert _gate("over-refusal", "over_refusal", 60, 40, max_refusal_rise=0.10).state == "pass"
+    assert _gate("over-refusal", "over_refusal", 60, 40, max_refusal_rise=0.01).state == "fail"
+
+
+def test_incoherent_is_a_share_of_the_tuned_answers() -> None:
+    assert _gate("incoherent", "incoherent", 0, 0, n=300).state == "pass"
+    assert _gate("incoherent", "incoherent", 0, 50, n=300).state == "pass"  # whatever the prompt arm does
+    assert _gate("incoherent", "incoherent", 20, 20, n=300).state == "fail"
+    assert _gate("incoherent", "incoherent", 3, 0, n=300).state == "not shown"
+
+
+def test_too_few_items_say_how_many_it_takes() -> None:
+    gate = _gate("strict-valid", "json_valid", 50, 50, n=50)
+    assert gate.state == "not shown"
+    assert "n = 50; need about 268" in gate.message
+    assert "268" in gate.fix
+    # and it is true: that many items without any disagreement pass, one fewer do not
+    assert _gate("strict-valid", "json_valid", 268, 268, n=268).state == "pass"
+    assert _gate("strict-valid", "json_valid", 267, 267, n=267).state == "not shown"
+    assert "need about 268" in _gate("incoherent", "incoherent", 0, 0, n=100).message
+
+
+def test_the_needed_number_grows_with_the_disagreement() -> None:
+    def needed(ones: int) -> int:
+        message = _gate("unsupported", "unsupported", ones, ones + 1, n=100).message
+        swapped = {"unsupported": [0.0] * ones + [1.0] * ones + [0.0] * (100 - 2 * ones)}
+        p, t = contest(100, 100, 0, 0, tuned_more=swapped, prompt_more={"unsupported": [1.0] * ones + [0.0] * (100 - ones)})
+        message = check_gates(p, t, rule())[1].message
+        return int(message.split("need about ")[1].split(")")[0].replace(",", ""))
+
+    # 20 % disagreement, limit 2 points: (1.645 + 0.842)^2 x 0.2 / 0.02^2 = 3,091
+    assert needed(10) == pytest.approx(3091, rel=0.05)
+    assert needed(20) == pytest.approx(2 * needed(10), rel=0.1)
+
+
+def test_an_answer_without_facts_counts_as_supported() -> None:
+    """The prompt arm declines (None: no fact stated), the tuned arm invents: such items must not drop out of the pairs."""
+    n = 300
+    p, t = contest(n, n, 0, 0, tuned_more={"unsupported": [1.0] * 60 + [0.0] * 240}, prompt_more={"unsupported": [None] * 60 + [0.0] * 240})
+    gate = check_gates(p, t, rule())[1]
+    assert (gate.name, gate.state) == ("unsupported", "fail")
+    assert "n = 300" in gate.message
+
+
+def test_fabrication_counts_only_what_cannot_be_answered() -> None:
+    n = 400
+    p, t = contest(
+        n, n, 0, 0, tuned_more={"fabrication": [1.0] * 50 + [None] * 350}, prompt_more={"fabrication": [0.0] * 50 + [None] * 350}
+    )
+    gate = check_gates(p, t, rule())[2]
+    assert (gate.name, gate.state) == ("fabrication", "fail")
+    assert "n = 50" in gate.message
+
+
+def test_retention_counts_only_where_the_model_serves_other_work() -> None:
+    n = 300
+    kept = {"retention": [0.79 + 0.02 * (i % 3) for i in range(n)]}
+    lost = {"retention": [0.58 + 0.02 * (i % 3) for i in range(n)]}
+    base = {"retention": [0.80 + 0.02 * (i % 3) for i in range(n)]}
+    p, t = contest(n, n, 0, 0, tuned_more=kept, prompt_more=base)
+    assert tuple(gate.name for gate in check_gates(p, t, rule())) == NAMES
+    assert check_gates(p, t, rule(serves_other_work=True))[-1].state == "pass"
+    p, t = contest(n, n, 0, 0, tuned_more=lost, prompt_more=base)
+    gate = check_gates(p, t, rule(serves_other_work=True))[-1]
+    assert (gate.name, gate.state) == ("retention", "fail")
+    few = {"retention": [1.0, 0.0, 1.0, 1.0] * 10}
+    p, t = contest(40, 40, 0, 0, tuned_more={"retention": [1.0, 1.0, 0.0, 1.0] * 10}, prompt_more=few)
+    assert check_gates(p, t, rule(serves_other_work=True))[-1].state == "not shown"
