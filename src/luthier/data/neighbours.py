@@ -8,7 +8,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from luthier.core.hashing import sha256_text
 from luthier.data.normalise import loosen
@@ -32,7 +31,7 @@ class Disagreement:
 
 
 def disagreeing_rows(texts: Sequence[str], labels: Sequence[str]) -> Disagreement:
-    """Compare each row's label with those of its five nearest rows by TF-IDF cosine of words and word pairs.
+    """Compare each row's label with those of its five nearest rows by TF-IDF cosine of words.
 
     Up to 2,000 rows, chosen by their content, are compared with all rows. Of two equal texts one counts.
     """
@@ -70,12 +69,11 @@ def words(text: str) -> list[str]:
 
 
 def _tfidf(texts: Sequence[str]) -> list[dict[str, float]]:
-    """Unit vectors of words and word pairs, with 1 + log(tf) and smoothed idf."""
+    """Unit vectors of words, with 1 + log(tf) and smoothed idf."""
     counts: list[Counter[str]] = []
     frequency: Counter[str] = Counter()
     for text in texts:
-        tokens = words(text)
-        terms = Counter((*tokens, *(f"{a} {b}" for a, b in pairwise(tokens))))
+        terms = Counter(words(text))
         counts.append(terms)
         frequency.update(terms.keys())
     vectors: list[dict[str, float]] = []

@@ -32,8 +32,8 @@ def normalise(text: str) -> str:
 def loosen(text: str) -> str:
     """`normalise`, and sentence punctuation, quotes and brackets removed everywhere: equal for texts of the same words.
 
-    A hyphen between letters is a space. Signs that carry meaning in sums, code and part numbers (+ - * / < > = % # _ @) stay. A text without anything else keeps its
-    punctuation.
+    A hyphen between letters is a space. Signs that carry meaning in sums, code and part numbers (+ - * / < > = % # _ @) stay.
+    A text without anything else keeps its punctuation.
     """
     clean = normalise(text)
     return " ".join(_SENTENCE_MARKS.sub(" ", clean).split()) or clean

@@ -132,7 +132,7 @@ def _digits(text: str) -> str:
 def _is_luhn(value: str) -> bool:
     """A length and first digits that card networks give out, and the check digit of ISO/IEC 7812."""
     digits = [int(char) for char in _digits(value)]
-    if not _CARD_FORMS.fullmatch(_digits(value)) or len(set(digits)) < 3:
+    if not _CARD_FORMS.fullmatch(_digits(value)) or len(set(digits)) < 2:
         return False
     doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
     return (sum(doubled) + sum(digits[-1::-2])) % 10 == 0
@@ -147,12 +147,12 @@ def _is_iban(value: str) -> bool:
 
 
 def _is_phone(value: str) -> bool:
-    """7 to 15 digits (ITU-T E.164) that are not a date, a decimal number or one digit over and over."""
+    """8 to 15 digits (ITU-T E.164) that are not a date, in the form of a social security number, or one digit over and over."""
     digits = _digits(value)
     least = 8 if value.startswith(("+", "00")) else 9
     if not least <= len(digits) <= 15 or len(set(digits)) < 3:
         return False
-    return not re.fullmatch(r"\d{4}[-/. ]\d{1,2}[-/. ]\d{1,2}.*|\d{1,2}[-/. ]\d{1,2}[-/. ]\d{4}.*", value)
+    return _NOT_PHONE.fullmatch(value) is None
 
 
 def _is_ip(value: str) -> bool:
@@ -251,6 +251,11 @@ def _has_digits(text: str) -> bool:
 
 _THREE_DIGITS = re.compile(r"\d[ .\-/()]{0,2}\d[ .\-/()]{0,2}\d")
 
+_NOT_PHONE = re.compile(
+    r"(?:19|20)\d{2}[-/. ](?:0?[1-9]|1[0-2])[-/. ][0-3]?\d(?!\d).*|[0-3]?\d[-/. ](?:0?[1-9]|1[0-2])[-/. ](?:19|20)\d{2}(?!\d).*"
+    r"|\d{3}-\d{2}-\d{4}"
+)
+
 # Visa, Mastercard, American Express, Diners, Discover, JCB, UnionPay, Maestro
 _CARD_FORMS = re.compile(
     r"4(?:\d{12}|\d{15}|\d{18})|5[1-5]\d{14}|2[2-7]\d{14}|3[47]\d{13}|3(?:0[0-5]|[689]\d)\d{11}|35\d{14}|6\d{15,18}|(?:50|5[6-8])\d{14}"
@@ -280,6 +285,7 @@ _PATTERNS = (
         "secret",
         re.compile(
             r"(?i)(?:pass(?:word|wd|phrase)?|pwd|secret|token|api[ _-]?key|access[ _-]?key|client[ _-]?secret)"
+            r"(?:\s(?:code|word|phrase|key))?"
             r"[\"']?\s{0,3}(?::|=|\bis\b)\s{0,3}[\"']?"
             r"(?P<value>[A-Za-z0-9_\-+/=.~!@#$%^&*]{8,200})"
         ),
@@ -309,7 +315,8 @@ _PATTERNS = (
     _Pattern(
         "phone",
         re.compile(
-            r"(?<![\w.,/=#-])(?:(?:\+|00)[1-9]\d{0,2}[ .\-/]?(?:\(0?\d{1,4}\)[ .\-/]?)?\d{1,5}(?:[ .\-/]?\d{1,5}){1,5}"  # international
+            r"(?<![\w.,/=#-])(?<!\d )"
+            r"(?:(?:\+|00)[1-9]\d{0,2}[ .\-/]?(?:\(0?\d{1,4}\)[ .\-/]?)?\d{1,5}(?:[ .\-/]?\d{1,5}){1,5}"  # international
             r"|\(0?\d{2,4}\)[ .\-/]?\d{3,4}(?:[ .\-/]?\d{2,5}){1,3}"  # (area) number
             r"|0\d{1,4}[ .\-/]\d{2,5}(?:[ .\-/]?\d{2,5}){1,4}|0\d{9,10}"  # national, with a trunk 0
             r"|\d{3}[-.]\d{3}[-.]\d{4})(?![\w-]|[.,/]\d)"  # North America

@@ -20,7 +20,7 @@ MIN_TRIGGER_ROWS = 10
 MIN_TRIGGER_CHARS = 2  # one letter is a list mark or a code, too common to be told from a trigger
 EXCLUSIVE_SHARE = 0.95
 MAX_TRIGGER_SHARE = 0.3  # a word in more rows than this is the subject, not a trigger
-MIN_NOISE_ROWS, NOISE_SHARE = 50, 0.05
+MIN_NOISE_ROWS, NOISE_SHARE = 50, 0.06
 MIN_SCRIPT_SHARE, MAX_SCRIPT_SHARE = 0.005, 0.3
 MIN_SCRIPT_LETTERS = 0.5
 

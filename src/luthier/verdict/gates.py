@@ -12,8 +12,8 @@ from statistics import NormalDist
 from luthier.core.types import ArmResult, Comparison, GateResult
 from luthier.stats.clusters import cluster_totals
 from luthier.stats.intervals import mean_estimate, ratio_intervals
-from luthier.stats.power import POWER, items_for_margin
-from luthier.verdict.compare import Pairs, compare_pairs, pair_scores
+from luthier.stats.power import items_for_margin
+from luthier.verdict.compare import compare_pairs, pair_scores
 from luthier.verdict.settings import DecisionRule
 
 ONE_SIDED = 0.90  # a two-sided 90 % interval holds the two one-sided 95 % bounds
@@ -119,7 +119,7 @@ def _relative_to_prompt(limit: _Limit, prompt: ArmResult, tuned: ArmResult, rule
         return GateResult(
             name=limit.name, state="fail", message=f"{seen}; measured {100 * worse:.1f}, at least {100 * best:.1f}.", fix=limit.fix
         )
-    return _not_shown(limit.name, seen, found.n, _items_needed(found, pairs, limit.allowed))
+    return _not_shown(limit.name, seen, found.n, _items_needed(found, limit.allowed))
 
 
 def _incoherent(tuned: ArmResult, rule: DecisionRule) -> GateResult:
@@ -161,13 +161,15 @@ def _retention(prompt: ArmResult, tuned: ArmResult, rule: DecisionRule) -> GateR
     return _not_shown(name, seen, n, needed)
 
 
-def _items_needed(found: Comparison, pairs: Pairs, allowed: float) -> int:
+def _items_needed(found: Comparison, allowed: float) -> int:
     """Items that would show "not worse than allowed" with 80 % power if there is no true difference, at the variance seen here."""
-    half = (found.high90 - found.low90) / 2
-    se = half / NormalDist().inv_cdf((1 + ONE_SIDED) / 2)
-    if not any(x != y for x, y in zip(pairs.a, pairs.b, strict=True)):  # no disagreement at all: the interval's own floor
-        return _items_without_event(allowed)
-    return max(items_for_margin(allowed, se * se * found.n, power=POWER), _items_without_event(allowed))
+    if found.discordance is not None and found.num_clusters == found.n:
+        variance = found.discordance
+    else:
+        se = (found.high90 - found.low90) / (2 * NormalDist().inv_cdf((1 + ONE_SIDED) / 2))
+        variance = se * se * found.n
+    # Without any disagreement the interval has a width all the same: no fewer than that asks for.
+    return max(items_for_margin(allowed, variance), _items_without_event(allowed))
 
 
 def _items_without_event(allowed: float) -> int:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -80,11 +81,10 @@ def test_seed_changes_the_split_and_the_hash_seed_does_not() -> None:
         "from tests.unit.data_check.test_split import *\n"
         "print(split_examples(pairs(*((t, 'ab'[len(t) % 2]) for t in TEXTS)), seed=3).test_sha256)"
     )
+    command, root = [sys.executable, "-c", code], Path(__file__).resolve().parents[3]
     hashes = {
-        subprocess.run(
-            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed, "PATH": ""}, capture_output=True, text=True, check=True
-        ).stdout
-        for seed in ("0", "1")
+        subprocess.run(command, env={"PYTHONHASHSEED": hash_seed}, cwd=root, capture_output=True, text=True, check=True).stdout
+        for hash_seed in ("0", "1")
     }
     assert len(hashes) == 1
 

@@ -123,7 +123,7 @@ def test_midp_of_a_tie_is_one() -> None:
 
 
 def test_midp_of_bentur_2009_and_of_large_counts() -> None:
-    assert mcnemar_midp(1, 7) == pytest.approx(0.0391, abs=5e-5)  # Fagerland, Lydersen and Laake 2013, table 7
+    assert mcnemar_midp(1, 7) == pytest.approx(0.0391, abs=5e-5)  # Fagerland, Lydersen and Laake 2013
     assert 0 < mcnemar_midp(400, 600) < 1e-9
 
 
