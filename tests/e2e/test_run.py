@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.fixtures.tiny_model import make_tiny_model
 
 from luthier.core.hashing import sha256_file
-from tests.fixtures.tiny_model import make_tiny_model
 
 LUTHIER = [sys.executable, "-c", "from luthier.cli.main import main; main()"]
 WORDS = {"card": "my card has not come yet", "money": "where is my money now", "close": "please close the account today"}
@@ -23,7 +23,7 @@ WORDS = {"card": "my card has not come yet", "money": "where is my money now", "
 
 def _rows(n: int, *, seed: int) -> list[dict[str, str]]:
     rng = random.Random(seed)
-    extra = "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa quebec romeo sierra".split()
+    extra = ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliet", "kilo", "lima", "mike"]
     rows = []
     for _ in range(n):
         label = rng.choice(sorted(WORDS))
@@ -94,7 +94,8 @@ def _content(run: Path) -> dict:
     answers = {arm["name"]: [(i["item_id"], i["text"], i["values"]) for i in arm["items"]] for arm in record["arms"]}
     losses = [(s["step"], s["loss"], s["dev_loss"]) for s in record["train"]["curve"]]
     probes = [(p["lr"], p["dev_loss"], p["chosen"]) for p in record["train"]["probes"]]
-    return {"answers": answers, "losses": losses, "probes": probes, "adapter": record["train"]["adapter_sha256"], "test": record["data"]["test_sha256"]}
+    hashes = (record["train"]["adapter_sha256"], record["data"]["test_sha256"])
+    return {"answers": answers, "losses": losses, "probes": probes, "hashes": hashes}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -172,8 +173,9 @@ def test_second_process_on_one_run_is_refused_naming_the_first(place: Path) -> N
 
 def test_train_command_matches_its_contract(place: Path) -> None:
     done = _go([
-        *LUTHIER, "train", str(place / "train.jsonl"), "--instruction", "Name the kind.", "--input", "text", "--output", "category", "--model",
-        str(place / "model"), "--rows", "40", "--batch", "8", "--epochs", "1", "--lora-r", "4", "--lr", "2e-4", "--max-length", "128",
+        *LUTHIER, "train", str(place / "train.jsonl"), "--instruction", "Name the kind.", "--input", "text", "--output", "category",
+
+        "--model", str(place / "model"), "--rows", "40", "--batch", "8", "--epochs", "1", "--lora-r", "4", "--lr", "2e-4", "--max-length", "128",
         "--allow-truncation", "--save-every", "50", "--seed", "0", "--run-dir", str(place / "trained"), "--json",
     ])  # fmt: skip
     assert done.returncode == 0, done.stderr

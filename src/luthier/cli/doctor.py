@@ -12,7 +12,7 @@ import typer
 
 from luthier.cli.command import Given, Outcome, add_command
 
-NEEDED = ("torch", "transformers", "peft", "safetensors", "pydantic", "numpy", "scipy", "bm25s", "datasketch")
+NEEDED = ("torch", "transformers", "peft", "safetensors", "pydantic", "numpy", "scipy", "bm25s")
 MIN_PYTHON = (3, 11)
 MIN_FREE_GIB = 2.0
 MIN_MEMORY_GIB = 4.0

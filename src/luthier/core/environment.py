@@ -22,7 +22,6 @@ PACKAGES = (
     "scipy",
     "pydantic",
     "bm25s",
-    "datasketch",
     "gguf",
 )
 CPU_FLAGS = (

@@ -61,6 +61,25 @@ def leaf_attention(
     return (out_prefix + out_own).reshape(R, H, L, D)
 
 
+def flash_leaf_attention(
+    q_RHLD: Tensor,
+    k_RKLD: Tensor,
+    v_RKLD: Tensor,
+    k_prefix_KPD: Tensor | None,
+    v_prefix_KPD: Tensor | None,
+    visible_RLC: Tensor,
+    scaling: float,
+) -> Tensor:
+    """The same as `leaf_attention` for long leaves: the prefix is repeated for each row, the scores are never held."""
+    R = q_RHLD.shape[0]
+    if k_prefix_KPD is not None and v_prefix_KPD is not None:
+        k_RKLD = torch.cat([k_prefix_KPD.expand(R, -1, -1, -1), k_RKLD], dim=2)
+        v_RKLD = torch.cat([v_prefix_KPD.expand(R, -1, -1, -1), v_RKLD], dim=2)
+        sees_prefix = visible_RLC.new_ones(*visible_RLC.shape[:2], k_prefix_KPD.shape[1])
+        visible_RLC = torch.cat([sees_prefix, visible_RLC], dim=2)
+    return F.scaled_dot_product_attention(q_RHLD, k_RKLD, v_RKLD, attn_mask=visible_RLC[:, None], scale=scaling, enable_gqa=True)
+
+
 def tree_attention(
     q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, *, num_prefix: int, leaf_grid_RL: Tensor, flat_slot_T: Tensor, scaling: float
 ) -> Tensor:
@@ -83,11 +102,7 @@ def tree_attention(
     if L <= MATMUL_MAX_LEAF:
         leaves = leaf_attention(q_RHLD, k_RKLD, v_RKLD, k_prefix, v_prefix, causal_LL[None], scaling)
     else:
-        if k_prefix is not None and v_prefix is not None:
-            k_RKLD = torch.cat([k_prefix.expand(R, -1, -1, -1), k_RKLD], dim=2)
-            v_RKLD = torch.cat([v_prefix.expand(R, -1, -1, -1), v_RKLD], dim=2)
-        visible = torch.cat([causal_LL.new_ones(L, P), causal_LL], dim=1)[None, None]
-        leaves = F.scaled_dot_product_attention(q_RHLD, k_RKLD, v_RKLD, attn_mask=visible, scale=scaling, enable_gqa=True)
+        leaves = flash_leaf_attention(q_RHLD, k_RKLD, v_RKLD, k_prefix, v_prefix, causal_LL[None], scaling)
     leaves_HxD = leaves.transpose(0, 1).reshape(H, R * L, D).index_select(1, flat_slot_T[P:])
     if not P:
         return leaves_HxD

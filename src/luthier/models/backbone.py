@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from luthier.core.errors import ModelError
-from luthier.kernels.tree_attention import leaf_attention, tree_attention
+from luthier.kernels.tree_attention import flash_leaf_attention, leaf_attention, tree_attention
 from luthier.kernels.tree_layout import TokenTree
 
 
@@ -74,6 +74,8 @@ class DecodeLayout:
         if T > 1:  # a padding query sees nothing of its own: let it see itself, its output is never read
             visible = visible | (column_C[None, :] == (start + torch.arange(T, device=q_BHTD.device))[:, None])[None]
         k_prefix, v_prefix = self.prefix.get(layer, (None, None))
+        if T > 1:  # reading prompts: [R, H, T, P + C] scores would be gigabytes of traffic; flash attention never forms them
+            return flash_leaf_attention(q_BHTD, keys[:, :, :end], values[:, :, :end], k_prefix, v_prefix, visible, scaling)
         return leaf_attention(q_BHTD, keys[:, :, :end], values[:, :, :end], k_prefix, v_prefix, visible, scaling)
 
     def keep(self, rows: Tensor) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.fixtures.tiny_model import make_tiny_model
 from transformers import AutoModelForCausalLM
 
 from luthier.core.errors import InputError, ModelError
@@ -18,7 +19,6 @@ from luthier.generate.local import LocalModel, NoStore, generate, peak_memory_gi
 from luthier.models.backbone import use_layout_attention
 from luthier.models.load import open_model, open_tokenizer
 from luthier.tokens.template import open_chat
-from tests.fixtures.tiny_model import make_tiny_model
 
 EOS = frozenset([2])
 
@@ -52,9 +52,7 @@ def _reference(folder: Path, prompt: list[int], new: int) -> list[int]:
 def test_greedy_equals_transformers_generate(folder: Path, local: LocalModel, num_prefix: int) -> None:
     prompts = _prompts()
     prefix = read_prefix(local.model, prompts[0][:num_prefix])
-    got = decode(
-        local.model, prefix, [p[num_prefix:] for p in prompts], max_new_tokens=[12] * 6, eos_ids=EOS, sampling=[Sampling()] * 6
-    )
+    got = decode(local.model, prefix, [p[num_prefix:] for p in prompts], max_new_tokens=[12] * 6, eos_ids=EOS, sampling=[Sampling()] * 6)
     assert got == [_reference(folder, p, 12) for p in prompts]
 
 
@@ -64,7 +62,8 @@ def test_rows_leave_at_their_own_length(local: LocalModel) -> None:
     lengths = [1, 7, 3, 12, 2, 5]
     together = decode(local.model, prefix, prompts, max_new_tokens=lengths, eos_ids=EOS, sampling=[Sampling()] * 6)
     alone = [
-        decode(local.model, prefix, [p], max_new_tokens=[n], eos_ids=EOS, sampling=[Sampling()])[0] for p, n in zip(prompts, lengths, strict=True)
+        decode(local.model, prefix, [p], max_new_tokens=[n], eos_ids=EOS, sampling=[Sampling()])[0]
+        for p, n in zip(prompts, lengths, strict=True)
     ]
     assert together == alone
     assert all(len(t) <= n for t, n in zip(together, lengths, strict=True))
@@ -74,7 +73,9 @@ def test_sampling_is_seeded_by_row_and_does_not_depend_on_the_batch(local: Local
     prompts, prefix = _prompts(), read_prefix(local.model, ())
     sampling = [Sampling(1.0, seed) for seed in range(6)]
     together = decode(local.model, prefix, prompts, max_new_tokens=[8] * 6, eos_ids=EOS, sampling=sampling)
-    alone = [decode(local.model, prefix, [p], max_new_tokens=[8], eos_ids=EOS, sampling=[s])[0] for p, s in zip(prompts, sampling, strict=True)]
+    alone = [
+        decode(local.model, prefix, [p], max_new_tokens=[8], eos_ids=EOS, sampling=[s])[0] for p, s in zip(prompts, sampling, strict=True)
+    ]
     assert together == alone
     other = decode(local.model, prefix, prompts, max_new_tokens=[8] * 6, eos_ids=EOS, sampling=[Sampling(1.0, s + 100) for s in range(6)])
     assert other != together
@@ -88,7 +89,13 @@ def test_a_row_stops_when_told(local: LocalModel) -> None:
         return len(seen) < 3
 
     [got] = decode(
-        local.model, read_prefix(local.model, ()), [_prompts()[1]], max_new_tokens=[10], eos_ids=frozenset(), sampling=[Sampling()], on_token=on_token
+        local.model,
+        read_prefix(local.model, ()),
+        [_prompts()[1]],
+        max_new_tokens=[10],
+        eos_ids=frozenset(),
+        sampling=[Sampling()],
+        on_token=on_token,
     )
     assert got == seen and len(got) == 3
 
@@ -100,7 +107,9 @@ class _Memory(dict[str, Generation]):
 
 def _requests(n: int) -> list[GenerationRequest]:
     return [
-        GenerationRequest(item_id=f"i{k}", messages=(Message(role="user", content=f"Which kind of request is {k * 37}?"),), max_new_tokens=6)
+        GenerationRequest(
+            item_id=f"i{k}", messages=(Message(role="user", content=f"Which kind of request is {k * 37}?"),), max_new_tokens=6
+        )
         for k in range(n)
     ]
 

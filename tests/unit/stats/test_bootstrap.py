@@ -106,6 +106,7 @@ def test_holm_equals_statsmodels() -> None:
     p_values = [0.04, 0.001, 0.2, 0.03, 0.9, 0.0004]
     assert holm(p_values) == pytest.approx(tuple(multipletests(p_values, method="holm")[1]))
     assert holm([0.04, None, 0.01]) == (0.04, None, 0.02)
+    assert holm([0.031, 0.03]) == (0.06, 0.06)  # never below a smaller p value's
     assert holm([]) == ()
 
 

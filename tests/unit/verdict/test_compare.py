@@ -35,6 +35,8 @@ def test_items_not_scored_in_both_are_left_out_and_counted() -> None:
     found = compare_arms(replace(tuned, items=(*unscored, *tuned.items[7:])), replace(prompt, items=prompt.items[:-3]), METRIC, seed=0)
     assert found.n == 290
     assert "10 items left out" in found.method
+    mirrored = compare_arms(prompt, replace(tuned, items=(*unscored, *tuned.items[7:])), METRIC, seed=0)
+    assert (mirrored.n, mirrored.difference) == (293, pytest.approx(-30 / 293))
 
 
 def test_clustered_items_use_the_bootstrap_over_clusters() -> None:

@@ -62,10 +62,32 @@ def test_fine_tune_as_good_and_cheaper() -> None:
 
 def test_cheaper_needs_the_volume_beyond_the_upper_end_of_the_break_even() -> None:
     arms = contest(*SAME, tuned_seconds=0.2)
-    pays = decide(arms, rule()).break_even_requests_per_month
+    pays = decide(arms, rule(labelling_usd=600.0)).break_even_requests_per_month
     assert pays is not None and pays.high is not None and pays.value is not None
-    assert decide(arms, rule(volume_per_month=int(pays.high) + 1)).code == "fine_tune_as_good_cheaper"
-    assert decide(arms, rule(volume_per_month=int(pays.high) - 1)).code == "prompt_as_good_simpler"
+    assert int(pays.high) - 1 > pays.value
+    assert decide(arms, rule(labelling_usd=600.0, volume_per_month=int(pays.high) + 1)).code == "fine_tune_as_good_cheaper"
+    assert decide(arms, rule(labelling_usd=600.0, volume_per_month=int(pays.high) - 1)).code == "prompt_as_good_simpler"
+
+
+def test_superiority_uses_the_95_percent_interval() -> None:
+    """+8.0 points, 95 % [-0.8, +17.3], 90 % [+0.7, +15.7]: not shown better, one way or the other."""
+    for counts in ((100, 40, 14, 6), (100, 40, 6, 14)):
+        found = decide(contest(*counts), rule())
+        assert found.primary is not None and found.primary.low90 * found.primary.high90 > 0 > found.primary.low95 * found.primary.high95
+        assert found.code not in ("fine_tune_better", "prompt_better")
+
+
+def test_not_worse_and_enough_use_the_90_percent_interval() -> None:
+    """No difference, 95 % [-5.1, +5.1], 90 % [-4.25, +4.25]: within 5 points by the one-sided 5 % that equivalence asks for."""
+    counts = (250, 150, 20, 20)
+    found = decide(contest(*counts, tuned_seconds=0.2), rule())
+    assert found.primary is not None and found.primary.low95 < -0.05 < found.primary.low90
+    assert found.code == "equivalent_prompt"
+    assert decide(contest(*counts, tuned_seconds=0.2), rule(volume_per_month=1000)).code == "fine_tune_as_good_cheaper"
+    assert decide(contest(*counts), rule(volume_per_month=1000)).code == "prompt_as_good_simpler"
+    tuned, prompt = paired(*counts)
+    copy = [arm("few-shot", tuned, family="prompt"), arm("tuned", tuned, family="tuned")]
+    assert decide([*copy, _floor(prompt)], rule()).code == "neither_needed"
 
 
 def test_hosting_and_labelling_can_eat_the_saving() -> None:
