@@ -175,8 +175,8 @@ def test_train_command_matches_its_contract(place: Path) -> None:
     done = _go([
         *LUTHIER, "train", str(place / "train.jsonl"), "--instruction", "Name the kind.", "--input", "text", "--output", "category",
 
-        "--model", str(place / "model"), "--rows", "40", "--batch", "8", "--epochs", "1", "--lora-r", "4", "--lr", "2e-4", "--max-length", "128",
-        "--allow-truncation", "--save-every", "50", "--seed", "0", "--run-dir", str(place / "trained"), "--json",
+        "--model", str(place / "model"), "--rows", "40", "--batch", "8", "--epochs", "1", "--lora-r", "4", "--lr", "2e-4",
+        "--max-length", "128", "--allow-truncation", "--save-every", "50", "--seed", "0", "--run-dir", str(place / "trained"), "--json",
     ])  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.strip().splitlines()[-1])

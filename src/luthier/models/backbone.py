@@ -131,7 +131,8 @@ def longest_window(model: nn.Module) -> int | None:
 
 def body_and_head(model: nn.Module) -> tuple[nn.Module, Tensor]:
     """The body (ids to hidden states) and the [vocab, hidden] matrix of logits, adapters included."""
-    causal: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    given: Any = model
+    causal = given.get_base_model() if hasattr(given, "get_base_model") else given
     head = causal.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
         raise ModelError("the output layer has a bias, which this engine does not compute", fix="choose another base model")
