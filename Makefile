@@ -24,7 +24,7 @@ demo: model ## the whole job on the example data, <= 10 minutes on 2 cores
 	$(BIN)/luthier run --config examples/quickstart.yaml --run-dir $(DEMO_RUN)
 
 test: model ## the test suite, <= 20 minutes on 2 cores
-	$(BIN)/python -m pytest tests -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not slow" -n 2 --dist loadfile
 
 test-slow: model ## the slow tier: 2,000-run coverage simulations, long fuzzing
 	$(BIN)/python -m pytest tests -m slow --timeout 3600

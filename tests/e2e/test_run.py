@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from tests.fixtures.tiny_model import make_tiny_model
 
 from luthier.core.hashing import sha256_file
@@ -159,16 +160,12 @@ def test_no_connection_is_attempted(place: Path) -> None:
 
 
 def test_second_process_on_one_run_is_refused_naming_the_first(place: Path) -> None:
-    first = subprocess.Popen(_command(place, "shared"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_env())
-    try:
-        deadline = time.monotonic() + 60
-        while not (place / "shared" / "owner.json").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
+    shared = place / "shared"
+    shared.mkdir()
+    with FileLock(shared / "lock"):
+        (shared / "owner.json").write_text(json.dumps({"pid": os.getpid()}), encoding="utf-8")
         done = _go(_command(place, "shared"))
-        assert done.returncode == 2 and str(first.pid) in done.stderr
-    finally:
-        first.kill()
-        first.wait()
+    assert done.returncode == 2 and str(os.getpid()) in done.stderr
 
 
 def test_train_command_matches_its_contract(place: Path) -> None:

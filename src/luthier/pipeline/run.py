@@ -20,6 +20,7 @@ from pathlib import Path
 from luthier import __version__
 from luthier.core.console import Progress
 from luthier.core.environment import describe_environment
+from luthier.core.hashing import digest
 from luthier.core.stop import stop_on_signals
 from luthier.core.types import ArmResult
 from luthier.evaluate.run import Chosen
@@ -29,14 +30,14 @@ from luthier.pipeline.decide import decision_rule, verdict_of
 from luthier.pipeline.measure import MeasureInputs, larger_arms, make_bench, measure_arms, planned_arms, with_latencies
 from luthier.pipeline.open import open_local
 from luthier.pipeline.prepare import Prepared, prepare
-from luthier.pipeline.record import SCHEMA, DataRecord, RunRecord, TrainRecord, to_json
+from luthier.pipeline.record import SCHEMA, DataRecord, RunRecord, TrainRecord, read_record, to_json
 from luthier.pipeline.report import outcome, write_report
 from luthier.pipeline.settings import Settings, origins
 from luthier.pipeline.tune import TrainInputs, tune
 from luthier.store.files import atomic_write_text
 from luthier.store.index import rebuild_index
 from luthier.store.layout import RunFolder, hold_to, open_run
-from luthier.store.stages import finish_stage
+from luthier.store.stages import finish_stage, stage_is_done
 
 
 def run(settings: Settings, progress: Progress) -> dict[str, object]:
@@ -45,16 +46,23 @@ def run(settings: Settings, progress: Progress) -> dict[str, object]:
         prepared = prepare(settings, progress)
         hold_to(folder, {"model.sha256": prepared.info.sha256})
         write_data_files(folder, prepared.data)
+        key = digest(settings.identity())
+        if stage_is_done(folder, "measure", key):
+            return _decide_and_report(settings, folder, read_record(folder.results))
         trained = tune(settings, folder, TrainInputs.of(prepared, progress, should_stop))
         arms = _measure_all(settings, folder, prepared, trained, progress, should_stop)
         record = make_record(settings, prepared, trained, arms)
         atomic_write_text(folder.results, to_json(record))
-        finish_stage(folder, "measure", record.data.test_sha256, [folder.results])
+        finish_stage(folder, "measure", key, [folder.results])
         rebuild_index(folder)
-        rule = decision_rule(settings, record)
-        verdict = verdict_of(settings, record)
-        model = write_report(folder, record, verdict, rule)
-        return outcome(folder, record, verdict, model, rule)
+        return _decide_and_report(settings, folder, record)
+
+
+def _decide_and_report(settings: Settings, folder: RunFolder, record: RunRecord) -> dict[str, object]:
+    rule = decision_rule(settings, record)
+    verdict = verdict_of(settings, record)
+    model = write_report(folder, record, verdict, rule)
+    return outcome(folder, record, verdict, model, rule)
 
 
 def _measure_all(

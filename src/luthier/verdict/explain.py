@@ -192,6 +192,7 @@ def _settling_steps(contest: Contest, conflict: str) -> tuple[str, ...]:
         steps.append("say how many requests a month you expect (decide.volume); then cost can decide.")
     grow = "add training rows where the tuned answers are wrong, so that the difference itself grows."
     steps.append(grow if contest.primary.difference > 0 else "more of the same test items would only tell how much worse the tuned arm is.")
+    steps += [f"whatever the quality, {gate.name} failed: {gate.fix}." for gate in contest.failed_gates]
     return (*steps, f"{KEEP} It is {contest.prompt.name}{_params(contest.prompt)}.")
 
 

@@ -150,10 +150,9 @@ def _economics(contest: Contest) -> str:
     saving, speed, pays = contest.saving, contest.speed, contest.break_even
     if saving.value is None:
         cost = "cost a request not measured"
-    elif saving.low is None or saving.high is None:
-        cost = f"saves {1000 * saving.value:.4g} USD in 1,000 requests, no interval"
     else:
-        cost = f"saves {1000 * saving.value:.4g} USD in 1,000 requests [{1000 * saving.low:.4g}, {1000 * saving.high:.4g}]"
+        ends = "no interval" if saving.low is None or saving.high is None else f"[{1000 * saving.low:.4g}, {1000 * saving.high:.4g}]"
+        cost = f"saves {1000 * saving.value:.4g} USD {ends} in 1,000 requests{', that is, costs more' if saving.value < 0 else ''}"
     time = "speed not measured" if speed.value is None else f"takes {speed.value:.2f} times as long{_ends(speed.low, speed.high)}"
     if pays.value is None:
         even = f"break-even {pays.method}"

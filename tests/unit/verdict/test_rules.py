@@ -207,6 +207,13 @@ def test_inconclusive_states_five_facts() -> None:
     assert found.min_detectable_effect == pytest.approx(0.113, abs=0.001)
 
 
+def test_a_failed_gate_is_named_where_nothing_is_decided_and_takes_away_the_leaning() -> None:
+    more = {"unsupported": [1.0] * 60 + [0.0] * 60}, {"unsupported": [0.0] * 120}
+    found = decide(contest(120, 70, 18, 12, tuned_more=more[0], prompt_more=more[1]), rule(volume_per_month=10))
+    assert (found.code, found.strength) == ("inconclusive", "none")
+    assert any("unsupported failed" in step for step in found.next_steps)
+
+
 def test_halfway_leans_to_fine_tuning() -> None:
     found = decide(contest(120, 70, 18, 12), rule(volume_per_month=10))
     assert (found.code, found.strength, found.headline) == ("inconclusive", "leaning", "INCONCLUSIVE, leaning fine-tune")
