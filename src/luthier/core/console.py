@@ -104,6 +104,7 @@ def plain_progress(stream: TextIO, *, clock: Callable[[], float] = time.monotoni
     At most one line in `every_s` for each stage, besides its first and its last.
     """
     started: dict[str, tuple[float, float]] = {}  # stage -> when it was first heard of, and how much was done by then (a resumed run)
+    latest: dict[str, tuple[float, float]] = {}  # stage -> when it was last heard of, and how much was done
     written: dict[str, float] = {}
     finished: set[str] = set()
 
@@ -112,10 +113,14 @@ def plain_progress(stream: TextIO, *, clock: Callable[[], float] = time.monotoni
         is_last = total > 0 and done >= total
         if not is_last:
             finished.discard(stage)  # a stage may come round again, for the next model
+        heard_at, done_then = latest.get(stage, (now, done))
+        latest[stage] = (now, done)
+        if done < done_then:  # the next round began where the last one ended
+            started[stage] = (heard_at, 0.0)
+        elif stage not in started or done <= 0:
+            started[stage] = (now, done)
         if stage in finished or (stage in written and not is_last and now - written[stage] < every_s):
             return
-        if stage not in started or done <= 0:
-            started[stage] = (now, done)
         if is_last:
             finished.add(stage)
         written[stage] = now

@@ -137,7 +137,7 @@ def _duplicates(examples: Sequence[Example], duplicates: Duplicates) -> list[Fin
                 "info",
                 f"{len(rows)} rows are {len(groups)} groups of nearly the same prompt (the same words, or Jaccard similarity of character "
                 f"5-grams at least {duplicates.threshold:g})",
-                "nothing to do; a group stays on one side of the split",
+                "nothing to do: a random split would leak some of them from training into test, this one keeps a group on one side",
                 rows,
                 detail=_places(groups, by_id),
             )

@@ -106,7 +106,13 @@ def tree_attention(
     leaves_HxD = leaves.transpose(0, 1).reshape(H, R * L, D).index_select(1, flat_slot_T[P:])
     if not P:
         return leaves_HxD
-    head = F.scaled_dot_product_attention(
-        q_HTD[None, :, :P], k_KTD[None, :, :P], v_KTD[None, :, :P], is_causal=True, scale=scaling, enable_gqa=True
-    )[0]
-    return torch.cat([head, leaves_HxD], dim=1)
+    return torch.cat([_prefix_attention(q_HTD[:, :P], k_KTD[:, :P], v_KTD[:, :P], scaling), leaves_HxD], dim=1)
+
+
+def _prefix_attention(q_HPD: Tensor, k_KPD: Tensor, v_KPD: Tensor, scaling: float) -> Tensor:
+    """Causal attention of the prefix over itself; [H, P, D]. Short ones by products, for the same reason as leaves."""
+    P = q_HPD.shape[1]
+    if P <= MATMUL_MAX_LEAF:
+        causal_1PP = torch.ones(1, P, P, dtype=torch.bool, device=q_HPD.device).tril()
+        return leaf_attention(q_HPD[None], k_KPD[None], v_KPD[None], None, None, causal_1PP, scaling)[0]
+    return F.scaled_dot_product_attention(q_HPD[None], k_KPD[None], v_KPD[None], is_causal=True, scale=scaling, enable_gqa=True)[0]

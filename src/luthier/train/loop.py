@@ -19,6 +19,7 @@ from luthier.train.order import epoch_batches
 from luthier.train.step import evaluate_loss, train_step
 
 MAX_SKIPPED_UPDATES = 3
+EVAL_ROWS_A_TRAINING_ROW = 4  # rows looked at at once: nothing is kept for a backward pass, and the shared prefix serves more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +199,7 @@ def _evaluate(
 ) -> StepRecord:
     """Dev loss, the best weights so far, and early stopping."""
     model.eval()
-    dev_loss = evaluate_loss(model, dev, micro_batch=settings.micro_batch)
+    dev_loss = evaluate_loss(model, dev, micro_batch=EVAL_ROWS_A_TRAINING_ROW * settings.micro_batch)
     model.train()
     if state.best_dev_loss is None or dev_loss < state.best_dev_loss:
         state.best_dev_loss, state.best_step, state.evaluations_without_gain = dev_loss, state.step, 0

@@ -19,40 +19,44 @@ Schedule = Literal["linear", "cosine", "constant"]
 
 @dataclass(slots=True)
 class Optimiser:
-    """Trainable parameters by name, their fp32 masters and AdamW's state: all the state an update changes."""
+    """Trainable parameters by name, their fp32 masters and AdamW's state: all the state an update changes.
+
+    `masters` are views into `flat_M`, the M trainable weights one after another: AdamW, norm and clipping are then one
+    operation each instead of one for each of several hundred small tensors.
+    """
 
     params: dict[str, nn.Parameter]
     masters: dict[str, Tensor]
+    flat_M: Tensor
     adamw: torch.optim.AdamW
 
     def state(self) -> dict[str, Tensor]:
         """Everything needed to go on exactly, as named tensors."""
-        out = {f"master.{name}": tensor.detach() for name, tensor in self.masters.items()}
-        for name, tensor in self.masters.items():
-            for key, value in self.adamw.state.get(tensor, {}).items():
-                out[f"adamw.{key}.{name}"] = torch.as_tensor(value)
+        out = {f"master.{name}": tensor for name, tensor in self.masters.items()}
+        for key, value in self.adamw.state.get(self.flat_M, {}).items():
+            out[f"adamw.{key}"] = torch.as_tensor(value)
         return out
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
         for name, master in self.masters.items():
-            master.data.copy_(state[f"master.{name}"])
-            self.params[name].data.copy_(master.data)
-            moments = {
-                key: state[f"adamw.{key}.{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq") if f"adamw.{key}.{name}" in state
-            }
-            if moments:
-                self.adamw.state[master] = moments
+            master.copy_(state[f"master.{name}"])
+            self.params[name].data.copy_(master)
+        moments = {key: state[f"adamw.{key}"].clone() for key in ("step", "exp_avg", "exp_avg_sq") if f"adamw.{key}" in state}
+        if moments:
+            self.adamw.state[self.flat_M] = moments
 
 
 def make_optimiser(model: nn.Module, *, weight_decay: float, compute_dtype: torch.dtype) -> Optimiser:
     """fp32 masters of all trainable parameters; the parameters themselves are cast to the compute dtype."""
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    masters = {name: p.detach().float().clone().requires_grad_() for name, p in params.items()}
+    flat_M = torch.cat([p.detach().float().reshape(-1) for p in params.values()]).requires_grad_()
+    pieces = flat_M.detach().split([p.numel() for p in params.values()])
+    masters = {name: piece.view(p.shape) for (name, p), piece in zip(params.items(), pieces, strict=True)}
     for p in params.values():
         p.data = p.data.to(compute_dtype)
-    adamw = torch.optim.AdamW(list(masters.values()), lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, foreach=True)
-    return Optimiser(params, masters, adamw)
+    adamw = torch.optim.AdamW([flat_M], lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=True)
+    return Optimiser(params, masters, flat_M, adamw)
 
 
 def apply_update(optimiser: Optimiser, *, lr: float, max_grad_norm: float, weight: int) -> float:
@@ -60,25 +64,23 @@ def apply_update(optimiser: Optimiser, *, lr: float, max_grad_norm: float, weigh
 
     Raises FloatingPointError when the norm is not finite; the weights are as before.
     """
-    grads: list[Tensor] = []
-    for name, param in optimiser.params.items():
-        grad = torch.zeros_like(optimiser.masters[name]) if param.grad is None else param.grad.float()
-        grads.append(grad.div_(weight))
+    params = list(optimiser.params.values())
+    grad_M = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in params]).float().div_(weight)
+    for param in params:
         param.grad = None
-    norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads])))
+    norm = float(torch.linalg.vector_norm(grad_M))
     if not math.isfinite(norm):
         raise FloatingPointError(f"gradient norm is {norm}")
     if norm > max_grad_norm > 0:
-        for grad in grads:
-            grad.mul_(max_grad_norm / norm)
-    for master, grad in zip(optimiser.masters.values(), grads, strict=True):
-        master.grad = grad
+        grad_M.mul_(max_grad_norm / norm)
     for group in optimiser.adamw.param_groups:
         group["lr"] = lr
+    optimiser.flat_M.grad = grad_M
     optimiser.adamw.step()
-    for name, param in optimiser.params.items():
-        param.data.copy_(optimiser.masters[name].data)
-        optimiser.masters[name].grad = None
+    optimiser.flat_M.grad = None
+    with torch.no_grad():
+        for param, master in zip(params, optimiser.masters.values(), strict=True):
+            param.copy_(master)
     return norm
 
 

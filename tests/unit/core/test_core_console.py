@@ -164,3 +164,14 @@ def test_ask_reads_lines_until_the_end(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\r\n\ntwo"))
     assert [console.ask("> ") for _ in range(4)] == ["one", "", "two", None]
     assert capsys.readouterr().err == ""
+
+
+def test_a_second_round_is_timed_from_its_own_start() -> None:
+    stream, clock = io.StringIO(), Clock()
+    progress = console.plain_progress(stream, clock=clock)
+    progress("measure", 64, 100, "instructed")
+    clock.now += 10
+    progress("measure", 100, 100, "instructed")
+    clock.now += 10
+    progress("measure", 50, 300, "few-shot")
+    assert stream.getvalue().splitlines()[-1] == "measure: 50 of 300, few-shot, about 50 s left"
