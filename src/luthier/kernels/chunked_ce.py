@@ -30,11 +30,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             part = slice(start, start + CHUNK_TOKENS)
             logits = F.linear(h_NE[part], weight_VE).float()
             target = target_N[part, None]
-            log_z = torch.logsumexp(logits, dim=-1, keepdim=True)
-            total += (log_z - logits.gather(1, target)).sum()
+            # One buffer from logits over exponentials to their gradient: a temporary of this size costs more than the arithmetic.
+            top = logits.amax(dim=-1, keepdim=True)
+            target_logit = logits.gather(1, target) - top
+            exp = logits.sub_(top).exp_()
+            z = exp.sum(dim=-1, keepdim=True)
+            total += (z.log() - target_logit).sum()
             if grad_h is None and grad_w is None:
                 continue
-            d_logits = (logits - log_z).exp_().scatter_add_(1, target, torch.full_like(log_z, -1.0)).to(weight_VE.dtype)
+            d_logits = exp.div_(z).scatter_add_(1, target, torch.full_like(z, -1.0)).to(weight_VE.dtype)
             if grad_h is not None:
                 grad_h[part] = d_logits @ weight_VE
             if grad_w is not None:
