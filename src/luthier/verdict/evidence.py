@@ -12,7 +12,7 @@ from luthier.stats.power import min_detectable_effect, min_detectable_effect_fro
 from luthier.verdict.compare import arm_score, compare_arms, latency_ratio, pair_scores, with_holm
 from luthier.verdict.gates import check_gates
 from luthier.verdict.seeds import RecipeDifference, recipe_difference, same_recipe
-from luthier.verdict.settings import MIN_CLEAR_CLUSTERS, MIN_CLEAR_ITEMS, DecisionRule
+from luthier.verdict.settings import EPSILON, MIN_CLEAR_CLUSTERS, MIN_CLEAR_ITEMS, DecisionRule
 
 Z95 = NormalDist().inv_cdf(0.975)
 
@@ -69,8 +69,7 @@ class Contest:
     @property
     def is_joint(self) -> bool:
         """The tuned arm keeps examples from retrieval in its prompt."""
-        words = (self.tuned.name, *self.tuned.params.keys(), *self.tuned.params.values())
-        return any("retriev" in word.lower() for word in words)
+        return _is_joint(self.tuned)
 
     @property
     def is_small(self) -> bool:
@@ -119,6 +118,24 @@ def best_of(family: ArmFamily, arms: Sequence[ArmResult], rule: DecisionRule) ->
         return arm.dev_score is None, -(arm.dev_score or 0.0), cost, arm.name
 
     return min((arm for arm in arms if arm.family == family), key=order, default=None)
+
+
+def best_tuned(arms: Sequence[ArmResult], rule: DecisionRule) -> ArmResult | None:
+    """The best tuned arm on dev; one with retrieval only where it gains at least the margin over the best without.
+
+    Retrieval is one more thing to serve and makes every prompt longer, and its dev score is the best of several variants,
+    which flatters it by about the margin (docs/methods-statistics.md, Protocol).
+    """
+    best = best_of("tuned", arms, rule)
+    plain = best_of("tuned", [arm for arm in arms if not _is_joint(arm)], rule)
+    if best is None or plain is None or not _is_joint(best) or best.dev_score is None or plain.dev_score is None:
+        return best
+    return best if best.dev_score - plain.dev_score >= rule.margin - EPSILON else plain
+
+
+def _is_joint(arm: ArmResult) -> bool:
+    words = (arm.name, *arm.params.keys(), *arm.params.values())
+    return any("retriev" in word.lower() for word in words)
 
 
 def contest_between(prompt: ArmResult, tuned: ArmResult, rule: DecisionRule) -> Contest:

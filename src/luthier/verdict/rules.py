@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from luthier.core.types import ArmResult, Comparison, Verdict, VerdictCode
 from luthier.verdict import explain
 from luthier.verdict.compare import pair_scores
-from luthier.verdict.evidence import Contest, Evidence, best_of, gather
-from luthier.verdict.settings import MIN_TEST_ITEMS, DecisionRule
-
-EPSILON = 1e-9  # a difference of exactly the margin counts as the margin, whatever the rounding
+from luthier.verdict.evidence import Contest, Evidence, best_of, best_tuned, gather
+from luthier.verdict.settings import EPSILON, MIN_TEST_ITEMS, DecisionRule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,19 +28,20 @@ class _Row:
 def decide(arms: Sequence[ArmResult], rule: DecisionRule) -> Verdict:
     """The verdict on the arms of one run: the first row of the table that holds.
 
-    The best arm of each family is the one with the highest dev score. A failed arm is passed over and named in `reasons`.
+    The best arm of each family is the one with the highest dev score (retrieval beside tuning: see `best_tuned`).
+    A failed arm is passed over and named in `reasons`.
     Raises RunError for a damaged record (an item twice, a score out of range, a negative time).
     """
     ran = tuple(arm for arm in arms if arm.failed is None and arm.items)
     reasons = tuple(
         f"{arm.name}: left out, it failed: {arm.failed or 'no items'}" for arm in arms if arm.failed is not None or not arm.items
     )
-    prompt, tuned, floor = (best_of(family, ran, rule) for family in ("prompt", "tuned", "floor"))
+    prompt, tuned, floor = best_of("prompt", ran, rule), best_tuned(ran, rule), best_of("floor", ran, rule)
     if prompt is None or tuned is None or not pair_scores(tuned, prompt, rule.metric).a:
         return _nothing_to_compare(prompt, tuned, floor, rule, reasons)
     evidence = gather(ran, prompt, tuned, rule)
     tried, code = _first_match(evidence)
-    reasons = (*reasons, _chosen(evidence), *tried)
+    reasons = (*reasons, _chosen(evidence), *_without_retrieval(best_of("tuned", ran, rule), tuned, rule), *tried)
     conflict = "" if code == "inconclusive" else _conflict(evidence, code)
     if conflict:
         code, reasons = "inconclusive", (*reasons, conflict)
@@ -213,6 +212,16 @@ def _chosen(evidence: Evidence) -> str:
             f"[{_signed(recipe.low95)}, {_signed(recipe.high95)}], spread between seeds {_points(recipe.seed_sd)}"
         )
     return f"best on dev, not on test: {chosen}{seeds}"
+
+
+def _without_retrieval(highest: ArmResult | None, tuned: ArmResult, rule: DecisionRule) -> tuple[str, ...]:
+    """Why the tuned arm is not the one with the highest dev score."""
+    if highest is None or highest is tuned or highest.dev_score is None or tuned.dev_score is None:
+        return ()
+    gain = _signed(highest.dev_score - tuned.dev_score)
+    return (
+        f"{highest.name}: {gain} on dev over {tuned.name}, less than the margin {_points(rule.margin)}: not worth another part to serve",
+    )
 
 
 def _nothing_to_compare(

@@ -12,6 +12,7 @@ from luthier.metrics.cost import Economics, Prices
 MIN_TEST_ITEMS = 30  # fewer: no verdict
 MIN_CLEAR_ITEMS = 100  # fewer: "leaning" at most
 MIN_CLEAR_CLUSTERS = 20
+EPSILON = 1e-9  # a difference of exactly the margin counts as the margin, whatever the rounding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -277,6 +277,19 @@ def test_equal_dev_scores_go_to_the_cheaper_arm_in_any_order() -> None:
     assert (first.code, first.sentence, first.primary) == (second.code, second.sentence, second.primary)
 
 
+@pytest.mark.parametrize(("joint_dev", "stands"), [(0.74, "tuned"), (0.75, "tuned + retrieval"), (0.60, "tuned")])
+def test_retrieval_joins_only_where_it_gains_the_margin_on_dev(joint_dev: float, stands: str) -> None:
+    tuned, prompt = paired(300, 150, 75, 15)
+    arms = [
+        arm("few-shot", prompt, family="prompt", dev=0.5),
+        arm("tuned", tuned, family="tuned", dev=0.70),
+        arm("tuned + retrieval", tuned, family="tuned", dev=joint_dev),
+    ]
+    found = decide(arms, rule())
+    assert found.best_tuned == stands
+    assert any("not worth another part" in reason for reason in found.reasons) == (joint_dev == 0.74)
+
+
 @pytest.mark.parametrize("name", ["tuned + retrieval", "tuned"])
 def test_the_joint_arm_is_said_to_be_both(name: str) -> None:
     arms = contest(300, 150, 75, 15, tuned_name=name)
