@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-MAX_SCORES = 48_000_000  # elements of one layer's attention scores while reading prompts: 0.18 GiB in fp32
+MAX_PAIRS = 24_000_000  # (token, token it may see) pairs of a batch while prompts are read: the attention mask
 
 
-def plan_batches(lengths: Sequence[int], *, num_prefix: int, num_heads: int, batch: int) -> tuple[tuple[int, ...], ...]:
+def plan_batches(lengths: Sequence[int], *, num_prefix: int, batch: int) -> tuple[tuple[int, ...], ...]:
     """Indices of each batch, longest prompts first, similar lengths together; at least one row a batch.
 
     `lengths[i]` counts the tokens of prompt i after the shared prefix.
@@ -22,8 +22,8 @@ def plan_batches(lengths: Sequence[int], *, num_prefix: int, num_heads: int, bat
     current: list[int] = []
     for i in order:
         longest = lengths[current[0]] if current else lengths[i]
-        scores = (len(current) + 1) * num_heads * longest * (num_prefix + longest)
-        if current and (len(current) == batch or scores > MAX_SCORES):
+        pairs = (len(current) + 1) * longest * (num_prefix + longest)
+        if current and (len(current) == batch or pairs > MAX_PAIRS):
             batches.append(tuple(current))
             current = []
         current.append(i)

@@ -48,7 +48,7 @@ def _draw(logits_V: Tensor, temperature: float, generator: torch.Generator) -> i
 def _next_tokens(logits_RV: Tensor, rows: list[int], sampling: Sequence[Sampling], generators: Sequence[torch.Generator]) -> list[int]:
     if all(s.temperature <= 0 for s in sampling):
         return logits_RV.argmax(dim=-1).tolist()
-    return [_draw(logits_RV[i], sampling[row].temperature, generators[row]) for i, row in enumerate(rows)]
+    return [_draw(logits_RV[i].float(), sampling[row].temperature, generators[row]) for i, row in enumerate(rows)]
 
 
 @torch.no_grad()
@@ -85,7 +85,7 @@ def decode(
     ended = [False] * R
     position_R = P + lengths
     while True:
-        tokens = _next_tokens((h_RE @ head_VE.T).float(), rows, sampling, generators)
+        tokens = _next_tokens(h_RE @ head_VE.T, rows, sampling, generators)
         for line, row in enumerate(rows):
             if ended[row]:
                 continue

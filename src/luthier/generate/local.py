@@ -83,8 +83,7 @@ def generate(
         digest([local.fingerprint, num_prefix, list(ids), request.max_new_tokens, request.temperature, request.seed])
         for request, ids in zip(requests, prompts, strict=True)
     ]
-    num_heads = int(local.model.config.get_text_config().num_attention_heads)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
-    plan = plan_batches([len(ids) - num_prefix for ids in prompts], num_prefix=num_prefix, num_heads=num_heads, batch=batch)
+    plan = plan_batches([len(ids) - num_prefix for ids in prompts], num_prefix=num_prefix, batch=batch)
     prefix: Prefix | None = None
     prefix_share_s = 0.0
     done: dict[int, Generation] = {}

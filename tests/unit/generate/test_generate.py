@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from luthier.core.errors import InputError, ModelError
 from luthier.core.types import Generation, GenerationRequest, Message
-from luthier.generate.batching import MAX_SCORES, plan_batches
+from luthier.generate.batching import MAX_PAIRS, plan_batches
 from luthier.generate.decode import Sampling, decode, read_prefix
 from luthier.generate.local import LocalModel, NoStore, generate, peak_memory_gib, shared_prefix, single_latencies
 from luthier.models.backbone import use_layout_attention
@@ -165,9 +165,9 @@ def test_soft_capped_models_are_refused(folder: Path) -> None:
 @settings(max_examples=200, derandomize=True, deadline=None)
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=60), st.integers(1, 64), st.integers(0, 2000))
 def test_batches_hold_every_request_once_within_limits(lengths: list[int], batch: int, num_prefix: int) -> None:
-    plan = plan_batches(lengths, num_prefix=num_prefix, num_heads=9, batch=batch)
+    plan = plan_batches(lengths, num_prefix=num_prefix, batch=batch)
     assert sorted(i for b in plan for i in b) == list(range(len(lengths)))
     for indices in plan:
         longest = max(lengths[i] for i in indices)
         assert len(indices) <= batch
-        assert len(indices) == 1 or len(indices) * 9 * longest * (num_prefix + longest) <= MAX_SCORES
+        assert len(indices) == 1 or len(indices) * longest * (num_prefix + longest) <= MAX_PAIRS
