@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from luthier.core.types import TokenRow
-from luthier.kernels import chunked_ce, lora_linear, reference, tree_attention
+from luthier.kernels import chunked_ce, reference, tree_attention
 from luthier.kernels.tree_layout import layout_tree
 from luthier.tokens.tree import tree_batch
 
@@ -69,22 +69,3 @@ def test_tree_batch_labels_and_positions() -> None:
     assert batch.source_N.tolist() == [2, 3, 2, 5, 6]  # both rows' first label is read off the last prefix token
     assert batch.target_N.tolist() == [4, 9, 4, 8, 9]
     assert batch.num_row_tokens == 11
-
-
-@pytest.mark.parametrize("has_bias", [False, True])
-@pytest.mark.parametrize("shape", [(1, 5), (3, 4, 5), (1, 17, 5)])
-def test_lora_linear_equals_reference_and_has_no_gradient_for_the_frozen_weight(shape: tuple[int, ...], has_bias: bool) -> None:
-    gen = torch.Generator().manual_seed(11)
-    weight = torch.randn(7, 5, generator=gen)
-    bias = torch.randn(7, generator=gen) if has_bias else None
-    x, a, b = (torch.randn(size, generator=gen, requires_grad=True) for size in (shape, (3, 5), (7, 3)))
-    fast = lora_linear.lora_linear(x, weight, bias, a, b, 0.5)
-    slow = reference.lora_linear(x, weight, bias, a, b, 0.5)
-    torch.testing.assert_close(fast, slow, atol=1e-6, rtol=1e-5)
-    toward = torch.randn(fast.shape, generator=gen)
-    for got, want in zip(
-        torch.autograd.grad((fast * toward).sum(), (x, a, b)), torch.autograd.grad((slow * toward).sum(), (x, a, b)), strict=True
-    ):
-        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
-    wrong = reference.lora_linear(x, weight, bias, a, b, 0.6)
-    assert not torch.allclose(fast, wrong, atol=1e-4)

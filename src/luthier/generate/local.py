@@ -87,6 +87,7 @@ def generate(
     prefix: Prefix | None = None
     prefix_share_s = 0.0
     done: dict[int, Generation] = {}
+    on_progress(0, len(requests))
     for indices in plan:
         if should_stop():
             raise KeyboardInterrupt

@@ -25,8 +25,3 @@ def tree_attention(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, *, num_prefix: i
     k_HTD, v_HTD = k_KTD.repeat_interleave(groups, 0), v_KTD.repeat_interleave(groups, 0)
     scores = (q_HTD.float() @ k_HTD.float().transpose(-1, -2)) * scaling
     return (torch.softmax(scores.masked_fill(~visible_TT, float("-inf")), dim=-1) @ v_HTD.float()).to(q_HTD.dtype)
-
-
-def lora_linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
-    """The formula, one operation after another."""
-    return F.linear(x, weight_OI, bias_O) + scale * F.linear(F.linear(x, a_RI), b_OR)

@@ -18,15 +18,13 @@ from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora.layer import Linear as PeftLoraLinear
 from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.core.errors import ModelError
 from luthier.core.seeds import seed_for
-from luthier.kernels.lora_linear import lora_linear
 from luthier.models.catalogue import MANIFEST
 from luthier.models.folder import PICKLED, TensorHeader, read_headers, read_json, weight_files, weights_sha256
 from luthier.models.load import ModelInfo
@@ -51,22 +49,6 @@ class LoraSettings:
     alpha: float
     dropout: float
     targets: str | tuple[str, ...] = "all-linear"
-
-
-class FusedLoraLinear(PeftLoraLinear):
-    """peft's layer, computed by `kernels.lora_linear` wherever it is plain LoRA: one adapter, not merged, without dropout."""
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The same function; `args` and `kwargs` are peft's."""
-        name = self.active_adapters[0] if len(self.active_adapters) == 1 else ""
-        is_plain = name in self.lora_A and not (args or kwargs or self.disable_adapters or self.merged or name in self.lora_variant)
-        if not is_plain or (self.training and not isinstance(self.lora_dropout[name], nn.Identity)):
-            return super().forward(x, *args, **kwargs)
-        base = cast("nn.Linear", self.get_base_layer())
-        a_RI, b_OR = cast("nn.Linear", self.lora_A[name]).weight, cast("nn.Linear", self.lora_B[name]).weight
-        if not x.dtype == base.weight.dtype == a_RI.dtype:
-            return super().forward(x)
-        return lora_linear(x, base.weight, base.bias, a_RI, b_OR, self.scaling[name])
 
 
 def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int, *, dtype: torch.dtype = torch.float32) -> PeftModel:
@@ -99,7 +81,6 @@ def _wrap(model: PreTrainedModel, config: LoraConfig, *, where: str) -> PeftMode
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft draws initial values, which are replaced
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
-            config._register_custom_module({nn.Linear: FusedLoraLinear})  # pyright: ignore[reportPrivateUsage]  peft's documented entrance
             return cast("PeftModel", get_peft_model(model, config, autocast_adapter_dtype=False))
     except ValueError as error:
         raise ModelError(f"LoRA cannot be put on this model: {error}"[:500], where=where, fix='targets "all-linear"') from error
