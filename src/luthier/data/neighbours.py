@@ -15,7 +15,7 @@ from luthier.data.normalise import loosen
 NUM_NEIGHBOURS = 5
 MIN_AGREEING = 3  # of the neighbours, on one other label, and none on the row's own
 MIN_SIMILARITY = 0.3  # cosine of the nearest neighbour; below it the neighbours say nothing
-MAX_LOOKED_AT = 2000
+MAX_LOOKED_AT = 1000
 MAX_POSTINGS = 500  # words in more rows than this do not look up neighbours
 
 _WORD = re.compile(r"\w+")
@@ -33,7 +33,7 @@ class Disagreement:
 def disagreeing_rows(texts: Sequence[str], labels: Sequence[str]) -> Disagreement:
     """Compare each row's label with those of its five nearest rows by TF-IDF cosine of words.
 
-    Up to 2,000 rows, chosen by their content, are compared with all rows. Of two equal texts one counts.
+    Up to 1,000 rows, chosen by their content, are compared with all rows. Of two equal texts one counts.
     """
     vectors = _tfidf(texts)
     postings: dict[str, list[tuple[int, float]]] = defaultdict(list)

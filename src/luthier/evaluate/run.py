@@ -27,6 +27,7 @@ from luthier.generate.local import (
 from luthier.metrics.catalogue import Scored
 
 Score = Callable[[Example, str], Scored]
+WARM_UP_TOKENS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +194,7 @@ def measure_latencies(
 ) -> dict[str, tuple[float, ...]]:
     """Single-request latencies of every arm, interleaved item by item so that a drift of the machine hits all arms alike.
 
-    The first item warms up and is not counted.
+    The first item warms up, with a few tokens, and is not counted.
     """
     prefixes = {}
     for name, candidate, local in plans:
@@ -201,7 +202,8 @@ def measure_latencies(
     out: dict[str, list[float]] = {name: [] for name, _, _ in plans}
     for number, item in enumerate(items):
         for name, candidate, local in plans:
-            seconds = next(single_latencies(local, requests_of(candidate, [item], max_new_tokens), prefixes[name]))
+            longest = max_new_tokens if number else WARM_UP_TOKENS
+            seconds = next(single_latencies(local, requests_of(candidate, [item], longest), prefixes[name]))
             if number:
                 out[name].append(seconds)
         on_progress(number + 1, len(items))

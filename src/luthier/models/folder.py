@@ -20,6 +20,7 @@ from luthier.models.catalogue import is_complete, read_manifest
 
 MAX_JSON_BYTES = 4 * 2**20
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+UNCHANGED = "use an unchanged copy of the model"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
@@ -37,7 +38,7 @@ class TensorHeader:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of a model folder. Raises ModelError if it is not there, too large or not an object."""
-    fix = "use an unchanged copy of the model"
+    fix = UNCHANGED
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ModelError(f"has {path.stat().st_size:,} bytes, at most {MAX_JSON_BYTES:,} are read", where=str(path), fix=fix)
@@ -51,6 +52,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ModelError(f"holds a {type(found).__name__}, expected an object", where=str(path), fix=fix)
     return cast("dict[str, Any]", found)
+
+
+def stated_context(path: Path) -> int | None:
+    """Tokens the model sees, as config.json states it; None where it does not."""
+    config = read_json(path / "config.json")
+    text = config.get("text_config")
+    for part in (text if isinstance(text, dict) else {}, config):
+        for key in ("max_position_embeddings", "n_positions"):
+            if isinstance(part.get(key), int):
+                return part[key]
+    return None
 
 
 def refuse_remote_code(path: Path) -> None:

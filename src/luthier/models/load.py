@@ -1,26 +1,21 @@
-"""Open a model folder: look first, then tokenizer, then weights. Local files only, safetensors only, no code of the model's.
+"""Open a model folder: look first, then weights. Local files only, safetensors only, no code of the model's.
 
 Names and hub ids become folders in `catalogue.resolve` and `pull.pull`; nothing here touches the network.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from luthier.core.errors import ModelError
 from luthier.models.catalogue import read_manifest
-from luthier.models.folder import TensorHeader, read_headers, read_json, refuse_remote_code, weight_files, weights_sha256
-
-UNCHANGED = "use an unchanged copy of the model"
+from luthier.models.folder import UNCHANGED, TensorHeader, read_headers, read_json, refuse_remote_code, weight_files, weights_sha256
+from luthier.models.tokenizer import open_tokenizer, quiet_transformers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +86,7 @@ def _skeleton(path: Path, config: dict[str, Any], headers: dict[str, TensorHeade
                 f"{key} is {layers:,} but there are only {len(headers)} tensors", where=str(path / "config.json"), fix=UNCHANGED
             )
     try:
-        with torch.device("meta"), _quiet():
+        with torch.device("meta"), quiet_transformers():
             return cast(
                 "PreTrainedModel",
                 AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, local_files_only=True), dtype=torch.float32),
@@ -119,30 +114,13 @@ def _refuse_other_shapes(path: Path, skeleton: PreTrainedModel, headers: dict[st
         )
 
 
-def open_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder. Raises ModelError if there is none, it needs remote code, or cannot be read."""
-    refuse_remote_code(path)
-    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise ModelError(
-            "has no tokenizer (tokenizer.json)", where=str(path), fix="copy tokenizer.json and tokenizer_config.json beside the weights"
-        )
-    try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # tokenizers is a Rust library behind many converters; a damaged file can raise any error
-        raise ModelError(f"the tokenizer cannot be read: {type(error).__name__}: {error}"[:600], where=str(path), fix=UNCHANGED) from error
-    if not tokenizer.is_fast:
-        raise ModelError("has only a slow Python tokenizer", where=str(path), fix="take a version of the model that has tokenizer.json")
-    return cast("PreTrainedTokenizerBase", tokenizer)
-
-
 def open_model(path: Path, *, dtype: torch.dtype) -> PreTrainedModel:
     """The model in eval mode, without gradients. Raises ModelError if any weight is missing, left over, misshapen or not finite."""
     refuse_remote_code(path)
     for file in weight_files(path):
         read_headers(file)
     try:
-        with _quiet():
+        with quiet_transformers():
             model, report = cast(
                 "tuple[PreTrainedModel, dict[str, Any]]",
                 AutoModelForCausalLM.from_pretrained(
@@ -163,17 +141,3 @@ def open_model(path: Path, *, dtype: torch.dtype) -> PreTrainedModel:
         raise ModelError(f"{len(broken)} tensors hold values that are not numbers: {', '.join(broken[:3])}", where=str(path), fix=UNCHANGED)
     model.requires_grad_(requires_grad=False)
     return model.eval()
-
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """No progress bars or notices of transformers; whatever matters in them is an error here."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

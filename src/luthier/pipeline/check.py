@@ -13,9 +13,10 @@ from luthier.data.profile import profile_task
 from luthier.pipeline.data import CheckedData, all_rejects, read_data
 from luthier.pipeline.settings import Settings
 
-SHOWN_ROWS = 3
+SHOWN_ROWS = 5
 SHOWN_REJECTS = 10
 SHOWN_PLACES = 3
+BARS = " ▁▂▃▄▅▆▇█"
 MARK = {"error": "ERROR", "warning": "warn ", "info": "note "}
 
 
@@ -31,15 +32,15 @@ class TokenView:
 def token_view(settings: Settings, examples: tuple[Example, ...]) -> TokenView:
     """Encode with the model's tokenizer. Raises ModelError if the model is not there."""
     from luthier.models.catalogue import resolve
-    from luthier.models.load import inspect_folder, open_tokenizer
+    from luthier.models.folder import stated_context
+    from luthier.models.tokenizer import open_tokenizer
     from luthier.tokens.encode import encode_examples
     from luthier.tokens.preview import preview_tokens
     from luthier.tokens.template import open_chat
 
     path = resolve(settings.model.name)
-    info = inspect_folder(path)
     tokenizer = open_tokenizer(path)
-    max_length = min(settings.model.max_length, info.context)
+    max_length = min(settings.model.max_length, stated_context(path) or tokenizer.model_max_length)
     encoded = encode_examples(open_chat(tokenizer), examples, max_length=max_length, allow_truncation=settings.model.allow_truncation)
     rows: tuple[TokenRow, ...] = encoded.rows
     return TokenView(
@@ -128,7 +129,12 @@ def _length_lines(view: TokenView | None, why_not: str) -> list[str]:
     if view is None:
         return [f"token lengths: not measured ({why_not})"]
     summary = length_summary(view.lengths)
-    return [f"token lengths: n {summary.n}, median {summary.p50}, p90 {summary.p90}, p99 {summary.p99}, longest {summary.max}"]
+    lines = [f"token lengths: n {summary.n}, median {summary.p50}, p90 {summary.p90}, p99 {summary.p99}, longest {summary.max}"]
+    if len(summary.bins) > 1:
+        most = max(count for _, _, count in summary.bins)
+        bars = "".join(BARS[-(-count * (len(BARS) - 1) // most)] for _, _, count in summary.bins)
+        lines.append(f"  {summary.min} {bars} {summary.max} tokens, up to {most} rows a bar")
+    return lines
 
 
 def _verdict_line(worst: str, findings: tuple[Finding, ...]) -> str:

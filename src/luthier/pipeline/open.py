@@ -7,8 +7,9 @@ from pathlib import Path
 from luthier.core.hashing import digest, sha256_file
 from luthier.generate.local import LocalModel
 from luthier.models.backbone import longest_window, use_layout_attention
-from luthier.models.load import inspect_folder, open_model, open_tokenizer
+from luthier.models.load import inspect_folder, open_model
 from luthier.models.lora import load_adapter
+from luthier.models.tokenizer import open_tokenizer
 from luthier.tokens.template import open_chat
 from luthier.train.precision import Precision
 

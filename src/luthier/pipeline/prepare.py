@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luthier.core.console import Progress
-from luthier.core.types import TokenRow
+from luthier.core.types import Finding, TokenRow
 from luthier.models.catalogue import resolve
-from luthier.models.load import ModelInfo, inspect_folder, open_tokenizer
+from luthier.models.load import ModelInfo, inspect_folder
+from luthier.models.tokenizer import open_tokenizer
 from luthier.pipeline.data import PreparedData, prepare_data, refuse_other_objectives
 from luthier.pipeline.settings import Settings
-from luthier.tokens.encode import Encoded, encode_examples
+from luthier.tokens.encode import encode_examples
 from luthier.tokens.template import open_chat
 from luthier.train.precision import Precision, choose_precision
 
@@ -27,7 +28,7 @@ class Prepared:
     train_rows: tuple[TokenRow, ...]
     dev_rows: tuple[TokenRow, ...]
     max_new_tokens: int
-    encoded: Encoded
+    findings: tuple[Finding, ...]  # of encoding: rows cut or left out
 
 
 def prepare(settings: Settings, progress: Progress) -> Prepared:
@@ -56,5 +57,5 @@ def prepare(settings: Settings, progress: Progress) -> Prepared:
         train_rows=encoded.rows,
         dev_rows=dev.rows,
         max_new_tokens=settings.arms.max_new_tokens or typical + max(8, typical // 4),
-        encoded=encoded,
+        findings=(*encoded.findings, *(replace(f, message=f"dev: {f.message}") for f in dev.findings)),
     )

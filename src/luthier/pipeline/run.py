@@ -127,7 +127,7 @@ def make_record(settings: Settings, prepared: Prepared, trained: TrainRecord | N
             num_read=sum(r.num_read for r in reads),
             num_kept=sum(len(r.examples) for r in reads),
             num_rejected=sum(len(r.rejects) for r in reads),
-            findings=(*data.findings, *prepared.encoded.findings),
+            findings=(*data.findings, *prepared.findings),
             ceiling=data.conflicts.ceiling,
             profile=prepared.data.profile,
             num_train=len(prepared.train_rows),

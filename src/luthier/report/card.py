@@ -90,7 +90,7 @@ def _results(model: ReportModel) -> str:
         cost = render_untrusted(numbers.usd(row.cost_per_1000.value), "markdown")
         lines.append(
             f"| {_md(row.name)} | {model_name} | {numbers.points(row.score.value)} | {numbers.interval(row.score)} | {row.score.n:,} "
-            f"| {numbers.points(row.dev_score)} | {cost} | {numbers.duration(row.latency_p50_s)} |"
+            f"| {numbers.points(row.dev_score)} | {cost} | {numbers.duration(row.latency_p50_s.value)} (n {row.latency_p50_s.n}) |"
         )
     return "\n".join([*lines, *_left_out(len(model.rows), MAX_ARMS, "arms", model)])
 

@@ -140,6 +140,8 @@ def _environment() -> Environment:
         points=numbers.points,
         signed=numbers.signed_points,
         interval=numbers.interval,
+        usd_interval=numbers.usd_interval,
+        wait_interval=numbers.duration_interval,
         usd=numbers.usd,
         duration=numbers.duration,
         count=numbers.count,

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from luthier.core.types import ArmFamily, ArmResult, Comparison, Estimate, Finding, TaskProfile, Verdict
 
+NO_LATENCY = Estimate(value=None, low=None, high=None, n=0, method="not measured")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmRow:
@@ -21,8 +23,8 @@ class ArmRow:
     cost_per_1000: Estimate  # US dollars for 1,000 requests
     model: str = ""
     description: str = ""
-    latency_p50_s: float | None = None
-    latency_p95_s: float | None = None
+    latency_p50_s: Estimate = NO_LATENCY
+    latency_p95_s: Estimate = NO_LATENCY
     prompt_tokens: float | None = None
     new_tokens: float | None = None
     peak_mem_gib: float | None = None

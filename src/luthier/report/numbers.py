@@ -29,6 +29,21 @@ def interval(estimate: Estimate) -> str:
     return f"[{points(estimate.low)}, {points(estimate.high)}]"
 
 
+def usd_interval(estimate: Estimate) -> str:
+    """The interval of an amount in US dollars; empty where there is none."""
+    return "" if estimate.low is None or estimate.high is None else f"[{usd(estimate.low)}, {usd(estimate.high)}]"
+
+
+def duration_interval(estimate: Estimate) -> str:
+    """The interval of a time and the number of requests it stands on; an end those cannot tell is "…"."""
+    if estimate.value is None:
+        return ""
+    if estimate.low is None and estimate.high is None:
+        return f"n = {estimate.n:,}, too few for an interval"
+    low, high = ("…" if end is None else duration(end) for end in (estimate.low, estimate.high))
+    return f"[{low}, {high}], n = {estimate.n:,}"
+
+
 def usd(amount: float | None) -> str:
     """US dollars, two significant digits below one dollar: 0.0214 -> "$0.021"."""
     if amount is None or not math.isfinite(amount):

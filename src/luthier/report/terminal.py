@@ -57,7 +57,7 @@ def _arm_line(row: ArmRow, is_compared: bool) -> str:
         return f"  {name} {_padded(f'failed: {row.failed}', COLUMNS - NAME_COLUMNS - 3).rstrip()}"
     cost = numbers.usd(row.cost_per_1000.value).replace("$", "")
     score = f"{numbers.points(row.score.value):>6}  {numbers.interval(row.score):<14}"
-    return _ascii_signs(f"  {name} {score} {cost:>9} {numbers.duration(row.latency_p50_s):>9}")
+    return _ascii_signs(f"  {name} {score} {cost:>9} {numbers.duration(row.latency_p50_s.value):>9}")
 
 
 def _ascii_signs(line: str) -> str:

@@ -34,17 +34,5 @@ def preview_tokens(row: TokenRow, tokenizer: PreTrainedTokenizerBase) -> tuple[t
     return tuple(pieces)
 
 
-def plain_preview(row: TokenRow, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The same for terminals without colour: what is trained stands between ⟦ and ⟧. Untrusted text, as above."""
-    out: list[str] = []
-    was_label = False
-    for text, is_label in preview_tokens(row, tokenizer):
-        if is_label != was_label:
-            out.append("⟦" if is_label else "⟧")
-        out.append(text)
-        was_label = is_label
-    return "".join(out) + ("⟧" if was_label else "")
-
-
 def _spell(ids: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))

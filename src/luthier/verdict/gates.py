@@ -61,7 +61,7 @@ def _limits(rule: DecisionRule) -> tuple[_Limit, ...]:
             what="answers with a value that neither the input nor the known facts hold",
             allowed=rule.max_unsupported_rise,
             higher_is_better=False,
-            fix=f"remove training answers that state what their input does not; {milder}",
+            fix=f"add training rows that teach these facts, remove answers that state what their input does not; or {milder}",
             missing=0.0,  # an answer that states no fact states no unsupported one
         ),
         _Limit(

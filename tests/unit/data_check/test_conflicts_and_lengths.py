@@ -4,7 +4,7 @@ import pytest
 from tests.unit.data_check.make_rows import pairs, row, rows, sentences
 
 from luthier.data.conflicts import find_conflicts
-from luthier.data.lengths import length_summary, over_long
+from luthier.data.lengths import length_summary
 
 
 def test_conflicts_and_the_ceiling() -> None:
@@ -59,13 +59,3 @@ def test_bins_cover_every_length_once(lengths: list[int]) -> None:
 def test_no_rows_have_no_quantiles() -> None:
     found = length_summary([])
     assert (found.n, found.p50, found.max, found.bins) == (0, None, None, ())
-
-
-@pytest.mark.parametrize(
-    ("num_long", "severity"), [(0, None), (1, "info"), (10, "info"), (11, "warning"), (100, "warning"), (101, "error")]
-)
-def test_over_long_thresholds(num_long: int, severity: str | None) -> None:
-    found = over_long([513] * num_long + [512] * (1000 - num_long), max_length=512)
-    assert found.severity == severity
-    assert len(found.positions) == num_long
-    assert found.share == num_long / 1000

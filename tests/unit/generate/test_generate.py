@@ -17,7 +17,8 @@ from luthier.generate.batching import MAX_PAIRS, plan_batches
 from luthier.generate.decode import Sampling, decode, read_prefix
 from luthier.generate.local import LocalModel, NoStore, generate, peak_memory_gib, shared_prefix, single_latencies
 from luthier.models.backbone import use_layout_attention
-from luthier.models.load import open_model, open_tokenizer
+from luthier.models.load import open_model
+from luthier.models.tokenizer import open_tokenizer
 from luthier.tokens.template import open_chat
 
 EOS = frozenset([2])

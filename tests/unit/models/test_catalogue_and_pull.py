@@ -15,8 +15,9 @@ from luthier.core.errors import ModelError
 from luthier.models import pull as pull_module
 from luthier.models.catalogue import CatalogueEntry, cached_folder, find_entry, is_complete, list_models, resolve
 from luthier.models.gguf import mend_tokenizer
-from luthier.models.load import inspect_folder, open_tokenizer
+from luthier.models.load import inspect_folder
 from luthier.models.pull import pull
+from luthier.models.tokenizer import open_tokenizer
 
 
 def test_the_catalogue_is_sound() -> None:

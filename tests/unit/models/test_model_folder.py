@@ -16,7 +16,8 @@ from tests.fixtures.tiny_model import make_tiny_model, make_tiny_tokenizer
 
 from luthier.core.errors import ModelError
 from luthier.models.folder import read_headers
-from luthier.models.load import inspect_folder, open_model, open_tokenizer
+from luthier.models.load import inspect_folder, open_model
+from luthier.models.tokenizer import open_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from tests.fixtures.tiny_model import CHATML, make_tiny_model
 from luthier.core.errors import InputError, ModelError
 from luthier.core.types import Example, Message
 from luthier.models.catalogue import cached_folder, find_entry, is_complete
-from luthier.models.load import open_tokenizer
+from luthier.models.tokenizer import open_tokenizer
 from luthier.tokens.template import ChatEncoder, open_chat
 
 TRIMMING = (  # Llama 3's habits: BOS in the template, contents trimmed

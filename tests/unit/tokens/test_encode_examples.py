@@ -7,9 +7,9 @@ from tests.fixtures.tiny_model import make_tiny_model
 
 from luthier.core.errors import InputError
 from luthier.core.types import Example, TokenRow
-from luthier.models.load import open_tokenizer
+from luthier.models.tokenizer import open_tokenizer
 from luthier.tokens.encode import encode_examples
-from luthier.tokens.preview import plain_preview, preview_tokens
+from luthier.tokens.preview import preview_tokens
 from luthier.tokens.template import ChatEncoder, open_chat
 
 
@@ -93,7 +93,6 @@ def test_preview(encoder: ChatEncoder) -> None:
     assert "".join(text for text, _ in pieces) == "<|im_start|>user\né €?<|im_end|>\n<|im_start|>assistant\n漢🙂 ok<|im_end|>"
     assert "".join(text for text, trained in pieces if trained) == "漢🙂 ok<|im_end|>"
     assert not any("\ufffd" in text for text, _ in pieces)
-    assert plain_preview(row, encoder.tokenizer).endswith("assistant\n⟦漢🙂 ok<|im_end|>⟧")
 
 
 def test_preview_of_a_cut_character_keeps_every_token(encoder: ChatEncoder) -> None:
