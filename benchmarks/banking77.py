@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -38,7 +39,8 @@ def main() -> None:
     result = json.loads(done.stdout.strip().splitlines()[-1])
     environment = json.loads((options.run_dir / "results.json").read_text(encoding="utf-8"))["environment"]
     kept = {k: v for k, v in environment.items() if any(k.startswith(name) for name in KEEP)}
-    row = {"wall_s": round(wall_s, 1), "environment": kept, "command": "luthier " + " ".join(command[1:-3]), **result}
+    shown = shlex.join(["luthier", *command[1:-3]]).replace(f"{options.data}/", "")  # where the data lies is nobody else's concern
+    row = {"wall_s": round(wall_s, 1), "environment": kept, "command": shown, **result}
     row.pop("run_dir"), row.pop("report")
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / "banking77.json").write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
