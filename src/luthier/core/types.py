@@ -230,7 +230,7 @@ class ArmResult:
     dev_score: float | None = None
     dev_n: int = 0
     effort: Mapping[str, float] = field(default_factory=dict[str, float])  # the equal-effort ledger: dev evaluations, tokens, seconds
-    train_seconds: float | None = None  # tuned arms: one-off
+    train_seconds: float | None = None  # tuned arms: one-off, the search of the learning rate included
     peak_mem_gib: float | None = None
     latencies_s: tuple[float, ...] = ()  # single requests one after another, shared prefix warm; unlike ItemScore.latency_s
     seed: int = 0

@@ -123,22 +123,25 @@ def choose_candidate(arm: Arm, dev: Sequence[Example], local: LocalModel | None,
 
     The dev score of the winner is biased upwards by the choice; it selects, it is never the result.
     """
-    started = time.perf_counter()
     if arm.failed is not None:
         return Chosen(candidate=None, dev_score=None, dev_n=0, effort=Effort(), failed=arm.failed)
     if local is None:
+        started = time.perf_counter()
         score = mean_score(score_without_model(arm, dev, bench), bench.metric)
         spent = Effort(num_candidates=1, num_dev_evaluations=len(dev), seconds=time.perf_counter() - started)
         return Chosen(candidate=None, dev_score=score, dev_n=len(dev), effort=spent)
     scored: list[tuple[Candidate, float]] = []
     problems: list[str] = []
-    prompt_tokens = new_tokens = 0
+    prompt_tokens = new_tokens = num_answered = 0
+    seconds = 0.0
     for number, candidate in enumerate(arm.candidates, start=1):
         try:
             generations = answer(candidate, dev, local, bench, f"{arm.name}: dev {number}/{len(arm.candidates)}")
         except LuthierError as error:
             problems.append(str(error))
             continue
+        num_answered += len(generations)
+        seconds += sum(g.latency_s for g in generations)  # as recorded with each answer: the same after a resume
         prompt_tokens += sum(g.num_prompt_tokens for g in generations)
         new_tokens += sum(g.num_new_tokens for g in generations)
         score = mean_score(score_generations(dev, generations, bench), bench.metric)
@@ -146,10 +149,10 @@ def choose_candidate(arm: Arm, dev: Sequence[Example], local: LocalModel | None,
             scored.append((candidate, score))
     effort = Effort(
         num_candidates=len(arm.candidates),
-        num_dev_evaluations=len(arm.candidates) * len(dev),
+        num_dev_evaluations=num_answered,
         num_prompt_tokens=prompt_tokens,
         num_new_tokens=new_tokens,
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
     )
     if not scored:
         reason = problems[0] if problems else "no dev answer could be scored"

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 
+from luthier.core.errors import ConfigError
 from luthier.core.types import Example, TaskProfile
-from luthier.metrics.closed_world import ClosedWorld, abstain_ok, fabrication, unsupported_facts
+from luthier.metrics.closed_world import ClosedWorld, fabrication, over_abstention, unsupported_facts
 from luthier.metrics.structure import find_json_object, json_exact, json_fields, json_valid, label_valid, parse_json_answer
 from luthier.metrics.text import exact_match, rouge_l, token_f1
 
-LOWER_IS_BETTER = frozenset({"unsupported", "fabrication"})
+LOWER_IS_BETTER = frozenset({"unsupported", "fabrication", "over_abstention"})
+MEANINGS: Mapping[str, str] = {  # every metric there is, in the order shown
+    "exact": "the answer is the reference, case and final punctuation aside",
+    "json_exact": "every field of the reference right",
+    "json_fields": "mean over the reference's fields: right or wrong; overlap of words where the text is long",
+    "json_valid": "a JSON object with exactly the wanted keys, values of closed sets within them",
+    "label_valid": "one of the labels",
+    "token_f1": "overlap of words with the reference",
+    "rouge_l": "longest common run of words with the reference",
+    "unsupported": "of the answers that state values: share with one that neither input nor known facts hold",
+    "fabrication": "of the items whose reference says it is not known: share that were answered all the same",
+    "over_abstention": "of the items whose reference answers: share that were declined",
+}
 MAX_NOTE_FACTS = 5
 
 
@@ -33,10 +47,31 @@ def primary_metric(profile: TaskProfile) -> str:
             return "rouge_l"
 
 
+def metrics_of(profile: TaskProfile) -> tuple[str, ...]:
+    """The metrics that `score_answer` gives for this kind of task, in the order of `MEANINGS`."""
+    others = {"json": {"label_valid"}, "label": {"json_exact", "json_fields", "json_valid"}}
+    left_out = others.get(profile.kind, {"label_valid", "json_exact", "json_fields", "json_valid"})
+    return tuple(name for name in MEANINGS if name not in left_out)
+
+
+def check_metric(name: str, profile: TaskProfile) -> str:
+    """`name`, if a verdict on this task can rest on it. Raises ConfigError with the nearest name."""
+    usable = [metric for metric in metrics_of(profile) if metric not in LOWER_IS_BETTER]
+    if name in usable:
+        return name
+    lower = f" ({name} is better when lower)" if name in LOWER_IS_BETTER else ""
+    nearest = get_close_matches(name, usable, n=1, cutoff=0.5) or [primary_metric(profile)]
+    raise ConfigError(
+        f"found {name!r}{lower}, expected one of {', '.join(usable)} for answers of kind {profile.kind}",
+        where="decide.metric",
+        fix=f"--metric {nearest[0]}",
+    )
+
+
 def score_answer(example: Example, text: str, *, profile: TaskProfile, world: ClosedWorld, markers: frozenset[str]) -> Scored:
     """Every applicable metric of one answer against `example.response`, with a note on what went wrong.
 
-    All kinds: exact, token_f1, rouge_l, unsupported, fabrication, abstain_ok. Label tasks add label_valid; JSON tasks
+    All kinds: exact, token_f1, rouge_l, unsupported, fabrication, over_abstention. Label tasks add label_valid; JSON tasks
     json_valid, json_exact, json_fields. Higher is better except for `LOWER_IS_BETTER`. The texts are untrusted, and so is
     the note, which quotes values of the answer.
     """
@@ -62,10 +97,10 @@ def score_answer(example: Example, text: str, *, profile: TaskProfile, world: Cl
         more = f" and {len(invented) - MAX_NOTE_FACTS} more" if len(invented) > MAX_NOTE_FACTS else ""
         notes.append(f"unsupported: {', '.join(invented[:MAX_NOTE_FACTS])}{more}")
     values["fabrication"] = fabrication(text, gold, markers)
-    values["abstain_ok"] = abstain_ok(text, gold, markers)
+    values["over_abstention"] = over_abstention(text, gold, markers)
     if values["fabrication"] == 1.0:
         notes.append("answered where the reference abstains")
-    elif values["abstain_ok"] == 0.0:
+    elif values["over_abstention"] == 1.0:
         notes.append("abstained where the reference answers")
     return Scored(values=values, note="; ".join(notes))
 

@@ -135,12 +135,11 @@ def fabrication(pred: str, gold: str, markers: frozenset[str]) -> float | None:
     return 0.0 if abstains(pred, markers) else 1.0
 
 
-def abstain_ok(pred: str, gold: str, markers: frozenset[str]) -> float | None:
-    """1.0 if answer and reference both abstain, 0.0 if only one of them does, None if neither does."""
-    pred_abstains, gold_abstains = abstains(pred, markers), abstains(gold, markers)
-    if not pred_abstains and not gold_abstains:
+def over_abstention(pred: str, gold: str, markers: frozenset[str]) -> float | None:
+    """1.0 if the answer abstains and the reference answers, 0.0 if both answer, None if the reference abstains."""
+    if abstains(gold, markers):
         return None
-    return float(pred_abstains and gold_abstains)
+    return float(abstains(pred, markers))
 
 
 def _closure(facts: Iterable[str]) -> frozenset[str]:

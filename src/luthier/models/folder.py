@@ -55,13 +55,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def stated_context(path: Path) -> int | None:
-    """Tokens the model sees, as config.json states it; None where it does not."""
+    """Tokens the model sees, as config.json states it, its attention window included; None where it states nothing."""
     config = read_json(path / "config.json")
     text = config.get("text_config")
     for part in (text if isinstance(text, dict) else {}, config):
         for key in ("max_position_embeddings", "n_positions"):
             if isinstance(part.get(key), int):
-                return part[key]
+                window = part.get("sliding_window") if "sliding_attention" in (part.get("layer_types") or ()) else None
+                return min(part[key], window) if isinstance(window, int) else part[key]
     return None
 
 

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from luthier.core.errors import ModelError
+from luthier.models.backbone import longest_window
 from luthier.models.catalogue import read_manifest
 from luthier.models.folder import UNCHANGED, TensorHeader, read_headers, read_json, refuse_remote_code, weight_files, weights_sha256
 from luthier.models.tokenizer import open_tokenizer, quiet_transformers
@@ -27,7 +28,7 @@ class ModelInfo:
     architecture: str
     model_type: str
     num_params: int
-    context: int
+    context: int  # tokens it can see: its context, or its attention window where that is shorter
     dtype: str  # of the stored weights: "bfloat16", "float32", ...
     vocab_size: int  # rows of the embedding
     has_chat_template: bool
@@ -61,6 +62,7 @@ def inspect_folder(path: Path) -> ModelInfo:
         )
     text = skeleton.config.get_text_config()
     context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or tokenizer.model_max_length
+    window = longest_window(skeleton)
     stored = {header.dtype for header in headers.values()}
     names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
     return ModelInfo(
@@ -69,7 +71,7 @@ def inspect_folder(path: Path) -> ModelInfo:
         architecture=type(skeleton).__name__,
         model_type=str(text.model_type),
         num_params=sum(parameter.numel() for parameter in skeleton.parameters()),
-        context=int(context),
+        context=min(int(context), window) if window else int(context),
         dtype=", ".join(sorted(names.get(dtype, dtype) for dtype in stored)),
         vocab_size=vocab_size,
         has_chat_template=bool(tokenizer.chat_template),

@@ -24,12 +24,13 @@ def decision_rule(settings: Settings, record: RunRecord) -> DecisionRule:
         usd_per_m_input=None,
         usd_per_m_cached_input=None,
         usd_per_m_output=None,
-        source="decide.usd_per_hour",
+        source=f"decide.usd_per_hour, {settings.origin_of('decide.usd_per_hour')}",
         date=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
     )
     return DecisionRule(
         metric=record.metric,
         margin=wanted.margin / 100,
+        declared_margin=float(record.config["decide.margin"][0]) / 100 if "decide.margin" in record.config else None,
         min_quality=None if wanted.min_quality is None else wanted.min_quality / 100,
         volume_per_month=wanted.volume,
         prices=prices,
@@ -52,5 +53,5 @@ def redecide(run_dir: Path, overrides: Mapping[str, object]) -> dict[str, object
     settings = load_settings(folder.config, overrides)
     rule = decision_rule(settings, record)
     verdict = decide(record.arms, rule)
-    model = write_report(folder, record, verdict, rule)
-    return outcome(folder, record, verdict, model, rule)
+    model = write_report(folder, record, verdict, rule, settings)
+    return outcome(folder, record, verdict, model)

@@ -14,14 +14,12 @@ from luthier.core.hashing import digest
 from luthier.core.types import ArmResult, Example, Split, TaskProfile
 from luthier.evaluate.run import Bench, Chosen, choose_candidate, measure, measure_latencies
 from luthier.generate.local import LocalModel
-from luthier.metrics.catalogue import primary_metric, score_answer
+from luthier.metrics.catalogue import score_answer
 from luthier.metrics.closed_world import abstention_markers, known_facts
 from luthier.pipeline.settings import Settings
 from luthier.store.cache import GenerationCache
 from luthier.store.files import atomic_write_json
 from luthier.store.layout import RunFolder
-
-CHARS_PER_TOKEN = 3.0  # a cautious figure for the prompt limit in characters; the exact check is made on tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +29,8 @@ class MeasureInputs:
     split: Split
     profile: TaskProfile
     max_new_tokens: int
+    metric: str
+    chars_per_token: float  # for the prompt limit in characters; the exact check is made on tokens
     on_progress: Callable[[str, float, float, str], None]
     should_stop: Callable[[], bool]
 
@@ -41,7 +41,7 @@ def make_bench(settings: Settings, folder: RunFolder, inputs: MeasureInputs) -> 
     score = partial(score_answer, profile=inputs.profile, world=known_facts(train), markers=abstention_markers(train))
     return Bench(
         score=score,
-        metric=settings.decide.metric or primary_metric(inputs.profile),
+        metric=inputs.metric,
         max_new_tokens=inputs.max_new_tokens,
         batch=settings.arms.batch,
         store=GenerationCache(folder.journal_generations),
@@ -53,7 +53,7 @@ def make_bench(settings: Settings, folder: RunFolder, inputs: MeasureInputs) -> 
 
 def planned_arms(settings: Settings, inputs: MeasureInputs, context: int) -> tuple[Arm, ...]:
     """The arms of this run, less those the user skips."""
-    max_prompt_chars = int((context - inputs.max_new_tokens) * CHARS_PER_TOKEN)
+    max_prompt_chars = int((context - inputs.max_new_tokens) * inputs.chars_per_token)
     arms = plan_arms(inputs.split.train, inputs.profile, seed=settings.seed, shots=settings.arms.shots, max_prompt_chars=max_prompt_chars)
     return tuple(arm for arm in arms if arm.name not in settings.arms.skip)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from luthier.core.hashing import digest, sha256_file
 from luthier.generate.local import LocalModel
-from luthier.models.backbone import longest_window, use_layout_attention
+from luthier.models.backbone import use_layout_attention
 from luthier.models.load import inspect_folder, open_model
 from luthier.models.lora import load_adapter
 from luthier.models.tokenizer import open_tokenizer
@@ -27,10 +27,9 @@ def open_local(model_path: Path, precision: Precision, *, adapter: Path | None =
     use_layout_attention(base)  # pyright: ignore[reportArgumentType]
     model.eval()
     adapter_sha256 = sha256_file(adapter / "adapter_model.safetensors") if adapter is not None else ""
-    window = longest_window(base)  # pyright: ignore[reportArgumentType]
     return LocalModel(
         model=model,
         encoder=open_chat(open_tokenizer(model_path)),
         fingerprint=digest([info.sha256, adapter_sha256, str(precision.dtype)]),
-        context=min(info.context, window) if window else info.context,
+        context=info.context,
     )

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luthier.core.console import Progress
-from luthier.core.types import Finding, TokenRow
+from luthier.core.errors import InputError
+from luthier.core.types import Example, Finding, Split, TokenRow
+from luthier.metrics.catalogue import check_metric, primary_metric
 from luthier.models.catalogue import resolve
 from luthier.models.load import ModelInfo, inspect_folder
 from luthier.models.tokenizer import open_tokenizer
 from luthier.pipeline.data import PreparedData, prepare_data, refuse_other_objectives
 from luthier.pipeline.settings import Settings
-from luthier.tokens.encode import encode_examples
-from luthier.tokens.template import open_chat
+from luthier.tokens.encode import REFUSE_OVER_LONG, encode_examples
+from luthier.tokens.template import ChatEncoder, open_chat
 from luthier.train.precision import Precision, choose_precision
+
+SHOWN_PLACES = 20
+SAMPLED_ROWS = 500
+MAX_CHARS_PER_TOKEN = 3.0  # English has 4 to 5; the rest is room for what the template writes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +35,8 @@ class Prepared:
     train_rows: tuple[TokenRow, ...]
     dev_rows: tuple[TokenRow, ...]
     max_new_tokens: int
+    metric: str  # the score the verdict is about
+    chars_per_token: float  # of the data, cautiously
     findings: tuple[Finding, ...]  # of encoding: rows cut or left out
 
 
@@ -45,17 +54,59 @@ def prepare(settings: Settings, progress: Progress) -> Prepared:
     info = inspect_folder(model_path)
     encoder = open_chat(open_tokenizer(model_path))
     max_length = min(settings.model.max_length, info.context)
-    encoded = encode_examples(encoder, data.split.train, max_length=max_length, allow_truncation=settings.model.allow_truncation)
-    dev = encode_examples(encoder, data.split.dev, max_length=max_length, allow_truncation=True)
+    longer = (
+        f"shorten these rows, or name a model that sees more than {max_length:,} tokens: --model" if max_length == info.context else None
+    )
+    truncate = settings.model.allow_truncation
+    encoded = encode_examples(encoder, data.split.train, max_length=max_length, allow_truncation=truncate, longer=longer)
+    dev = encode_examples(encoder, data.split.dev, max_length=max_length, allow_truncation=True, longer=longer)
     longest_answers = sorted(row.num_labels for row in encoded.rows)
     typical = longest_answers[int(0.99 * (len(longest_answers) - 1))]
+    max_new_tokens = settings.arms.max_new_tokens or typical + max(8, typical // 4)
+    profile = data.profile
+    metric = primary_metric(profile) if settings.decide.metric is None else check_metric(settings.decide.metric, profile)
+    split, too_long = _measurable(encoder, data.split, info.context - max_new_tokens)
     return Prepared(
-        data=data,
+        data=replace(data, split=split),
         model_path=model_path,
         info=info,
         precision=choose_precision(settings.model.dtype),
         train_rows=encoded.rows,
         dev_rows=dev.rows,
-        max_new_tokens=settings.arms.max_new_tokens or typical + max(8, typical // 4),
-        findings=(*encoded.findings, *(replace(f, message=f"dev: {f.message}") for f in dev.findings)),
+        max_new_tokens=max_new_tokens,
+        metric=metric,
+        chars_per_token=_chars_per_token(encoder, split.train),
+        findings=(*encoded.findings, *(replace(f, message=f"dev: {f.message}") for f in dev.findings), *too_long),
     )
+
+
+def _measurable(encoder: ChatEncoder, split: Split, room_tokens: int) -> tuple[Split, tuple[Finding, ...]]:
+    """The split without dev and test items whose bare prompt leaves the model no room for an answer; each is listed.
+
+    One such item would otherwise fail every arm, after the training. Raises InputError where they are more than 10 % of the
+    test items: what is left would not be the user's test set.
+    """
+    kept: dict[str, tuple[Example, ...]] = {}
+    findings: list[Finding] = []
+    for name, items in (("dev", split.dev), ("test", split.test)):
+        long = {item.id for item in items if item.prompt and len(encoder.encode_prompt(item.prompt)) > room_tokens}
+        kept[name] = tuple(item for item in items if item.id not in long)
+        if not long:
+            continue
+        where = tuple((item.path, item.line) for item in items if item.id in long)[:SHOWN_PLACES]
+        message = (
+            f"{len(long):,} of {len(items):,} {name} items leave no room for an answer: the model sees {room_tokens:,} tokens before it"
+        )
+        fix = "shorten these inputs, or name a model that sees more: --model"
+        if not kept[name] or (name == "test" and len(long) > REFUSE_OVER_LONG * len(items)):
+            raise InputError(message, where=f"{where[0][0]}:{where[0][1]}", fix=fix)
+        left_out = f"{message}; left out of every arm"
+        findings.append(Finding(code=f"{name}_too_long", severity="warning", message=left_out, fix=fix, count=len(long), where=where))
+    return replace(split, dev=kept["dev"], test=kept["test"]), tuple(findings)
+
+
+def _chars_per_token(encoder: ChatEncoder, train: Sequence[Example]) -> float:
+    """Characters of content in a token, low enough for 99 of 100 rows: text in other scripts has far fewer than English."""
+    texts = [f"{example.user_text}\n{example.response}" for example in train[:SAMPLED_ROWS]]
+    ratios = sorted(len(text) / max(1, encoder.count_tokens(text)) for text in texts)
+    return min(MAX_CHARS_PER_TOKEN, ratios[len(ratios) // 100])

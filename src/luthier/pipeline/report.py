@@ -9,9 +9,12 @@ from pathlib import Path
 from statistics import fmean
 
 from luthier.core.types import ArmResult, Estimate, Verdict
-from luthier.metrics.cost import cost_per_1000
+from luthier.metrics.catalogue import metrics_of
+from luthier.metrics.cost import cost_per_1000, cost_per_1000_correct
 from luthier.metrics.latency import latency_summary
-from luthier.pipeline.record import RunRecord, read_record
+from luthier.pipeline.record import RunRecord, TrainRecord
+from luthier.pipeline.settings import Settings, origins
+from luthier.report import numbers
 from luthier.report.card import render_card
 from luthier.report.html import render_html
 from luthier.report.model import ArmRow, CurvePoint, LrTrial, ReportModel, SplitSizes
@@ -24,15 +27,16 @@ from luthier.verdict.settings import DecisionRule
 
 def arm_row(arm: ArmResult, record: RunRecord, rule: DecisionRule) -> ArmRow:
     """What the table shows of one arm; costs and scores with their intervals."""
-    scored = [(v, item.cluster) for item in arm.items if (v := item.values.get(record.metric)) is not None]
     waits = latency_summary(arm.latencies_s)
     return ArmRow(
         name=arm.name,
         family=arm.family,
         model=arm.model,
         description=arm.description,
-        score=mean_estimate([v for v, _ in scored], [c for _, c in scored], seed=record.seed),
+        score=_estimate(arm, record.metric, record.seed),
         cost_per_1000=cost_per_1000(arm, rule.prices, seed=record.seed),
+        cost_per_1000_correct=cost_per_1000_correct(arm, record.metric, rule.prices, seed=record.seed),
+        metrics={name: _estimate(arm, name, record.seed) for name in metrics_of(record.data.profile)} if arm.items else {},
         latency_p50_s=waits.p50,
         latency_p95_s=waits.p95,
         prompt_tokens=_mean([i.num_prompt_tokens for i in arm.items]),
@@ -45,14 +49,51 @@ def arm_row(arm: ArmResult, record: RunRecord, rule: DecisionRule) -> ArmRow:
     )
 
 
+def _estimate(arm: ArmResult, metric: str, seed: int) -> Estimate:
+    scored = [(value, item.cluster) for item in arm.items if (value := item.values.get(metric)) is not None]
+    return mean_estimate([value for value, _ in scored], [cluster for _, cluster in scored], seed=seed)
+
+
+def _training_words(train: TrainRecord, seed: int) -> dict[str, str]:
+    """How the adapter came about, for the page and the card."""
+    searched = "; ".join(f"{p.lr:g}: {'diverged' if p.dev_loss is None else f'{p.dev_loss:.3f}'}" for p in train.probes)
+    stopped = f"{train.updates:,} of {train.total_updates:,} updates" + (", stopped early on dev loss" if train.stopped_early else "")
+    kept = f"after update {train.best_step:,}: these weights were kept"
+    best = "not measured" if train.best_dev_loss is None else f"{train.best_dev_loss:.4f}, {kept}"
+    speed = "" if train.tokens_per_s is None else f" at {train.tokens_per_s:,.0f} tokens/s"
+    return {
+        "method": train.method,
+        "learning rate": f"{train.lr:g}" + (f" (dev loss of short trials: {searched})" if searched else " (set by you)"),
+        "length": f"{train.num_rows:,} rows, {train.epochs:.3g} epochs, {stopped}",
+        "best dev loss": best,
+        "seed": str(seed),
+        "time": f"{numbers.duration(train.train_seconds)}{speed}; search of the learning rate {numbers.duration(train.search_seconds)}",
+        "peak memory": numbers.gib(train.peak_mem_gib),
+        "number format": train.precision,
+        "adapter": f"{train.adapter}, SHA-256 {train.adapter_sha256}",
+    } | {f"note {number}": note for number, note in enumerate(train.notes, start=1)}
+
+
+def _shown_config(record: RunRecord, settings: Settings) -> tuple[dict[str, tuple[str, str]], tuple[str, ...]]:
+    """The run's settings, those of the decision as they are now; and a limit for each that was changed since the run."""
+    config, notes = dict(record.config), list[str]()
+    for key, (value, _) in origins(settings).items():
+        was = record.config.get(key, (value, ""))[0]
+        if key.startswith("decide.") and value != was:
+            config[key] = (value, f"changed after the test was opened; the run had {was}")
+            notes.append(f"{key} was changed from {was} to {value} after the test was opened: this verdict was not declared beforehand.")
+    return config, tuple(notes)
+
+
 def _mean(values: Sequence[int | None]) -> float | None:
     known = [v for v in values if v is not None]
     return fmean(known) if known else None
 
 
-def report_model(record: RunRecord, verdict: Verdict, rule: DecisionRule) -> ReportModel:
+def report_model(record: RunRecord, verdict: Verdict, rule: DecisionRule, settings: Settings) -> ReportModel:
     """Everything the page shows."""
     data, train = record.data, record.train
+    config, changes = _shown_config(record, settings)
     return ReportModel(
         title=record.title,
         created=record.created,
@@ -77,6 +118,7 @@ def report_model(record: RunRecord, verdict: Verdict, rule: DecisionRule) -> Rep
         profile=data.profile,
         item_inputs=record.item_inputs,
         ceiling=data.ceiling,
+        training=_training_words(train, record.seed) if train else {},
         curve=tuple(
             CurvePoint(step=c.step, train_loss=c.loss, dev_loss=c.dev_loss, tokens_per_s=c.tokens_per_s)
             for c in (train.curve if train else ())
@@ -84,7 +126,7 @@ def report_model(record: RunRecord, verdict: Verdict, rule: DecisionRule) -> Rep
         lr_trials=tuple(LrTrial(lr=p.lr, dev_loss=p.dev_loss, steps=p.updates, chosen=p.chosen) for p in (train.probes if train else ())),
         prompt_lengths_tokens=data.prompt_lengths_tokens,
         response_lengths_tokens=data.response_lengths_tokens,
-        config=record.config,
+        config=config,
         environment=record.environment,
         cost_basis=(
             f"measured wall time of batched answers on this machine at full utilisation, at {rule.prices.usd_per_hour:g} US "
@@ -92,13 +134,13 @@ def report_model(record: RunRecord, verdict: Verdict, rule: DecisionRule) -> Rep
         ),
         items_path="results.json",
         rejects_path="rejects.jsonl",
-        limits=record.notes,
+        limits=(*changes, *record.notes),
     )
 
 
-def write_report(folder: RunFolder, record: RunRecord, verdict: Verdict, rule: DecisionRule) -> ReportModel:
+def write_report(folder: RunFolder, record: RunRecord, verdict: Verdict, rule: DecisionRule, settings: Settings) -> ReportModel:
     """Write verdict.json, report.html and card.md."""
-    model = report_model(record, verdict, rule)
+    model = report_model(record, verdict, rule, settings)
     atomic_write_json(folder.verdict, asdict(verdict))
     atomic_write_text(folder.report, render_html(model))
     atomic_write_text(folder.card, render_card(model))
@@ -109,9 +151,8 @@ def _interval(estimate: Estimate) -> dict[str, float | int | None]:
     return {"score": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
 
 
-def outcome(folder: RunFolder, record: RunRecord, verdict: Verdict, model: ReportModel, rule: DecisionRule) -> dict[str, object]:
+def outcome(folder: RunFolder, record: RunRecord, verdict: Verdict, model: ReportModel) -> dict[str, object]:
     """What a command returns: lines for people, one object for programs."""
-    del rule
     arms = [
         {
             "name": row.name,
@@ -126,6 +167,8 @@ def outcome(folder: RunFolder, record: RunRecord, verdict: Verdict, model: Repor
             "latency_p50_high_s": row.latency_p50_s.high,
             "latency_p95_s": row.latency_p95_s.value,
             "latency_n": row.latency_p50_s.n,
+            "cost_per_1000_correct": row.cost_per_1000_correct.value,
+            "metrics": {name: _interval(estimate) for name, estimate in row.metrics.items()},
             "dev_score": row.dev_score,
             "failed": row.failed,
         }
@@ -142,6 +185,9 @@ def outcome(folder: RunFolder, record: RunRecord, verdict: Verdict, model: Repor
         "difference": None
         if primary is None
         else {"a": primary.a, "b": primary.b, "value": primary.difference, "low": primary.low95, "high": primary.high95, "n": primary.n},
+        "margin": verdict.margin,
+        "min_detectable_effect": verdict.min_detectable_effect,
+        "gates": {gate.name: gate.state for gate in verdict.gates},
         "arms": arms,
         "train_seconds": train.train_seconds if train else None,
         "search_seconds": train.search_seconds if train else None,
@@ -159,8 +205,3 @@ def rebuild_report(run_dir: Path) -> dict[str, object]:
     from luthier.pipeline.decide import redecide
 
     return redecide(run_dir, {})
-
-
-def results_of(run_dir: Path) -> RunRecord:
-    """The record of a finished run."""
-    return read_record(RunFolder(run_dir).results)

@@ -22,8 +22,9 @@ from luthier.core.console import Progress
 from luthier.core.environment import describe_environment
 from luthier.core.hashing import digest
 from luthier.core.stop import stop_on_signals
-from luthier.core.types import ArmResult
+from luthier.core.types import ArmResult, Split
 from luthier.evaluate.run import Chosen
+from luthier.metrics.closed_world import known_facts, reference_counts
 from luthier.models.catalogue import resolve
 from luthier.pipeline.data import write_data_files
 from luthier.pipeline.decide import decision_rule, verdict_of
@@ -61,8 +62,8 @@ def run(settings: Settings, progress: Progress) -> dict[str, object]:
 def _decide_and_report(settings: Settings, folder: RunFolder, record: RunRecord) -> dict[str, object]:
     rule = decision_rule(settings, record)
     verdict = verdict_of(settings, record)
-    model = write_report(folder, record, verdict, rule)
-    return outcome(folder, record, verdict, model, rule)
+    model = write_report(folder, record, verdict, rule, settings)
+    return outcome(folder, record, verdict, model)
 
 
 def _measure_all(
@@ -78,6 +79,8 @@ def _measure_all(
         split=prepared.data.split,
         profile=prepared.data.profile,
         max_new_tokens=prepared.max_new_tokens,
+        metric=prepared.metric,
+        chars_per_token=prepared.chars_per_token,
         on_progress=progress,
         should_stop=should_stop,
     )
@@ -90,11 +93,12 @@ def _measure_all(
     results = measure_arms(settings, bench, arms, inputs.split, models, names)
     locals_by_arm = {arm.name: local for arm in arms if (local := models[arm.model]) is not None}
     measured = with_latencies(settings, folder, inputs, results, locals_by_arm)
-    out = [replace(arm, train_seconds=trained.train_seconds) if arm.family == "tuned" else arm for arm in measured]
+    spent_s = trained.train_seconds + trained.search_seconds  # what came out of the search is part of the price
+    out = [replace(arm, train_seconds=spent_s) if arm.family == "tuned" else arm for arm in measured]
     del base, tuned, models, locals_by_arm
     for name in settings.model.larger:
         out += _measure_larger(settings, folder, prepared, inputs, name)
-    return tuple(out)
+    return tuple(replace(arm, seed=settings.seed) for arm in out)
 
 
 def _measure_larger(settings: Settings, folder: RunFolder, prepared: Prepared, inputs: MeasureInputs, name: str) -> tuple[ArmResult, ...]:
@@ -143,15 +147,21 @@ def make_record(settings: Settings, prepared: Prepared, trained: TrainRecord | N
         model_description=prepared.info.architecture,
         max_new_tokens=prepared.max_new_tokens,
         train=trained,
-        metric=settings.decide.metric or _metric(prepared),
+        metric=prepared.metric,
         arms=arms,
         item_inputs={item.id: item.input or item.user_text for item in split.test},
         config=origins(settings),
         environment={**environment, "precision": prepared.precision.reason},
+        notes=_detector_error(split),
     )
 
 
-def _metric(prepared: Prepared) -> str:
-    from luthier.metrics.catalogue import primary_metric
-
-    return primary_metric(prepared.data.profile)
+def _detector_error(split: Split) -> tuple[str, ...]:
+    """How often the detector of unsupported values is wrong here: references of dev are right, whatever it says of them."""
+    stated, marked = reference_counts(split.dev, known_facts(split.train))
+    if not stated:
+        return ()
+    return (
+        f"The detector of unsupported values marks {marked} of the {stated} dev references that state values; these are right, so that is "
+        "its own error on this data, in every arm alike.",
+    )

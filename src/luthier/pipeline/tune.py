@@ -14,7 +14,7 @@ from luthier.core.errors import RunError
 from luthier.core.hashing import digest, sha256_file
 from luthier.core.types import TokenRow
 from luthier.generate.local import peak_memory_gib, reset_peak_memory
-from luthier.models.backbone import longest_window, use_layout_attention
+from luthier.models.backbone import use_layout_attention
 from luthier.models.load import ModelInfo, open_model
 from luthier.models.lora import LoraSettings, add_lora, save_adapter
 from luthier.pipeline.prepare import Prepared
@@ -104,7 +104,6 @@ def tune(settings: Settings, folder: RunFolder, inputs: TrainInputs) -> TrainRec
     lora = LoraSettings(r=settings.train.lora_r, alpha=settings.train.lora_alpha, dropout=settings.train.lora_dropout)
     model = add_lora(open_model(inputs.model_path, dtype=inputs.precision.dtype), lora, seed=settings.seed)
     use_layout_attention(model.get_base_model())
-    _refuse_beyond_window(model, inputs.train)
     dev = inputs.dev[:MAX_DEV_ROWS]
     probes = _search(settings, folder, inputs, model, dev, key, epochs)
     lr = settings.train.lr if settings.train.lr is not None else next(p.lr for p in probes if p.chosen)
@@ -180,18 +179,6 @@ def _read_record(path: Path) -> TrainRecord:
     record["curve"] = tuple(CurveStep(**c) for c in record["curve"])
     record["notes"] = tuple(record["notes"])
     return TrainRecord(**record)
-
-
-def _refuse_beyond_window(model: nn.Module, rows: Sequence[TokenRow]) -> None:
-    window = longest_window(model)
-    longest = max(len(row.input_ids) for row in rows)
-    if window is not None and longest > window:
-        raise RunError(
-            f"the longest row has {longest} tokens; the sliding-window layers of this model see {window}, and this engine "
-            "does not cut attention there",
-            where="model.max_length",
-            fix=f"--max-length {window}",
-        )
 
 
 def _search(

@@ -87,7 +87,7 @@ def _results(model: ReportModel) -> str:
         if row.failed is not None:
             lines.append(f"| {_md(row.name)} | {model_name} | failed | {_md(row.failed)} | | | | |")
             continue
-        cost = render_untrusted(numbers.usd(row.cost_per_1000.value), "markdown")
+        cost = render_untrusted(f"{numbers.usd(row.cost_per_1000.value)} {numbers.usd_interval(row.cost_per_1000)}".strip(), "markdown")
         lines.append(
             f"| {_md(row.name)} | {model_name} | {numbers.points(row.score.value)} | {numbers.interval(row.score)} | {row.score.n:,} "
             f"| {numbers.points(row.dev_score)} | {cost} | {numbers.duration(row.latency_p50_s.value)} (n {row.latency_p50_s.n}) |"
@@ -117,19 +117,15 @@ def _data(model: ReportModel) -> str:
         lines.append(f"- Kind of answer: {model.profile.kind} ({_md(model.profile.evidence)}).")
     if model.ceiling is not None:
         ceiling = f"{numbers.points(model.ceiling.value)} {numbers.interval(model.ceiling)}".strip()
-        lines.append(f"- The best score the labels themselves allow: {ceiling} ({_md(model.ceiling.method)}).")
+        lines.append(f"- The best exact match the answers allow: {ceiling} ({_md(model.ceiling.method)}, n = {model.ceiling.n:,} rows).")
     lines += [f"- {finding.severity}: {_md(finding.message)} ({finding.count:,})" for finding in model.findings[:MAX_FINDINGS]]
     return "\n".join([*lines, *_left_out(len(model.findings), MAX_FINDINGS, "findings", model)])
 
 
 def _training(model: ReportModel) -> str:
-    arm = model.arm(model.verdict.best_tuned)
-    if arm is None:
+    if not model.training:
         return ""
-    lines = ["## Training", ""]
-    lines += [f"- {_md(key)}: {_md(value)}" for key, value in arm.params.items()]
-    lines += [f"- seed: {arm.seed}", f"- time: {numbers.duration(arm.train_seconds)}, peak memory: {numbers.gib(arm.peak_mem_gib)}"]
-    return "\n".join(lines)
+    return "\n".join(["## Training", "", *(f"- {_md(key)}: {_md(value)}" for key, value in model.training.items())])
 
 
 def _limits(model: ReportModel) -> str:

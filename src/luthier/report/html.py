@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from luthier.core.untrusted import render_untrusted
+from luthier.metrics.catalogue import LOWER_IS_BETTER, MEANINGS
 from luthier.report import numbers, plots
 from luthier.report.model import ArmRow, ItemGroups, ItemPair, ReportModel, pair_items, primary_of
 
@@ -79,6 +80,9 @@ def render_html(model: ReportModel) -> str:
             findings=sorted(model.findings, key=lambda finding: ("error", "warning", "info").index(finding.severity)),
             item_groups=_item_groups(items),
             figures=_figures(model),
+            metric_names=[name for name in MEANINGS if any(name in row.metrics for row in model.rows)],
+            meanings=MEANINGS,
+            lower_is_better=[name for name in MEANINGS if name in LOWER_IS_BETTER],
             num_bad_losses=sum(
                 not math.isfinite(loss) for point in model.curve for loss in (point.train_loss, point.dev_loss) if loss is not None
             ),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from luthier.core.types import ArmFamily, ArmResult, Comparison, Estimate, Finding, TaskProfile, Verdict
 
-NO_LATENCY = Estimate(value=None, low=None, high=None, n=0, method="not measured")
+NOT_MEASURED = Estimate(value=None, low=None, high=None, n=0, method="not measured")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,10 +21,12 @@ class ArmRow:
     family: ArmFamily
     score: Estimate
     cost_per_1000: Estimate  # US dollars for 1,000 requests
+    cost_per_1000_correct: Estimate = NOT_MEASURED  # US dollars for 1,000 right answers
+    metrics: Mapping[str, Estimate] = field(default_factory=dict[str, Estimate])  # every metric of the task, the verdict's included
     model: str = ""
     description: str = ""
-    latency_p50_s: Estimate = NO_LATENCY
-    latency_p95_s: Estimate = NO_LATENCY
+    latency_p50_s: Estimate = NOT_MEASURED
+    latency_p95_s: Estimate = NOT_MEASURED
     prompt_tokens: float | None = None
     new_tokens: float | None = None
     peak_mem_gib: float | None = None
@@ -94,6 +96,7 @@ class ReportModel:
     profile: TaskProfile | None = None
     item_inputs: Mapping[str, str] = field(default_factory=dict[str, str])  # item id -> what the model was shown
     ceiling: Estimate | None = None  # the best score the labels themselves allow
+    training: Mapping[str, str] = field(default_factory=dict[str, str])  # how the adapter came about: what -> in words
     curve: tuple[CurvePoint, ...] = ()
     lr_trials: tuple[LrTrial, ...] = ()
     learning_curve: tuple[LearningPoint, ...] = ()
@@ -104,7 +107,7 @@ class ReportModel:
     cost_basis: str = ""  # one sentence: what the costs were computed from
     items_path: str = "items.jsonl"  # where every item is, whole, relative to the run folder
     rejects_path: str = "rejects.jsonl"
-    records_path: str = "report.json"  # everything else behind the report
+    records_path: str = "results.json"  # everything else behind the report
     limits: tuple[str, ...] = ()  # what this run in particular does not show, beside the standing limits
 
     def row(self, name: str | None) -> ArmRow | None:
@@ -142,14 +145,15 @@ class ItemGroups:
     tuned_better: tuple[ItemPair, ...]
     prompt_better: tuple[ItemPair, ...]
     both_wrong: tuple[ItemPair, ...]  # equal, and below one half
-    num_both_right: int  # equal, and one half or more
+    num_both_right: int  # both without a fault
+    num_both_partly: int  # equal, one half or more, not without a fault
     num_unscored: int  # at least one of the two answers could not be scored
     num_unpaired: int  # answered by only one of the two arms
 
     @property
     def num_scored(self) -> int:
         """Items answered and scored for both arms."""
-        return len(self.tuned_better) + len(self.prompt_better) + len(self.both_wrong) + self.num_both_right
+        return len(self.tuned_better) + len(self.prompt_better) + len(self.both_wrong) + self.num_both_right + self.num_both_partly
 
 
 def pair_items(model: ReportModel) -> ItemGroups | None:
@@ -186,7 +190,8 @@ def pair_items(model: ReportModel) -> ItemGroups | None:
         tuned_better=tuple(sorted((pair for pair in pairs if pair.gap > 0), key=lambda pair: -pair.gap)),
         prompt_better=tuple(sorted((pair for pair in pairs if pair.gap < 0), key=lambda pair: pair.gap)),
         both_wrong=tuple(pair for pair in ties if pair.tuned_value < 0.5),
-        num_both_right=sum(pair.tuned_value >= 0.5 for pair in ties),
+        num_both_right=sum(pair.tuned_value >= 1 for pair in ties),
+        num_both_partly=sum(0.5 <= pair.tuned_value < 1 for pair in ties),
         num_unscored=num_unscored,
         num_unpaired=len(prompt_items) + len(tuned.items) - 2 * num_paired,
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import textwrap
 import unicodedata
+from collections.abc import Sequence
 
 from luthier.core.untrusted import render_untrusted
 from luthier.report import numbers
@@ -23,7 +24,7 @@ def verdict_lines(model: ReportModel, *, report_path: str = "report.html") -> li
     """The closing lines, each at most 80 columns wide: about 17 with six arms. Untrusted text cannot start a line of its own."""
     verdict, primary = model.verdict, primary_of(model)
     lines = _wrapped(f"VERDICT {verdict.headline} ({STRENGTH.get(verdict.strength, verdict.strength)})", "", "        ")
-    lines += _wrapped(verdict.sentence, "  ", "  ", max_lines=4)
+    lines += _wrapped(verdict.sentence, "  ", "  ", max_lines=6)
     if primary:
         lines += _wrapped(
             f"{numbers.signed_points(primary.difference)} points {verdict.metric}, 95 % interval {numbers.signed_points(primary.low95)} "
@@ -46,9 +47,21 @@ def _arm_lines(model: ReportModel) -> list[str]:
     shown = [row for row in model.rows if row in ranked[:MAX_ARMS]]
     lines = [f"  {'arm (* compared)':<{NAME_COLUMNS}} {'score':>6}  {'95 % interval':<14} {'$/1,000':>9} {'p50':>9}"]
     lines += [_arm_line(row, row.name in best[1:]) for row in shown]
+    lines += _wrapped(_conditions(shown, model.verdict.min_detectable_effect), "  ", "  ")
     if len(model.rows) > len(shown):
         lines.append(f"  {len(model.rows) - len(shown)} more arms are in the report.")
     return lines
+
+
+def _conditions(rows: Sequence[ArmRow], min_detectable_effect: float | None) -> str:
+    """What the numbers of the table stand on."""
+    items = sorted({row.score.n for row in rows if row.failed is None})
+    waits = sorted({row.latency_p50_s.n for row in rows if row.latency_p50_s.value is not None and row.model})
+    parts = [f"n = {', '.join(f'{n:,}' for n in items)} items"] if items else []
+    parts += [f"p50 of {', '.join(f'{n:,}' for n in waits)} single requests"] if waits else []
+    if min_detectable_effect is not None:
+        parts.append(f"a difference below {numbers.points(min_detectable_effect)} points would hardly be seen (80 % power)")
+    return "; ".join(parts)
 
 
 def _arm_line(row: ArmRow, is_compared: bool) -> str:

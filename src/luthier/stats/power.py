@@ -28,11 +28,6 @@ def items_for_variance(difference: float, variance: float, *, power: float = POW
     return math.ceil((_z(1 - alpha / 2) + _z(power)) ** 2 * variance / difference**2 - 1e-9)
 
 
-def items_unpaired(difference: float, share: float, *, power: float = POWER, alpha: float = ALPHA) -> int:
-    """Items for each of two arms answering different items, both right on about `share` of them."""
-    return items_for_variance(difference, 2 * share * (1 - share), power=power, alpha=alpha)
-
-
 def items_for_margin(margin: float, variance: float, *, power: float = POWER, alpha: float = ALPHA) -> int:
     """Paired items needed to show "not worse by `margin`" when there is no true difference; `variance` = discordance if right/wrong."""
     return math.ceil((_z(1 - alpha) + _z(power)) ** 2 * variance / margin**2 - 1e-9)

@@ -29,6 +29,7 @@ def encode_examples(
     *,
     max_length: int,
     allow_truncation: bool,
+    longer: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Encoded:
     """Encode every example; `progress(done, total)` is called after each.
@@ -36,9 +37,11 @@ def encode_examples(
     Rows of more than `max_length` tokens are left out and listed: a warning above 1 %, InputError above 10 %. With
     `allow_truncation` they are cut instead, at the end of the response, which then has no end of turn; the prompt is never cut,
     because half a prompt is another task, so a row whose prompt alone fills `max_length` is still left out and listed.
-    KTO rows with an unwanted response are left out and counted: they are not to be imitated.
+    KTO rows with an unwanted response are left out and counted: they are not to be imitated. `longer` is the remedy named for
+    rows that are too long, where a greater `max_length` is none.
     Raises InputError with file and line for a row with nothing to learn but the end of the turn, and if no row is left.
     """
+    longer = longer or f"allow longer rows: --set model.max_length={2 * max_length}"
     rows: list[TokenRow] = []
     cut: list[Example] = []
     left_out: list[Example] = []
@@ -61,13 +64,13 @@ def encode_examples(
                 over_long.append(example)
         if progress is not None:
             progress(done, len(examples))
-    _refuse_too_many(over_long, len(examples) - len(unwanted), max_length, allow_truncation)
+    _refuse_too_many(over_long, len(examples) - len(unwanted), max_length, allow_truncation, longer)
     if examples and not rows:
-        raise InputError("no row is left to train on", where=examples[0].path, fix=_longer(max_length))
+        raise InputError("no row is left to train on", where=examples[0].path, fix=longer)
     return Encoded(
         rows=tuple(rows),
         over_long=tuple(example.id for example in over_long),
-        findings=_findings(cut, left_out, unwanted, len(examples), max_length),
+        findings=_findings(cut, left_out, unwanted, len(examples), max_length, longer),
     )
 
 
@@ -80,29 +83,25 @@ def _refuse_without_labels(row: TokenRow, example: Example) -> None:
         )
 
 
-def _refuse_too_many(over_long: Sequence[Example], total: int, max_length: int, allow_truncation: bool) -> None:
+def _refuse_too_many(over_long: Sequence[Example], total: int, max_length: int, allow_truncation: bool, longer: str) -> None:
     if allow_truncation or not over_long or len(over_long) <= REFUSE_OVER_LONG * total:
         return
     shown = ", ".join(f"{example.path}:{example.line}" for example in over_long[:5])
     raise InputError(
         f"{len(over_long):,} of {total:,} rows ({len(over_long) / total:.0%}) are longer than {max_length:,} tokens; first: {shown}",
         where=f"{over_long[0].path}:{over_long[0].line}",
-        fix=_longer(max_length) + ", or cut them knowingly: --set model.allow_truncation=true",
+        fix=longer + ", or cut them knowingly: --set model.allow_truncation=true",
     )
 
 
-def _longer(max_length: int) -> str:
-    return f"allow longer rows: --set model.max_length={2 * max_length}"
-
-
 def _findings(
-    cut: Sequence[Example], left_out: Sequence[Example], unwanted: Sequence[Example], total: int, max_length: int
+    cut: Sequence[Example], left_out: Sequence[Example], unwanted: Sequence[Example], total: int, max_length: int, longer: str
 ) -> tuple[Finding, ...]:
     out: list[Finding] = []
     severity: Severity = "warning" if len(cut) + len(left_out) > WARN_OVER_LONG * total else "info"
     kinds: tuple[tuple[str, Sequence[Example], Severity, str, str], ...] = (
-        ("over_long_cut", cut, severity, f"longer than {max_length:,} tokens: the end of the response is cut off", _longer(max_length)),
-        ("over_long_left_out", left_out, severity, f"longer than {max_length:,} tokens and left out", _longer(max_length)),
+        ("over_long_cut", cut, severity, f"longer than {max_length:,} tokens: the end of the response is cut off", longer),
+        ("over_long_left_out", left_out, severity, f"longer than {max_length:,} tokens and left out", longer),
         ("unwanted_left_out", unwanted, "info", "marked as unwanted and not trained on", "nothing to do; only wanted answers are imitated"),
     )
     for code, found, level, message, fix in kinds:

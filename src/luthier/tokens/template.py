@@ -58,6 +58,11 @@ class ChatEncoder:
         except InputError as error:
             raise InputError(error.message, where=f"{example.path}:{example.line}", fix=error.fix) from error
 
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a bare text, control spellings read as text."""
+        marks = pick_marks([text])
+        return len(tokenise(self.tokenizer, self.controls, mark_content(self.controls, text, marks), marks))
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids without control tokens. Untrusted."""
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)

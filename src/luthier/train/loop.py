@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -201,6 +202,10 @@ def _evaluate(
     model.eval()
     dev_loss = evaluate_loss(model, dev, micro_batch=EVAL_ROWS_A_TRAINING_ROW * settings.micro_batch)
     model.train()
+    if not math.isfinite(dev_loss):
+        state.evaluations_without_gain += 1
+        state.stopped_early = 0 < settings.patience <= state.evaluations_without_gain
+        return replace(record, note="; ".join(part for part in (record.note, f"dev loss is {dev_loss}") if part))
     if state.best_dev_loss is None or dev_loss < state.best_dev_loss:
         state.best_dev_loss, state.best_step, state.evaluations_without_gain = dev_loss, state.step, 0
         best.update({name: tensor.detach().clone() for name, tensor in optimiser.masters.items()})

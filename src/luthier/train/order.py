@@ -26,10 +26,3 @@ def epoch_batches(lengths: Sequence[int], *, batch: int, seed: int, epoch: int, 
         rng.shuffle(pieces)
         batches += pieces
     return tuple(batches)
-
-
-def update_batch(lengths: Sequence[int], *, batch: int, seed: int, update: int) -> tuple[int, ...]:
-    """Row indices of the `update`-th update (from 0), counted through all epochs."""
-    updates_per_epoch = -(-len(lengths) // batch)
-    epoch, within = divmod(update, updates_per_epoch)
-    return epoch_batches(lengths, batch=batch, seed=seed, epoch=epoch)[within]

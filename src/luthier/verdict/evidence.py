@@ -12,7 +12,7 @@ from luthier.stats.power import min_detectable_effect, min_detectable_effect_fro
 from luthier.verdict.compare import arm_score, compare_arms, latency_ratio, pair_scores, with_holm
 from luthier.verdict.gates import check_gates
 from luthier.verdict.seeds import RecipeDifference, recipe_difference, same_recipe
-from luthier.verdict.settings import EPSILON, MIN_CLEAR_CLUSTERS, MIN_CLEAR_ITEMS, DecisionRule
+from luthier.verdict.settings import DRIFT, EPSILON, MIN_CLEAR_CLUSTERS, MIN_CLEAR_ITEMS, DecisionRule
 
 Z95 = NormalDist().inv_cdf(0.975)
 
@@ -29,14 +29,15 @@ class Contest:
     tuned_score: float
     gates: tuple[GateResult, ...]
     saving: Estimate  # US dollars a request, prompt - tuned
+    prompt_usd: float | None  # a request
     fixed_usd_per_month: float | None
     break_even: Estimate
     speed: Estimate  # tuned / prompt, single requests
 
     @property
     def is_cheaper(self) -> bool:
-        """Shown cheaper a request."""
-        return self.saving.low is not None and self.saving.low > 0
+        """Shown cheaper a request, by more than the machine may have drifted between the two arms."""
+        return self.saving.low is not None and self.saving.low > DRIFT * (self.prompt_usd or 0.0)
 
     @property
     def is_faster(self) -> bool:
@@ -109,13 +110,17 @@ class Evidence:
     recipe: RecipeDifference | None
 
 
+def _mean_usd(arm: ArmResult, rule: DecisionRule) -> float | None:
+    costs = [cost for item in arm.items if (cost := item_cost_usd(item, arm.model, rule.prices)) is not None]
+    return fmean(costs) if costs else None
+
+
 def best_of(family: ArmFamily, arms: Sequence[ArmResult], rule: DecisionRule) -> ArmResult | None:
     """The arm with the highest dev score, never the highest test score; of equals the cheaper, then the first by name."""
 
     def order(arm: ArmResult) -> tuple[bool, float, float, str]:
-        costs = [cost for item in arm.items if (cost := item_cost_usd(item, arm.model, rule.prices)) is not None]
-        cost = fmean(costs) if costs else float("inf")
-        return arm.dev_score is None, -(arm.dev_score or 0.0), cost, arm.name
+        cost = _mean_usd(arm, rule)
+        return arm.dev_score is None, -(arm.dev_score or 0.0), float("inf") if cost is None else cost, arm.name
 
     return min((arm for arm in arms if arm.family == family), key=order, default=None)
 
@@ -130,7 +135,7 @@ def best_tuned(arms: Sequence[ArmResult], rule: DecisionRule) -> ArmResult | Non
     plain = best_of("tuned", [arm for arm in arms if not _is_joint(arm)], rule)
     if best is None or plain is None or not _is_joint(best) or best.dev_score is None or plain.dev_score is None:
         return best
-    return best if best.dev_score - plain.dev_score >= rule.margin - EPSILON else plain
+    return best if best.dev_score - plain.dev_score >= rule.margin_of_choice - EPSILON else plain
 
 
 def _is_joint(arm: ArmResult) -> bool:
@@ -150,6 +155,7 @@ def contest_between(prompt: ArmResult, tuned: ArmResult, rule: DecisionRule) -> 
         prompt_score=fmean(pairs.b),
         tuned_score=fmean(pairs.a),
         gates=check_gates(prompt, tuned, rule),
+        prompt_usd=_mean_usd(prompt, rule),
         saving=cost_difference(prompt, tuned, rule.prices, seed=rule.seed),
         fixed_usd_per_month=fixed_usd_per_month(tuned, rule.economics),
         break_even=break_even(prompt, tuned, rule.economics, seed=rule.seed),

@@ -76,7 +76,7 @@ def sentence(code: VerdictCode, evidence: Evidence, *, conflict: str) -> str:
                 f"(95 %, n = {evidence.scores[best].n:,}). Tuned minus prompt: {effect}."
             )
         case "blocked":
-            return f"{tuned} would win ({effect}), but: {' '.join(gate.message for gate in contest.failed_gates)}"
+            return f"{tuned} would be chosen ({effect}), but: {' '.join(gate.message for gate in contest.failed_gates)}"
         case "inconclusive":
             return _inconclusive(contest, conflict)
 
@@ -105,17 +105,22 @@ def next_steps(code: VerdictCode, evidence: Evidence, *, conflict: str) -> tuple
             return _settling_steps(contest, conflict)
 
 
-def items_needed(contest: Contest) -> int | None:
-    """Test items that would tell a difference of the margin at the disagreement seen, with 80 % power.
+def items_for_the_margin(contest: Contest) -> int:
+    """Test items that would tell a difference of the margin at the disagreement seen, with 80 % power."""
+    primary, margin = contest.primary, contest.rule.margin
+    if contest.is_right_or_wrong and primary.discordance:
+        return items_for_difference(margin, primary.discordance) or items_for_margin(margin, primary.discordance)
+    return items_for_variance(margin, contest.variance)
 
-    Where so many are there already the measured difference lies near a border of the table; then what it takes to tell it
-    from that border. None: no number of items that is a plan.
+
+def items_needed(contest: Contest) -> int | None:
+    """Test items that would settle it: those for the margin; where they are there already, those for the nearest border.
+
+    The measured difference then lies near a border of the table: the margin, or 0 for a difference of the margin or more.
+    None: no number of items that is a plan.
     """
     primary, margin, variance = contest.primary, contest.rule.margin, contest.variance
-    if contest.is_right_or_wrong and primary.discordance:
-        needed = items_for_difference(margin, primary.discordance) or items_for_margin(margin, primary.discordance)
-    else:
-        needed = items_for_variance(margin, variance)
+    needed = items_for_the_margin(contest)
     if needed <= primary.n:
         d = primary.difference
         gap = margin - abs(d)
@@ -158,7 +163,7 @@ def signed_points(difference: float) -> str:
 def _inconclusive(contest: Contest, conflict: str) -> str:
     """Five facts: difference and interval; disagreement and n; items needed; what to do by default; what would settle it."""
     primary, rule = contest.primary, contest.rule
-    needed = items_needed(contest)
+    needed, for_margin = items_needed(contest), items_for_the_margin(contest)
     seen = f"the disagreement seen ({100 * primary.discordance:.0f} %)" if primary.discordance is not None else "the spread seen"
     if primary.n < MIN_TEST_ITEMS:
         why = f"Fewer than {MIN_TEST_ITEMS} items carry no verdict."
@@ -170,6 +175,9 @@ def _inconclusive(contest: Contest, conflict: str) -> str:
         need = f"At {seen}, no practical number of items tells it from the margin of {points(rule.margin)}."
     elif needed <= primary.n:
         need = f"At {seen}, telling a {_plain(rule.margin)}-point difference needs about {needed:,} items; they are there."
+    elif for_margin <= primary.n:
+        border = "0" if abs(primary.difference) >= rule.margin else f"the margin of {points(rule.margin)}"
+        need = f"At {seen}, telling {signed_points(primary.difference)} from {border} needs about {needed:,} test items (80 % power)."
     else:
         need = f"At {seen}, telling a {_plain(rule.margin)}-point difference needs about {needed:,} test items (80 % power)."
     parts = (f"Tuned minus prompt: {_effect(contest)}.", why, need, KEEP, f"To settle it: {_settling_steps(contest, conflict)[0]}")
@@ -190,8 +198,10 @@ def _settling_steps(contest: Contest, conflict: str) -> tuple[str, ...]:
         steps.append(f"label about {needed - n:,} more test items.")
     if contest.rule.volume_per_month is None and not contest.gain_is_excluded and contest.primary.low90 > -contest.rule.margin:
         steps.append("say how many requests a month you expect (decide.volume); then cost can decide.")
-    grow = "add training rows where the tuned answers are wrong, so that the difference itself grows."
-    steps.append(grow if contest.primary.difference > 0 else "more of the same test items would only tell how much worse the tuned arm is.")
+    if contest.primary.high95 < 0:
+        steps.append("more of the same test items would only tell how much worse the tuned arm is.")
+    else:
+        steps.append("add training rows where the tuned answers are wrong, so that the difference itself grows.")
     steps += [f"whatever the quality, {gate.name} failed: {gate.fix}." for gate in contest.failed_gates]
     return (*steps, f"{KEEP} It is {contest.prompt.name}{_params(contest.prompt)}.")
 
@@ -226,6 +236,8 @@ def _gain(contest: Contest) -> str:
 
 def _no_gain(contest: Contest) -> str:
     volume = contest.rule.volume_per_month
+    if volume is None and (contest.is_cheaper or contest.is_faster):
+        return "Tuning is cheaper or faster, but not shown to be as good."
     if volume is None:
         return "No volume was given, and no gain in cost was shown."
     return f"Fine-tuning is not shown to pay at {volume:,} requests a month. {_pays(contest.break_even)}"
@@ -244,8 +256,8 @@ def _gate_note(contest: Contest) -> str:
 
 
 def _volume_step(contest: Contest) -> tuple[str, ...]:
-    if contest.rule.volume_per_month is not None:
-        return ()
+    if contest.rule.volume_per_month is not None or contest.primary.low90 <= -contest.rule.margin:
+        return ()  # no volume makes up for answers that are not shown to be as good
     if contest.break_even.value is not None:
         return (f"{_pays(contest.break_even)} If you expect more: luthier decide RUN --volume N",)
     return ()

@@ -100,7 +100,8 @@ def _limits(rule: DecisionRule) -> tuple[_Limit, ...]:
 
 
 def _relative_to_prompt(limit: _Limit, prompt: ArmResult, tuned: ArmResult, rule: DecisionRule) -> GateResult:
-    metric = next((name for name in limit.metrics if _measured(name, prompt) and _measured(name, tuned)), None)
+    enough = all if limit.missing is None else any  # an arm without any value has, where that counts as one, all of them
+    metric = next((name for name in limit.metrics if enough((_measured(name, prompt), _measured(name, tuned)))), None)
     pairs = pair_scores(tuned, prompt, metric, missing=limit.missing) if metric else None
     if metric is None or pairs is None or not pairs.a:
         return _not_measured(limit.name, limit.what)

@@ -218,10 +218,8 @@ def _without_retrieval(highest: ArmResult | None, tuned: ArmResult, rule: Decisi
     """Why the tuned arm is not the one with the highest dev score."""
     if highest is None or highest is tuned or highest.dev_score is None or tuned.dev_score is None:
         return ()
-    gain = _signed(highest.dev_score - tuned.dev_score)
-    return (
-        f"{highest.name}: {gain} on dev over {tuned.name}, less than the margin {_points(rule.margin)}: not worth another part to serve",
-    )
+    gain, margin = _signed(highest.dev_score - tuned.dev_score), _points(rule.margin_of_choice)
+    return (f"{highest.name}: {gain} on dev over {tuned.name}, less than the margin {margin}: not worth another part to serve",)
 
 
 def _nothing_to_compare(

@@ -12,6 +12,7 @@ from luthier.metrics.cost import Economics, Prices
 MIN_TEST_ITEMS = 30  # fewer: no verdict
 MIN_CLEAR_ITEMS = 100  # fewer: "leaning" at most
 MIN_CLEAR_CLUSTERS = 20
+DRIFT = 0.10  # arms are timed minutes apart, and a machine's speed drifts: a saving below this share of the price is not shown
 EPSILON = 1e-9  # a difference of exactly the margin counts as the margin, whatever the rounding
 
 
@@ -24,6 +25,7 @@ class DecisionRule:
 
     metric: str
     margin: float = 0.05  # the smallest difference that matters
+    declared_margin: float | None = None  # the one before the test was opened, where `margin` was changed since
     min_quality: float | None = None
     volume_per_month: int | None = None
     prices: Prices
@@ -59,6 +61,11 @@ class DecisionRule:
                     where="decide.metric",
                     fix="decide.metric: exact",
                 )
+
+    @property
+    def margin_of_choice(self) -> float:
+        """The margin by which arms are chosen on dev: never one that was picked with the test results in view."""
+        return self.margin if self.declared_margin is None else self.declared_margin
 
     @property
     def least_quality(self) -> float:

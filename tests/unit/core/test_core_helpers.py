@@ -14,8 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.core import environment
-from luthier.core.errors import MissingExtraError
-from luthier.core.extras import require
 from luthier.core.hashing import canonical_json, digest, sha256_file, sha256_text
 from luthier.core.seeds import rng, seed_for
 from luthier.core.stop import StopFlag, Stopped, stop_on_signals
@@ -106,21 +104,6 @@ def test_environment_says_what_matters_and_nothing_private(monkeypatch: pytest.M
 def test_environment_does_not_import_torch() -> None:
     code = "from luthier.core.environment import describe_environment as d; d(); import sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_require_names_the_pip_command() -> None:
-    assert require("json", "none") is json
-    with pytest.raises(MissingExtraError) as caught:
-        require("package_that_is_not_there.inner", "parquet")
-    assert caught.value.fix == "pip install 'luthier[parquet]'"
-    assert "package_that_is_not_there" in str(caught.value)
-
-
-def test_require_does_not_blame_the_extra_for_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "half_there.py").write_text("import package_that_is_not_there\n", encoding="utf-8")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ModuleNotFoundError):
-        require("half_there", "parquet")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -9,7 +9,7 @@ from luthier.metrics.catalogue import LOWER_IS_BETTER, primary_metric, score_ans
 from luthier.metrics.closed_world import ClosedWorld
 
 NOTHING = ClosedWorld(known=frozenset())
-EVERYWHERE = {"exact", "token_f1", "rouge_l", "unsupported", "fabrication", "abstain_ok"}
+EVERYWHERE = {"exact", "token_f1", "rouge_l", "unsupported", "fabrication", "over_abstention"}
 
 
 def item(response: str, input: str = "q") -> Example:
@@ -78,4 +78,4 @@ def test_every_value_is_a_share_and_the_reference_itself_is_perfect(pred: str, g
             assert values["exact"] == values["token_f1"] == values["rouge_l"] == 1.0
             assert values.get("label_valid", 1.0) == 1.0
             assert values["fabrication"] in (None, 0.0)
-            assert values["abstain_ok"] in (None, 1.0)
+            assert values["over_abstention"] in (None, 0.0)

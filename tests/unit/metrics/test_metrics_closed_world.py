@@ -7,11 +7,11 @@ import pytest
 from luthier.core.types import Example, Message
 from luthier.metrics.closed_world import (
     ClosedWorld,
-    abstain_ok,
     abstains,
     abstention_markers,
     fabrication,
     known_facts,
+    over_abstention,
     reference_counts,
     unsupported,
     unsupported_facts,
@@ -121,13 +121,13 @@ def test_a_learned_marker_counts_anywhere() -> None:
     assert not abstains("Hm. Ask a colleague!", frozenset())
 
 
-def test_fabrication_and_abstain_ok() -> None:
+def test_fabrication_and_over_abstention() -> None:
     none: frozenset[str] = frozenset()
     assert fabrication("Paris", "I don't know", none) == 1.0
     assert fabrication("I do not know.", "I don't know", none) == 0.0
     assert fabrication("Paris", "Rome", none) is None
     assert fabrication("I don't know", "Rome", none) is None
-    assert abstain_ok("Paris", "Rome", none) is None
-    assert abstain_ok("I don't know", "Rome", none) == 0.0
-    assert abstain_ok("Paris", "I don't know", none) == 0.0
-    assert abstain_ok("I don't know", "I do not know", none) == 1.0
+    assert over_abstention("Paris", "Rome", none) == 0.0
+    assert over_abstention("I don't know", "Rome", none) == 1.0
+    assert over_abstention("Paris", "I don't know", none) is None
+    assert over_abstention("I don't know", "I do not know", none) is None
