@@ -179,7 +179,7 @@ def test_failed_write_leaves_the_old_checkpoint(folder: Path, tmp_path: Path, mo
         monkeypatch.setattr(checkpoint.os, "fsync", full)
     else:
         monkeypatch.setattr(checkpoint.Path, "rename", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RunError, match="No space"):
         checkpoint.save_checkpoint(tmp_path, step=2, tensors=tensors, state={"a": 2}, key="k")
     monkeypatch.undo()
     found = checkpoint.latest_checkpoint(tmp_path, key="k")

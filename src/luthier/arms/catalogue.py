@@ -27,6 +27,7 @@ from luthier.arms.wordings import NUM_WORDINGS, reminder, wordings
 from luthier.core.errors import ConfigError, InputError
 from luthier.core.types import ArmFamily, Example, Message, TaskProfile
 
+ARM_NAMES = ("nearest neighbour", "zero-shot", "instructed", "few-shot", "few-shot retrieved", "tuned", "tuned + retrieval")
 NUM_DRAWS = 2  # fixed few-shot: different draws of shots tried for each k
 MAX_SAMPLE_ROWS = 16  # training rows on which prompt lengths are measured
 
@@ -69,7 +70,7 @@ def plan_arms(
     Raises ConfigError for unusable `shots` or `max_prompt_chars`, InputError if there are no rows to learn from.
     """
     if not shots or any(k < 1 for k in shots) or len(set(shots)) != len(shots):
-        raise ConfigError(f"shots is {tuple(shots)!r}, expected different numbers >= 1", where="shots", fix="shots: [2, 4, 8]")
+        raise ConfigError(f"shots is {tuple(shots)!r}, expected different numbers >= 1", where="arms.shots", fix="--set arms.shots=[2,4,8]")
     if max_prompt_chars < 1:
         raise ConfigError(f"max_prompt_chars is {max_prompt_chars}, expected >= 1", where="max_prompt_chars", fix="max_prompt_chars: 8000")
     rows = tuple(sorted((row for row in train if row.kind != "text" and row.desirable is not False), key=lambda row: row.id))

@@ -140,9 +140,10 @@ def guarded(function: Callable[[Given], Outcome], given: Given, *, debug: bool) 
         return EXIT_USER
     except KeyboardInterrupt as error:
         code = error.exit_code if isinstance(error, Stopped) else EXIT_SIGINT
-        note(f"stopped; what was done is kept. To go on: {shlex.join(['luthier', *sys.argv[1:]])}")
+        again = shlex.join(["luthier", *(word for word in sys.argv[1:] if word != "--fresh")])  # which would start over
+        note(f"stopped; to go on: {again}")
         if given.as_json:
-            result_json({"error": {"where": "", "message": "stopped", "fix": "repeat the same command"}, "exit_code": code})
+            result_json({"error": {"where": "", "message": "stopped", "fix": again}, "exit_code": code})
         return code
     except BrokenPipeError:
         return EXIT_OURS  # whoever read our output left; there is nobody to tell

@@ -9,6 +9,7 @@ import typer
 
 from luthier import __version__
 from luthier.cli import chat, data, demo, doctor, models, reading, setup
+from luthier.cli.command import EXIT_SIGINT, EXIT_USER
 from luthier.cli.options import EXIT_CODES
 
 HELP = "Prompt or fine-tune? Decided by measurement on your own examples, then built."
@@ -34,7 +35,23 @@ def build_app() -> typer.Typer:
 
 def main() -> None:
     """Entry point of the console script."""
-    build_app()(sys.argv[1:], prog_name="luthier")
+    words = sys.argv[1:]
+    try:
+        code = build_app()(words, prog_name="luthier", standalone_mode=False)
+    except typer.Abort:
+        sys.exit(EXIT_SIGINT)
+    except Exception as error:  # a mistake in the command line; its class belongs to the click that typer carries in itself
+        message, show = getattr(error, "message", None), getattr(error, "show", None)
+        if message is None or show is None:
+            raise
+        show()
+        if "--json" in words:
+            from luthier.core.console import result_json
+
+            fix = "luthier " + " ".join([*(w for w in words[:1] if not w.startswith("-")), "--help"])
+            result_json({"error": {"where": "command line", "message": str(message), "fix": fix}, "exit_code": EXIT_USER})
+        sys.exit(EXIT_USER)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _show_version(wanted: bool) -> None:

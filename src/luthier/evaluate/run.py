@@ -194,16 +194,19 @@ def measure_latencies(
     *,
     max_new_tokens: int,
     on_progress: Callable[[int, int], None],
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, tuple[float, ...]]:
     """Single-request latencies of every arm, interleaved item by item so that a drift of the machine hits all arms alike.
 
-    The first item warms up, with a few tokens, and is not counted.
+    The first item warms up, with a few tokens, and is not counted. Raises KeyboardInterrupt when asked to stop (between items).
     """
     prefixes = {}
     for name, candidate, local in plans:
         prefixes[name] = shared_prefix(local, requests_of(candidate, items, max_new_tokens))
     out: dict[str, list[float]] = {name: [] for name, _, _ in plans}
     for number, item in enumerate(items):
+        if should_stop():
+            raise KeyboardInterrupt
         for name, candidate, local in plans:
             longest = max_new_tokens if number else WARM_UP_TOKENS
             seconds = next(single_latencies(local, requests_of(candidate, [item], longest), prefixes[name]))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from luthier.core.errors import RunError
 from luthier.models.catalogue import resolve
 from luthier.pipeline.open import open_local
+from luthier.pipeline.prepare import DTYPE_FACT
 from luthier.pipeline.settings import Settings, load_settings
 from luthier.serve.chat import Conversation, Voice, open_conversation
-from luthier.store.layout import RunFolder
+from luthier.store.layout import RunFolder, known_fact
 from luthier.train.precision import choose_precision
 
 
@@ -21,6 +23,16 @@ def open_chat_with(run_or_model: str, *, compare: bool, system: str | None) -> C
     folder = RunFolder(Path(run_or_model))
     if folder.config.is_file():
         return _with_run(folder, compare=compare, system=system)
+    if folder.root.parent != Path() and folder.root.parent.is_dir() and not folder.root.is_dir():
+        near = get_close_matches(folder.root.name, [p.name for p in folder.root.parent.iterdir() if p.is_dir()], n=1, cutoff=0.3)
+        fix = (
+            f"luthier chat {folder.root.parent / near[0]}"
+            if near
+            else "give the folder of a finished run, or a name of: luthier models list"
+        )
+        raise RunError("there is no such run", where=run_or_model, fix=fix)
+    if compare:
+        raise RunError("is a model, and a model has no base model to compare with", where=run_or_model, fix="leave --compare out")
     path = resolve(run_or_model)
     local = open_local(path, choose_precision("auto"))
     return open_conversation([Voice(name=Path(run_or_model).name, local=local)], system=system or "", instruction="")
@@ -32,7 +44,7 @@ def _with_run(folder: RunFolder, *, compare: bool, system: str | None) -> Conver
             "this run has no adapter yet", where=str(folder.root), fix="finish it with the command that started it: luthier run …"
         )
     settings: Settings = load_settings(folder.config, {})
-    path, precision = resolve(settings.model.name), choose_precision(settings.model.dtype)
+    path, precision = resolve(settings.model.name), choose_precision(settings.model.dtype, settled=known_fact(folder, DTYPE_FACT))
     voices = [Voice(name="tuned", local=open_local(path, precision, adapter=folder.adapter))]
     if compare:
         voices.append(Voice(name="base", local=open_local(path, precision)))

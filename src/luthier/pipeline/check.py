@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from luthier.core.errors import ModelError
-from luthier.core.types import Example, Finding, TaskProfile, TokenRow
+from luthier.core.errors import InputError, ModelError
+from luthier.core.types import Example, Finding, Split, TaskProfile, TokenRow
 from luthier.data.lengths import length_summary
 from luthier.data.profile import profile_task
-from luthier.pipeline.data import CheckedData, all_rejects, read_data
+from luthier.pipeline.data import CheckedData, all_rejects, read_data, refuse_other_objectives, split_data
 from luthier.pipeline.settings import Settings
 
 SHOWN_ROWS = 5
@@ -58,28 +58,49 @@ def check(settings: Settings, progress: Callable[[str, float, float, str], None]
     train = tuple(e for e in data.read.examples if e.given_split != "test")
     profile = profile_task(train)
     view, why_not = None, ""
+    refused: list[Finding] = []
     try:
         view = token_view(settings, data.read.examples)
     except ModelError as error:
         why_not = str(error)
-    findings = (*data.findings, *(view.findings if view else ()))
+    except InputError as error:
+        why_not = "see the findings"
+        refused.append(_as_finding("tokens", error))
+    split = None
+    try:
+        split = split_data(settings, data).split
+        refuse_other_objectives(split.train)
+    except InputError as error:
+        refused.append(_as_finding("split", error) if split is None else replace(_as_finding("objective", error), severity="warning"))
+    findings = (*data.findings, *(view.findings if view else ()), *refused)
     worst = (
         "error" if any(f.severity == "error" for f in findings) else "warning" if any(f.severity == "warning" for f in findings) else "info"
     )
-    lines = [*_read_lines(data), *_task_lines(data, profile), "", *_finding_lines(findings), "", *_length_lines(view, why_not)]
+    lines = [
+        *_read_lines(data),
+        *_task_lines(data, profile),
+        *_split_lines(split),
+        "",
+        *_finding_lines(findings),
+        "",
+        *_length_lines(view, why_not),
+    ]
     lines += ["", _verdict_line(worst, findings)]
     rejects = all_rejects(data)
     found: dict[str, object] = {
-        "read": data.read.num_read,
-        "kept": len(data.read.examples),
-        "rejected": len(data.read.rejects),
+        "read": sum(read.num_read for read in data.reads),
+        "kept": sum(len(read.examples) for read in data.reads),
+        "rejected": len(rejects),
         "format": data.read.format,
         "evidence": data.read.evidence,
         "task": profile.kind,
         "ceiling": None if data.conflicts.ceiling is None else data.conflicts.ceiling.value,
         "findings": [asdict(f) for f in findings],
-        "rejects": [asdict(r) for r in rejects[:1000]],
+        "rejects": [asdict(r) for r in rejects],
         "lengths": None if view is None else asdict(length_summary(view.lengths)),
+        "split": None
+        if split is None
+        else {"train": len(split.train), "dev": len(split.dev), "test": len(split.test), "notes": list(split.notes)},
         "worst": worst,
     }
     return {"lines": lines, "json": found, "pieces": view.pieces if view else ()}
@@ -108,6 +129,22 @@ def _task_lines(data: CheckedData, profile: TaskProfile) -> list[str]:
             f"ceiling: your own answers contradict each other; no model can exceed {100 * ceiling.value:.1f} % exact on these rows"
         )
     return lines
+
+
+def _split_lines(split: Split | None) -> list[str]:
+    if split is None:
+        return []
+    origin = "your own" if split.official_test else "locked"
+    return [
+        f"split with seed {split.seed}: {len(split.train)} train, {len(split.dev)} dev, {len(split.test)} {origin} test",
+        *(f"  {note}" for note in split.notes),
+    ]
+
+
+def _as_finding(what: str, error: InputError) -> Finding:
+    """What `luthier run` would refuse, among the other findings."""
+    where = f" ({error.where})" if error.where else ""
+    return Finding(code=f"refused-{what}", severity="error", message=f"{error.message}{where}", fix=error.fix, count=1)
 
 
 def _finding_lines(findings: tuple[Finding, ...]) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 
 from luthier.core.errors import ConfigError, InputError
@@ -11,7 +12,7 @@ from luthier.core.types import Example, Finding, ReadResult, Reject, Split, Task
 from luthier.data.conflicts import Conflicts, find_conflicts
 from luthier.data.duplicates import find_duplicates
 from luthier.data.findings import check_examples
-from luthier.data.load import load_examples
+from luthier.data.load import load_examples, number_examples
 from luthier.data.mapping import ColumnMap
 from luthier.data.profile import profile_task
 from luthier.data.split import split_examples
@@ -31,6 +32,11 @@ class CheckedData:
     dev: ReadResult | None
     findings: tuple[Finding, ...]
     conflicts: Conflicts
+
+    @property
+    def reads(self) -> tuple[ReadResult, ...]:
+        """What was read, file group by file group."""
+        return tuple(part for part in (self.read, self.test, self.dev) if part is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +65,7 @@ def read_data(settings: Settings) -> CheckedData:
     read = load_examples([Path(p) for p in data.paths], format=data.format, columns=columns)
     test = load_examples([Path(data.test)], format=data.format, columns=columns, given_split="test") if data.test else None
     dev = load_examples([Path(data.dev)], format=data.format, columns=columns, given_split="dev") if data.dev else None
+    read, test, dev = _numbered(read, test, dev)
     if not read.examples:
         first = read.rejects[0] if read.rejects else None
         raise InputError(
@@ -72,9 +79,21 @@ def read_data(settings: Settings) -> CheckedData:
     return CheckedData(read=read, test=test, dev=dev, findings=findings, conflicts=find_conflicts(read.examples))
 
 
+def _numbered(read: ReadResult, test: ReadResult | None, dev: ReadResult | None) -> tuple[ReadResult, ReadResult | None, ReadResult | None]:
+    """The same rows with ids that are unique across all files. Test rows keep the ids they have on their own."""
+    parts = [part for part in (test, dev, read) if part is not None]
+    ids = iter(number_examples(chain.from_iterable(part.examples for part in parts)))
+    done = [replace(part, examples=tuple(islice(ids, len(part.examples)))) for part in parts]
+    return done[-1], done[0] if test else None, done[-2] if dev else None
+
+
 def prepare_data(settings: Settings) -> PreparedData:
     """Read, check, split, and find out what kind of task it is (from train alone)."""
-    checked = read_data(settings)
+    return split_data(settings, read_data(settings))
+
+
+def split_data(settings: Settings, checked: CheckedData) -> PreparedData:
+    """Split what was read. Raises InputError where that cannot be done."""
     data = settings.data
     split = split_examples(
         checked.read.examples,

@@ -103,6 +103,7 @@ def with_latencies(
             items,
             max_new_tokens=inputs.max_new_tokens,
             on_progress=lambda done, total: inputs.on_progress("latency", done, total, "one request at a time"),
+            should_stop=inputs.should_stop,
         )
         atomic_write_json(path, {"key": key, "seconds": {name: list(s) for name, s in seconds.items()}})
     floors = {result.name: tuple(i.latency_s for i in result.items if i.latency_s is not None) for result, _ in results if not result.model}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 
+from luthier.arms.catalogue import ARM_NAMES
 from luthier.core.console import Progress
-from luthier.core.errors import InputError
+from luthier.core.errors import ConfigError, InputError
 from luthier.core.types import Example, Finding, Split, TokenRow
 from luthier.metrics.catalogue import check_metric, primary_metric
 from luthier.models.catalogue import resolve
@@ -15,10 +17,12 @@ from luthier.models.load import ModelInfo, inspect_folder
 from luthier.models.tokenizer import open_tokenizer
 from luthier.pipeline.data import PreparedData, prepare_data, refuse_other_objectives
 from luthier.pipeline.settings import Settings
+from luthier.store.layout import RunFolder, hold_to, known_fact
 from luthier.tokens.encode import REFUSE_OVER_LONG, encode_examples
 from luthier.tokens.template import ChatEncoder, open_chat
 from luthier.train.precision import Precision, choose_precision
 
+DTYPE_FACT = "model.dtype.chosen"
 SHOWN_PLACES = 20
 SAMPLED_ROWS = 500
 MAX_CHARS_PER_TOKEN = 3.0  # English has 4 to 5; the rest is room for what the template writes
@@ -40,7 +44,7 @@ class Prepared:
     findings: tuple[Finding, ...]  # of encoding: rows cut or left out
 
 
-def prepare(settings: Settings, progress: Progress) -> Prepared:
+def prepare(settings: Settings, folder: RunFolder, progress: Progress) -> Prepared:
     """Read, check, split, open the tokenizer, encode. Everything that can be refused is refused before a model computes."""
     import torch
 
@@ -65,12 +69,16 @@ def prepare(settings: Settings, progress: Progress) -> Prepared:
     max_new_tokens = settings.arms.max_new_tokens or typical + max(8, typical // 4)
     profile = data.profile
     metric = primary_metric(profile) if settings.decide.metric is None else check_metric(settings.decide.metric, profile)
+    precision = choose_precision(settings.model.dtype, settled=known_fact(folder, DTYPE_FACT))
+    larger = _inspect_larger(settings, max_new_tokens)
+    _refuse_unknown_arms(settings.arms.skip)
+    hold_to(folder, {"model.sha256": info.sha256, DTYPE_FACT: precision.name, **{f"{name}.sha256": sha for name, sha in larger.items()}})
     split, too_long = _measurable(encoder, data.split, info.context - max_new_tokens)
     return Prepared(
         data=replace(data, split=split),
         model_path=model_path,
         info=info,
-        precision=choose_precision(settings.model.dtype),
+        precision=precision,
         train_rows=encoded.rows,
         dev_rows=dev.rows,
         max_new_tokens=max_new_tokens,
@@ -78,6 +86,30 @@ def prepare(settings: Settings, progress: Progress) -> Prepared:
         chars_per_token=_chars_per_token(encoder, split.train),
         findings=(*encoded.findings, *(replace(f, message=f"dev: {f.message}") for f in dev.findings), *too_long),
     )
+
+
+def _inspect_larger(settings: Settings, max_new_tokens: int) -> dict[str, str]:
+    """Name -> digest of the weights of each larger model. Raises for one that is not there, too small, or named like another."""
+    found: dict[str, str] = {}
+    for given in settings.model.larger:
+        name, info = Path(given).name, inspect_folder(resolve(given))
+        if name in found:
+            fix = "copy or link one of them under another name"
+            raise ConfigError(f"two larger models are called {name}, and their arms could not be told apart", where="model.larger", fix=fix)
+        if info.context <= max_new_tokens:
+            problem = f"{name} sees {info.context:,} tokens, and an answer may take {max_new_tokens:,}"
+            raise ConfigError(problem, where="model.larger", fix="leave it out, or --set arms.max_new_tokens=64")
+        found[name] = info.sha256
+    return found
+
+
+def _refuse_unknown_arms(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in ARM_NAMES:
+            near = (get_close_matches(name, ARM_NAMES, n=1, cutoff=0.3) or ["few-shot"])[0]
+            raise ConfigError(
+                f"found {name!r}, expected one of {', '.join(ARM_NAMES)}", where="arms.skip", fix=f"--set 'arms.skip=[{near}]'"
+            )
 
 
 def _measurable(encoder: ChatEncoder, split: Split, room_tokens: int) -> tuple[Split, tuple[Finding, ...]]:

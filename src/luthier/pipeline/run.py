@@ -20,6 +20,7 @@ from pathlib import Path
 from luthier import __version__
 from luthier.core.console import Progress
 from luthier.core.environment import describe_environment
+from luthier.core.errors import InputError
 from luthier.core.hashing import digest
 from luthier.core.stop import stop_on_signals
 from luthier.core.types import ArmResult, Split
@@ -37,18 +38,20 @@ from luthier.pipeline.settings import Settings, origins
 from luthier.pipeline.tune import TrainInputs, tune
 from luthier.store.files import atomic_write_text
 from luthier.store.index import rebuild_index
-from luthier.store.layout import RunFolder, hold_to, open_run
-from luthier.store.stages import finish_stage, stage_is_done
+from luthier.store.layout import RunFolder, open_run
+from luthier.store.stages import finish_stage, stage_holds, stage_is_done
 
 
 def run(settings: Settings, progress: Progress) -> dict[str, object]:
     """The whole main job. Returns lines for people and one JSON object; killed anywhere, the same call goes on."""
     with stop_on_signals() as should_stop, open_run(Path(settings.run_dir), settings) as folder:
-        prepared = prepare(settings, progress)
-        hold_to(folder, {"model.sha256": prepared.info.sha256})
+        prepared = prepare(settings, folder, progress)
+        _refuse_text(prepared.data.split)
         write_data_files(folder, prepared.data)
         key = digest(settings.identity())
-        if stage_is_done(folder, "measure", key):
+        if stage_is_done(folder, "measure", key) and stage_holds(folder, "train"):
+            if not folder.index.exists():
+                rebuild_index(folder)
             return _decide_and_report(settings, folder, read_record(folder.results))
         trained = tune(settings, folder, TrainInputs.of(prepared, progress, should_stop))
         arms = _measure_all(settings, folder, prepared, trained, progress, should_stop)
@@ -57,6 +60,17 @@ def run(settings: Settings, progress: Progress) -> dict[str, object]:
         finish_stage(folder, "measure", key, [folder.results])
         rebuild_index(folder)
         return _decide_and_report(settings, folder, record)
+
+
+def _refuse_text(split: Split) -> None:
+    """Raw text asks nothing, so there is nothing to prompt with and nothing to score."""
+    row = next((row for row in (*split.test, *split.dev, *split.train) if row.kind == "text"), None)
+    if row is not None:
+        raise InputError(
+            "raw text has no prompts and no wanted answers, so prompting and tuning cannot be compared on it",
+            where=f"{row.path}:{row.line}",
+            fix="train on it alone: luthier train FILE; or give instruction / input / output rows",
+        )
 
 
 def _decide_and_report(settings: Settings, folder: RunFolder, record: RunRecord) -> dict[str, object]:
@@ -115,14 +129,14 @@ def make_record(settings: Settings, prepared: Prepared, trained: TrainRecord | N
     """Everything that was measured, with what it was measured on."""
     data, split = prepared.data.checked, prepared.data.split
     files = (*settings.data.paths, *(f for f in (settings.data.dev, settings.data.test) if f))
-    reads = [r for r in (data.read, data.test, data.dev) if r is not None]
+    reads = data.reads
     environment: Mapping[str, str] = describe_environment()
     return RunRecord(
         schema=SCHEMA,
         title=Path(settings.data.paths[0]).name,
         created=datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds"),
         luthier_version=__version__,
-        command=shlex.join(["luthier", *sys.argv[1:]]),
+        command=shlex.join(["luthier", *(word for word in sys.argv[1:] if word != "--fresh")]),
         seed=settings.seed,
         data=DataRecord(
             files=tuple(str(f) for f in files),

@@ -12,7 +12,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from luthier.core.errors import ConfigError
 from luthier.core.hashing import sha256_file
@@ -36,11 +36,17 @@ def _as_list(value: object) -> object:
     return value if isinstance(value, list | tuple) else [value]
 
 
+def _different(values: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError("each number once")
+    return values
+
+
 Count = Annotated[int, Field(strict=True, ge=1)]
 CountOrZero = Annotated[int, Field(strict=True, ge=0)]
 Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
-Counts = Annotated[tuple[Count, ...], BeforeValidator(_as_list), Field(min_length=1)]
+Counts = Annotated[tuple[Count, ...], BeforeValidator(_as_list), AfterValidator(_different), Field(min_length=1)]
 Rates = Annotated[tuple[Annotated[Real, Field(gt=0, le=1)], ...], BeforeValidator(_as_list), Field(min_length=1)]
 DataFormat = Literal["auto", "alpaca", "messages", "sharegpt", "completion", "preference", "kto", "text", "columns"]
 
@@ -196,7 +202,15 @@ class Settings(_Group):
 
     def to_yaml(self) -> str:
         """A file that `load_settings` reads back to the same settings; `fresh` is for one call and is not in it."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude={"fresh"}), sort_keys=False, allow_unicode=True, width=1000)
+        values = self.model_dump(mode="json", exclude={"fresh"})
+        values["model"]["name"] = _absolute(self.model.name)  # the run is opened from any folder
+        values["model"]["larger"] = [_absolute(name) for name in self.model.larger]
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _absolute(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.is_dir() else name
 
 
 def _content(path: str | None) -> str | None:

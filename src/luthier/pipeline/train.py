@@ -12,14 +12,13 @@ from luthier.pipeline.data import write_data_files
 from luthier.pipeline.prepare import prepare
 from luthier.pipeline.settings import Settings
 from luthier.pipeline.tune import TrainInputs, tune
-from luthier.store.layout import hold_to, open_run
+from luthier.store.layout import open_run
 
 
 def train(settings: Settings, progress: Progress) -> dict[str, object]:
     """Read, check, split, train. Returns lines for people and one JSON object; killed anywhere, the same call goes on."""
     with stop_on_signals() as should_stop, open_run(Path(settings.run_dir), settings) as folder:
-        prepared = prepare(settings, progress)
-        hold_to(folder, {"model.sha256": prepared.info.sha256})
+        prepared = prepare(settings, folder, progress)
         write_data_files(folder, prepared.data)
         record = tune(settings, folder, TrainInputs.of(prepared, progress, should_stop))
         found: dict[str, object] = {

@@ -29,7 +29,7 @@ from luthier.train.optim import make_optimiser
 from luthier.train.precision import Precision
 from luthier.train.search import LrProbe, best_learning_rate, probe_learning_rate
 
-MAX_DEV_ROWS = 128  # rows of dev that the training loss is checked on; the arms are chosen on all of dev
+MAX_DEV_ROWS = 128  # rows of dev that the training loss is checked on; the arms are chosen on `arms.dev_items`
 AUTO_EPOCH_ROWS = 3000  # rows seen, when the user names no number of epochs
 MAX_AUTO_EPOCHS = 5
 
@@ -82,7 +82,7 @@ def fit_settings(settings: Settings, num_rows: int, epochs: float, lr: float) ->
         warmup_updates=round(total * settings.train.warmup_ratio),
         schedule=settings.train.schedule,
         max_grad_norm=settings.train.max_grad_norm,
-        eval_every=settings.train.eval_every or max(5, total // 5),
+        eval_every=max(5, total // 5) if settings.train.eval_every is None else settings.train.eval_every,
         patience=settings.train.patience,
         save_every=settings.train.save_every,
         seed=settings.seed,

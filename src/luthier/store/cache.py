@@ -14,7 +14,7 @@ from luthier.store.journal import append, read
 class GenerationCache:
     """A dictionary in memory over an append-only journal; one process writes it, the holder of the run lock.
 
-    The key is a digest of all that the text depends on (model, adapter, dtype, request, batch), so what is stored never
+    The key is a digest of all that the text depends on (model, adapter, dtype, shared prefix, request), so what is stored never
     goes stale. Raises RunError when the journal is damaged.
     """
 

@@ -6,6 +6,7 @@ lock, owner.json        who works on it
 journal/                events, generations, steps: append-only
 check.json, rejects.jsonl, split.json, split/{train,dev,test}.jsonl
 train/, adapter/        checkpoints; the finished adapter in the standard PEFT format
+latency.json, larger/   single-request times, those of larger models in a folder each
 results.json            everything measured
 verdict.json, report.html, card.md, index.sqlite    functions of the above; deleting them loses nothing
 """
@@ -169,7 +170,7 @@ def open_run(root: Path, settings: RunSettings) -> Generator[RunFolder]:
         if settings.fresh:
             clear(folder)
         is_new = not folder.manifest.exists()
-        if not is_new:
+        if not is_new and _has_work(folder):
             hold_to(folder, settings.identity(), benign=settings.benign())
         else:
             manifest = Manifest(identity=plain_values(settings.identity()), benign=plain_values(settings.benign()))
@@ -177,6 +178,18 @@ def open_run(root: Path, settings: RunSettings) -> Generator[RunFolder]:
         atomic_write_text(folder.config, settings.to_yaml())
         _tell(folder, is_new=is_new, killed_pid=killed_pid)
         yield folder
+
+
+def _has_work(folder: RunFolder) -> bool:
+    """Whether anything was computed there. A call that was refused before that binds nobody to its settings."""
+    has_answers = folder.journal_generations.exists() and folder.journal_generations.stat().st_size > 0
+    has_weights = folder.train.is_dir() and any(folder.train.iterdir())
+    return bool(read_manifest(folder.manifest).stages) or has_answers or has_weights
+
+
+def known_fact(folder: RunFolder, key: str) -> object:
+    """A fact that an earlier call of this run found and the results depend on; None if there is none yet."""
+    return read_manifest(folder.manifest).identity.get(key) if folder.manifest.is_file() else None
 
 
 def hold_to(folder: RunFolder, identity: Mapping[str, object], *, benign: Mapping[str, object] | None = None) -> None:

@@ -17,6 +17,12 @@ def stage_is_done(folder: RunFolder, name: str, input_digest: str) -> bool:
     return stage is not None and stage.input_digest == input_digest and outputs_hold(folder.root, stage.outputs)
 
 
+def stage_holds(folder: RunFolder, name: str) -> bool:
+    """Whether `name` was finished, from whatever inputs, and the files it wrote are unchanged."""
+    stage = read_manifest(folder.manifest).stages.get(name)
+    return stage is not None and outputs_hold(folder.root, stage.outputs)
+
+
 def finish_stage(folder: RunFolder, name: str, input_digest: str, outputs: Sequence[Path]) -> None:
     """Record `name` as done with the files it wrote (fsynced by whoever wrote them). Stages finished after it earlier are to be redone.
 

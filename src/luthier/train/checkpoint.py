@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from luthier.core.hashing import sha256_file
+from luthier.store.files import disk_error
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -67,9 +68,10 @@ def save_checkpoint(root: Path, *, step: int, tensors: Mapping[str, Tensor], sta
             shutil.rmtree(final)
         tmp.rename(final)
         _fsync(root)
-    except OSError:
+    except (OSError, SafetensorError) as error:  # safetensors hides a full disk in an error of its own
         shutil.rmtree(tmp, ignore_errors=True)
-        raise
+        num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        raise disk_error(final, num_bytes, error if isinstance(error, OSError) else OSError(str(error))) from error
     for old in sorted(root.glob("step-*"))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final

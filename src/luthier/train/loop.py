@@ -126,7 +126,7 @@ def fit(
             batches = epoch_batches(lengths, batch=settings.batch, seed=settings.seed, epoch=epoch, by_length=settings.by_length)
         rows = [train[i] for i in batches[state.step % per_epoch]]
         record = _update(model, optimiser, rows, settings, state, started)
-        if settings.eval_every and (state.step % settings.eval_every == 0 or state.step == settings.total_updates):
+        if state.step == settings.total_updates or (settings.eval_every and state.step % settings.eval_every == 0):
             record = _evaluate(model, optimiser, dev, settings, state, best, record)
         state.train_seconds += time.perf_counter() - started
         state.history.append(record)

@@ -21,6 +21,11 @@ class Precision:
     dtype: torch.dtype
     reason: str
 
+    @property
+    def name(self) -> str:
+        """ "bfloat16" or "float32"."""
+        return str(self.dtype).removeprefix("torch.")
+
 
 def _gemm_gflop_per_s(dtype: torch.dtype, *, size: int = 768, repeats: int = 5) -> float:
     """Best of `repeats` square-ish products shaped like a small model's feed-forward layer."""
@@ -39,8 +44,13 @@ def _measured() -> tuple[float, float]:
     return _gemm_gflop_per_s(torch.bfloat16), _gemm_gflop_per_s(torch.float32)
 
 
-def choose_precision(name: DtypeName) -> Precision:
-    """`auto` measures both for a few milliseconds; bf16 must be at least 1.3 times as fast to be worth its rounding."""
+def choose_precision(name: DtypeName, *, settled: object = None) -> Precision:
+    """`auto` measures both for a few milliseconds; bf16 must be at least 1.3 times as fast to be worth its rounding.
+
+    `settled` is what an earlier call of the same run chose: measured again under another load it might come out otherwise.
+    """
+    if name == "auto" and settled in ("bfloat16", "float32"):
+        return Precision(getattr(torch, str(settled)), f"{settled}: chosen when this run began")
     if name != "auto":
         dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
         if name not in dtypes:

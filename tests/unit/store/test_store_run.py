@@ -45,6 +45,11 @@ def events(folder: RunFolder) -> list[str]:
     return [record["event"] for record in read(folder.journal_events)]
 
 
+def compute(folder: RunFolder) -> None:
+    """From here on the folder is bound to its settings."""
+    append(folder.journal_generations, {"x": 1})
+
+
 def test_opening_makes_a_run_and_opening_again_resumes_it(tmp_path: Path) -> None:
     root = tmp_path / "deep" / "run"
     with open_run(root, Fake()) as folder:
@@ -74,6 +79,7 @@ SEMANTIC = {
 def test_a_change_of_meaning_is_refused_with_the_difference(tmp_path: Path, key: str) -> None:
     facts = {name: "before" for name, _ in SEMANTIC.values()}
     with open_run(tmp_path / "r", Fake(facts)) as folder:
+        compute(folder)
         before = folder.manifest.read_bytes()
     name, value = SEMANTIC[key]
     with pytest.raises(RunError) as caught, open_run(tmp_path / "r", Fake({**facts, name: value})):
@@ -86,8 +92,8 @@ def test_a_change_of_meaning_is_refused_with_the_difference(tmp_path: Path, key:
 
 
 def test_a_benign_change_is_taken_and_written_down(tmp_path: Path) -> None:
-    with open_run(tmp_path / "r", Fake()):
-        pass
+    with open_run(tmp_path / "r", Fake()) as folder:
+        compute(folder)
     with open_run(tmp_path / "r", Fake(free={"threads": 2, "train.save_every": 50})) as folder:
         pass
     changed = [record for record in read(folder.journal_events) if record["event"] == "changed"]
@@ -99,8 +105,16 @@ def test_facts_learnt_later_are_held_to_as_well(tmp_path: Path) -> None:
     with open_run(tmp_path / "r", Fake()) as folder:
         hold_to(folder, {"model.sha256": "aa"})
         hold_to(folder, {"model.sha256": "aa"})
+        compute(folder)
     with open_run(tmp_path / "r", Fake()) as folder, pytest.raises(RunError, match=r'model\.sha256: was "aa", now "bb"'):
         hold_to(folder, {"model.sha256": "bb"})
+
+
+def test_a_call_that_was_refused_before_it_computed_binds_nobody(tmp_path: Path) -> None:
+    with pytest.raises(RunError), open_run(tmp_path / "r", Fake({"data.input": "txt"})) as folder:
+        raise RunError("no such column", where="q.csv", fix="--input text")
+    with open_run(tmp_path / "r", Fake({"data.input": "text"})) as folder:
+        assert read_manifest(folder.manifest).identity == {"data.input": "text"}
 
 
 def test_fresh_starts_over_but_leaves_what_is_not_ours(tmp_path: Path) -> None:
