@@ -39,7 +39,7 @@ format: $(STAMP) ## format and sort imports
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench-banking77: model ## the reference table on banking77 (needs ../shared/data), about 25 minutes
+bench-banking77: model ## the reference table on banking77 (needs ../shared/data), about 30 minutes
 	$(BIN)/python benchmarks/banking77.py
 
 clean: ## remove the virtual environment and the demo run

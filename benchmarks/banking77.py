@@ -18,7 +18,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 INSTRUCTION = "Classify the intent of this banking customer query. Answer with the intent name only."
-KEEP = ("python", "platform", "cpu", "cores", "memory", "torch", "transformers", "peft", "precision")
+KEEP = ("python", "cpu", "cores", "memory", "torch", "transformers", "peft", "precision", "git_revision")
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     command = [
         str(Path(sys.executable).with_name("luthier")), "run", str(options.data / "train.csv"), "--test", str(options.data / "test.csv"),
         "--instruction", INSTRUCTION, "--input", "text", "--output", "category", "--train-rows", "4000", "--test-rows", "300",
-        "--seed", "0", "--run-dir", str(options.run_dir), "--json",
+        "--seed", "0", "--run-dir", str(options.run_dir), "--json", "--fresh",
     ]  # fmt: skip
     started = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -39,7 +39,7 @@ def main() -> None:
     result = json.loads(done.stdout.strip().splitlines()[-1])
     environment = json.loads((options.run_dir / "results.json").read_text(encoding="utf-8"))["environment"]
     kept = {k: v for k, v in environment.items() if any(k.startswith(name) for name in KEEP)}
-    shown = shlex.join(["luthier", *command[1:-3]]).replace(f"{options.data}/", "")  # where the data lies is nobody else's concern
+    shown = shlex.join(["luthier", *command[1:-4]]).replace(f"{options.data}/", "")  # where the data lies is nobody else's concern
     row = {"wall_s": round(wall_s, 1), "environment": kept, "command": shown, **result}
     row.pop("run_dir"), row.pop("report")
     (HERE / "results").mkdir(exist_ok=True)

@@ -65,7 +65,7 @@ class Given:
         return load_settings(path, overrides, set_items=self.set_items)
 
 
-Outcome = Mapping[str, object]  # "lines" for people, "json" for programs; `check` adds "pieces"
+Outcome = Mapping[str, object]  # "lines" for people, "json" for programs; `check` adds "pieces" and "is_refused"
 
 
 def add_command(
@@ -161,7 +161,7 @@ def guarded(function: Callable[[Given], Outcome], given: Given, *, debug: bool) 
     else:
         result_lines(lines)
         result_pieces(pieces)
-    return 0
+    return EXIT_USER if outcome.get("is_refused") else 0
 
 
 def _traceback() -> str:

@@ -16,7 +16,7 @@ NEEDED = ("torch", "transformers", "peft", "safetensors", "pydantic", "numpy", "
 MIN_PYTHON = (3, 11)
 MIN_FREE_GIB = 2.0
 MIN_MEMORY_GIB = 4.0
-CPU_TORCH = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
+CPU_TORCH = "install the CPU build of torch over it, as pytorch.org says under Get started"
 
 
 def doctor(given: Given) -> Outcome:
@@ -43,7 +43,7 @@ def _problems(environment: dict[str, str]) -> list[tuple[str, str]]:
         out.append((f"Python {environment['python']}, needed is 3.11 or newer", "make a virtual environment with a newer Python"))
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        out.append((f"missing packages: {', '.join(missing)}", "pip install luthier"))
+        out.append((f"missing packages: {', '.join(missing)}", "make demo, or in the source folder: pip install -c constraints.txt -e ."))
     cuda = sorted(str(d.metadata["Name"]) for d in metadata.distributions() if str(d.metadata["Name"]).lower().startswith("nvidia-"))
     if cuda and not Path("/dev/nvidia0").exists():
         out.append((f"torch is the CUDA build (brings {cuda[0]} and {len(cuda) - 1} more), but there is no NVIDIA GPU here", CPU_TORCH))

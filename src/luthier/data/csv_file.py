@@ -144,7 +144,7 @@ def _iter_records(
         return waiting.popleft() if waiting else next(source, None)
 
     while (line := next_line()) is not None:
-        if not line.data.strip(b" "):
+        if not line.data.strip(b" ") and not line.is_cut:
             tally.num_blank += 1
             continue
         record = _read_record(line, next_line, delimiter, path, limits)

@@ -25,11 +25,13 @@ def check_examples(
     *,
     rejects: Sequence[Reject] = (),
     test: Sequence[Example] | None = None,
+    dev: Sequence[Example] | None = None,
     duplicates: Duplicates | None = None,
 ) -> tuple[Finding, ...]:
     """Run every check that needs no model and turn it into findings, each with count, places and one remedy.
 
-    `test` are official test rows in a file of their own; rows marked test among `examples` count as well. `duplicates` saves the search
+    `test` and `dev` are official rows in files of their own, `rejects` those of all files; rows marked
+    test among `examples` count as well. `duplicates` saves the search
     if it was made for `examples`. Errors only for what makes a verdict worthless: too few rows to test on, one answer to everything, no row
     left.
     """
@@ -40,15 +42,15 @@ def check_examples(
     train = [e for e in examples if e.given_split != "test"]
     profile = profile_task(train or examples)
     found = [
-        *_rejected(rejects, len(examples)),
+        *_rejected(rejects, len(examples) + len(test or ()) + len(dev or ())),
         *_few_rows(train, official, duplicates),
         *_one_answer(train or examples),
         *_duplicates(examples, duplicates),
         *_conflicts(examples, is_free_text=profile.kind == "text"),
-        *_leaks(train, official),
+        *_leaks([*train, *(dev or ())], official),
         *_given_answers(train),
         *suspicious_rows(examples, profile=profile, duplicates=duplicates),
-        *find_private([*examples, *(test or ())]),
+        *find_private([*examples, *(test or ()), *(dev or ())]),
     ]
     return tuple(found)
 

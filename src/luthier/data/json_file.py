@@ -30,7 +30,7 @@ def iter_jsonl(lines: Iterable[RawLine], *, path: str, limits: Limits, tally: Ta
     decode = object_decoder(limits)
     for line in lines:
         data = line.data.strip(_WHITESPACE)
-        if not data:
+        if not data and not line.is_cut:
             tally.num_blank += 1
             continue
         try:
@@ -112,7 +112,7 @@ def _iter_array(data: bytes, start: int, end: int, *, path: str, limits: Limits)
     indent = data[start + 1 : _skip_space(data, start + 1)].replace(b"\r\n", b"\n")
     if indent.startswith(b"\n"):
         # Items begin on lines of their own, with one indent: a broken one then stays one broken item.
-        boundary = re.compile(rb"\r?\n".join(indent.split(b"\n")) + rb"(?=[^\s\]}])")
+        boundary = re.compile(rb"\r?\n".join(indent.split(b"\n")) + rb"(?=[^\s\]},])")
         return _iter_by_boundary(data, start, end, boundary, path=path, limits=limits)
     return _iter_by_bracket(data, start + 1, end, path=path, limits=limits)
 
@@ -130,21 +130,45 @@ def _iter_by_boundary(
         row = _row(data, begin, stop, closing, decode, path=path, line=line.at(begin), limits=limits)
         if match is not None and isinstance(row, Reject) and row.code == "not_json" and scan_budget > 0:
             # The same indent may stand inside an item: then it is whole up to its closing bracket.
-            stop = min(end, begin + limits.max_record_bytes)
-            item_end = _item_end(data, begin, stop)
-            scan_budget -= (stop if item_end is None else item_end) - begin
+            farthest = min(end, begin + limits.max_record_bytes)
+            item_end = _item_end(data, begin, farthest)
+            scan_budget -= (farthest if item_end is None else item_end) - begin
             if item_end is not None and item_end > match.start():
                 whole = _row(data, begin, item_end, b"", decode, path=path, line=line.at(begin), limits=limits)
                 if isinstance(whole, SourceRow):
                     row = whole
                     match = boundary.search(data, item_end, end)
                     begin = item_end
+        if isinstance(row, Reject) and row.code == "not_json" and scan_budget > 0:
+            parts = _several(data, begin, stop, closing, decode, path=path, line=line, limits=limits)
+            scan_budget -= stop - begin
+            if parts:
+                yield from parts[:-1]
+                row = parts[-1]
         yield row
         if match is None and isinstance(row, SourceRow) and not data[begin:end].rstrip(_WHITESPACE).endswith(b"]"):
             error = RowError(
                 "truncated", "the list is not closed with ]: the file may have been cut short", "copy or download the file again"
             )
             yield reject_of(error, path=path, line=line.at(end))
+
+
+def _several(
+    data: bytes, begin: int, stop: int, closing: bytes, decode: Decode, *, path: str, line: _LineCounter, limits: Limits
+) -> list[SourceRow | Reject]:
+    """The items of a stretch in which several stand on one line; from the first broken one on, the rest is one reject.
+
+    Empty where not even the first can be used.
+    """
+    out: list[SourceRow | Reject] = []
+    while begin < stop and _byte_at(data, begin) != b"]":
+        item_end = _item_end(data, begin, stop)
+        part = None if item_end is None else _row(data, begin, item_end, b"", decode, path=path, line=line.at(begin), limits=limits)
+        if item_end is None or isinstance(part, Reject) or part is None:
+            return [*out, _row(data, begin, stop, closing, decode, path=path, line=line.at(begin), limits=limits)] if out else []
+        out.append(part)
+        begin = item_end if _byte_at(data, item_end) == b"]" else _skip_space(data, item_end + 1)
+    return out
 
 
 def _iter_by_bracket(data: bytes, start: int, end: int, *, path: str, limits: Limits) -> Iterator[SourceRow | Reject]:

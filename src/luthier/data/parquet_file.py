@@ -74,4 +74,8 @@ class _Watched:
 
 
 def _missing_extra(path: Path) -> MissingExtraError:
-    return MissingExtraError("reading Parquet needs pyarrow", where=str(path), fix="pip install 'luthier[parquet]'")
+    return MissingExtraError(
+        "reading Parquet needs pyarrow",
+        where=str(path),
+        fix="pip install pyarrow",
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,8 @@ def find_private(examples: Sequence[Example]) -> tuple[Finding, ...]:
 
 def scan(text: str) -> tuple[Match, ...]:
     """Every hit in one text, in order; a stretch of text is reported once, by the first kind of the list that fits."""
-    taken: list[Match] = []
+    taken: list[Match] = []  # in order, none overlapping
+    starts: list[int] = []
     for pattern in _PATTERNS:
         if not pattern.hint(text):
             continue
@@ -67,9 +69,12 @@ def scan(text: str) -> tuple[Match, ...]:
             group = "value" if "value" in pattern.regex.groupindex else 0
             start, stop = found.span(group)
             value = found[group]
-            if all(stop <= other.start or start >= other.stop for other in taken) and pattern.is_valid(value):
-                taken.append(Match(pattern.kind, start, stop, _masked(pattern.kind, value)))
-    return tuple(sorted(taken, key=lambda match: match.start))
+            at = bisect_left(starts, start)
+            is_free = (at == 0 or taken[at - 1].stop <= start) and (at == len(taken) or stop <= starts[at])
+            if is_free and pattern.is_valid(value):
+                taken.insert(at, Match(pattern.kind, start, stop, _masked(pattern.kind, value)))
+                starts.insert(at, start)
+    return tuple(taken)
 
 
 def _texts(example: Example) -> Iterator[str]:
@@ -298,7 +303,7 @@ _PATTERNS = (
         _always,
         _holds("@"),
     ),
-    _Pattern("iban", re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]{1,4}){3,8}(?![A-Za-z0-9])"), _is_iban, _has_digits),
+    _Pattern("iban", re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]){11,30}(?![A-Za-z0-9])"), _is_iban, _has_digits),
     _Pattern("card", re.compile(r"(?<![\w.,-])\d(?:[ -]?\d){12,18}(?![\w-]|[.,]\d)"), _is_luhn, _has_digits),
     _Pattern(
         "national-id",
@@ -316,9 +321,9 @@ _PATTERNS = (
         "phone",
         re.compile(
             r"(?<![\w.,/=#-])(?<!\d )"
-            r"(?:(?:\+|00)[1-9]\d{0,2}[ .\-/]?(?:\(0?\d{1,4}\)[ .\-/]?)?\d{1,5}(?:[ .\-/]?\d{1,5}){1,5}"  # international
+            r"(?:(?:\+|00)[1-9]\d{0,2}[ .\-/]?(?:\(0?\d{1,4}\)[ .\-/]?)?\d(?:[ .\-/]?\d){1,29}"  # international
             r"|\(0?\d{2,4}\)[ .\-/]?\d{3,4}(?:[ .\-/]?\d{2,5}){1,3}"  # (area) number
-            r"|0\d{1,4}[ .\-/]\d{2,5}(?:[ .\-/]?\d{2,5}){1,4}|0\d{9,10}"  # national, with a trunk 0
+            r"|0\d{1,4}[ .\-/]\d(?:[ .\-/]?\d){3,24}|0\d{9,10}"  # national, with a trunk 0
             r"|\d{3}[-.]\d{3}[-.]\d{4})(?![\w-]|[.,/]\d)"  # North America
         ),
         _is_phone,

@@ -64,7 +64,18 @@ def parse_object(text: str) -> dict[str, object] | None:
         value: object = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None
-    return cast("dict[str, object]", value) if isinstance(value, dict) else None
+    return cast("dict[str, object]", value) if isinstance(value, dict) and is_writable(text, value) else None
+
+
+def is_writable(text: str, value: object) -> bool:
+    """Whether what was parsed from JSON `text` can be written as UTF-8: an escape such as \\ud83d alone is half a character."""
+    if "\\ud" not in text.lower():
+        return True
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def stratum_of(response: str, profile: TaskProfile) -> str:

@@ -82,7 +82,7 @@ def iter_paragraphs(lines: Iterable[RawLine], *, path: str, limits: Limits, tall
     block: list[RawLine] = []
     num_bytes = 0
     for line in lines:
-        if line.data.strip():
+        if line.data.strip() or line.is_cut:
             # Of a block over the limit only the size is kept.
             if num_bytes <= limits.max_record_bytes:
                 block.append(line)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 
 from luthier.core.types import TaskProfile
 from luthier.data.normalise import normalise
+from luthier.data.profile import is_writable
 from luthier.metrics.text import token_f1
 
 LONG_FIELD_WORDS = 5  # a text field with more words than this in the reference is scored by token F1
@@ -24,13 +25,13 @@ def parse_json_answer(text: str) -> dict[str, object] | None:
     """The answer as a JSON object, or None. Strict: white space aside, the whole answer is one object.
 
     Refused: code fences, words around it, arrays and scalars, NaN and Infinity, numbers that overflow, duplicate keys
-    (readers disagree on which one counts), nesting deeper than `MAX_DEPTH`.
+    (readers disagree on which one counts), nesting deeper than `MAX_DEPTH`, half characters.
     """
     try:
         value: object = _DECODER.decode(text)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) and _depth_ok(value) else None
+    return value if isinstance(value, dict) and _depth_ok(value) and is_writable(text, value) else None
 
 
 def find_json_object(text: str) -> dict[str, object] | None:

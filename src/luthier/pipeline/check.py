@@ -69,7 +69,7 @@ def check(settings: Settings, progress: Callable[[str, float, float, str], None]
     split = None
     try:
         split = split_data(settings, data).split
-        refuse_other_objectives(split.train)
+        refuse_other_objectives((*split.train, *split.dev, *split.test))
     except InputError as error:
         refused.append(_as_finding("split", error) if split is None else replace(_as_finding("objective", error), severity="warning"))
     findings = (*data.findings, *(view.findings if view else ()), *refused)
@@ -103,7 +103,7 @@ def check(settings: Settings, progress: Callable[[str, float, float, str], None]
         else {"train": len(split.train), "dev": len(split.dev), "test": len(split.test), "notes": list(split.notes)},
         "worst": worst,
     }
-    return {"lines": lines, "json": found, "pieces": view.pieces if view else ()}
+    return {"lines": lines, "json": found, "pieces": view.pieces if view else (), "is_refused": worst == "error"}
 
 
 def _read_lines(data: CheckedData) -> list[str]:

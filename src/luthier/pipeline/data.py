@@ -75,7 +75,13 @@ def read_data(settings: Settings) -> CheckedData:
         )
     rejects = (*read.rejects, *(test.rejects if test else ()), *(dev.rejects if dev else ()))
     duplicates = find_duplicates(read.examples)
-    findings = check_examples(read.examples, rejects=rejects, test=test.examples if test else None, duplicates=duplicates)
+    findings = check_examples(
+        read.examples,
+        rejects=rejects,
+        test=test.examples if test else None,
+        dev=dev.examples if dev else None,
+        duplicates=duplicates,
+    )
     return CheckedData(read=read, test=test, dev=dev, findings=findings, conflicts=find_conflicts(read.examples))
 
 

@@ -52,7 +52,7 @@ def prepare(settings: Settings, folder: RunFolder, progress: Progress) -> Prepar
         torch.set_num_threads(settings.threads)
     progress("check", 0, 1, "reading")
     data = prepare_data(settings)
-    refuse_other_objectives(data.split.train)
+    refuse_other_objectives((*data.split.train, *data.split.dev, *data.split.test))
     progress("check", 1, 1, f"{len(data.split.train)} train, {len(data.split.dev)} dev, {len(data.split.test)} test")
     model_path = resolve(settings.model.name)
     info = inspect_folder(model_path)

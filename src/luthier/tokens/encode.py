@@ -37,8 +37,8 @@ def encode_examples(
     Rows of more than `max_length` tokens are left out and listed: a warning above 1 %, InputError above 10 %. With
     `allow_truncation` they are cut instead, at the end of the response, which then has no end of turn; the prompt is never cut,
     because half a prompt is another task, so a row whose prompt alone fills `max_length` is still left out and listed.
-    KTO rows with an unwanted response are left out and counted: they are not to be imitated. `longer` is the remedy named for
-    rows that are too long, where a greater `max_length` is none.
+    Raw text of a single token, and KTO rows with an unwanted response, are left out and counted: these are not to be imitated. `longer` is
+    the remedy named for rows that are too long, where a greater `max_length` is none.
     Raises InputError with file and line for a row with nothing to learn but the end of the turn, and if no row is left.
     """
     longer = longer or f"allow longer rows: --set model.max_length={2 * max_length}"
@@ -47,11 +47,15 @@ def encode_examples(
     left_out: list[Example] = []
     over_long: list[Example] = []
     unwanted: list[Example] = []
+    too_short: list[Example] = []
     for done, example in enumerate(examples, 1):
         if example.desirable is False:
             unwanted.append(example)
         else:
             row = encoder.encode_example(example)
+            if example.kind == "text" and row.num_labels <= 1:  # one token, and nothing before it to predict it from
+                too_short.append(example)
+                continue
             _refuse_without_labels(row, example)
             if len(row.input_ids) <= max_length:
                 rows.append(row)
@@ -70,7 +74,7 @@ def encode_examples(
     return Encoded(
         rows=tuple(rows),
         over_long=tuple(example.id for example in over_long),
-        findings=_findings(cut, left_out, unwanted, len(examples), max_length, longer),
+        findings=_findings(cut, left_out, unwanted, too_short, len(examples), max_length, longer),
     )
 
 
@@ -95,13 +99,20 @@ def _refuse_too_many(over_long: Sequence[Example], total: int, max_length: int, 
 
 
 def _findings(
-    cut: Sequence[Example], left_out: Sequence[Example], unwanted: Sequence[Example], total: int, max_length: int, longer: str
+    cut: Sequence[Example],
+    left_out: Sequence[Example],
+    unwanted: Sequence[Example],
+    too_short: Sequence[Example],
+    total: int,
+    max_length: int,
+    longer: str,
 ) -> tuple[Finding, ...]:
     out: list[Finding] = []
     severity: Severity = "warning" if len(cut) + len(left_out) > WARN_OVER_LONG * total else "info"
     kinds: tuple[tuple[str, Sequence[Example], Severity, str, str], ...] = (
         ("over_long_cut", cut, severity, f"longer than {max_length:,} tokens: the end of the response is cut off", longer),
         ("over_long_left_out", left_out, severity, f"longer than {max_length:,} tokens and left out", longer),
+        ("too_short_left_out", too_short, "info", "of one token, with nothing to learn, and left out", "nothing to do, or remove them"),
         ("unwanted_left_out", unwanted, "info", "marked as unwanted and not trained on", "nothing to do; only wanted answers are imitated"),
     )
     for code, found, level, message, fix in kinds:

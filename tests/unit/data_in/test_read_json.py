@@ -104,6 +104,20 @@ def test_a_list_reads_as_json_loads_does(
     assert [dict(r.fields) for r in iter_records(wrapped) if isinstance(r, SourceRow)] == rows
 
 
+@settings(derandomize=True, max_examples=100, deadline=None)
+@given(rows=_ROWS, data=st.data())
+def test_a_list_may_be_laid_out_anyhow(
+    rows: list[dict[str, object]], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Several items on a line, different indents, commas at either end."""
+    between = st.sampled_from([", ", ",\n", ",\n  ", "\n  , ", " ,\n\n    "])
+    items = [json.dumps(row) for row in rows]
+    text = items[0] + "".join(data.draw(between) + item for item in items[1:])
+    before, after = data.draw(st.sampled_from(["", "\n", "\n  "])), data.draw(st.sampled_from(["", "\n"]))
+    path = _write(tmp_path_factory.getbasetemp(), "laid_out.json", f"[{before}{text}{after}]")
+    assert [dict(r.fields) for r in iter_records(path) if isinstance(r, SourceRow)] == rows
+
+
 def test_line_numbers_of_list_items(tmp_path: Path) -> None:
     path = _write(tmp_path, "a.json", '[\n  {"a": 1},\n  {\n    "a": 2\n  },\n\n  {"a": 3}\n]')
     assert _lines(path) == [(2, {"a": 1}), (3, {"a": 2}), (7, {"a": 3})]

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from luthier.core.errors import ConfigError
 from luthier.core.types import Example, TaskKind, TaskProfile
-from luthier.metrics.catalogue import LOWER_IS_BETTER, primary_metric, score_answer
+from luthier.metrics.catalogue import LOWER_IS_BETTER, check_metric, metrics_of, primary_metric, score_answer
 from luthier.metrics.closed_world import ClosedWorld
 
 NOTHING = ClosedWorld(known=frozenset())
@@ -79,3 +80,13 @@ def test_every_value_is_a_share_and_the_reference_itself_is_perfect(pred: str, g
             assert values.get("label_valid", 1.0) == 1.0
             assert values["fabrication"] in (None, 0.0)
             assert values["over_abstention"] in (None, 0.0)
+
+
+@pytest.mark.parametrize("kind", ["label", "json", "short", "text"])
+def test_the_list_of_metrics_is_what_is_scored(kind: TaskKind) -> None:
+    profile = TaskProfile(kind=kind, evidence="", labels=("a",), json_keys=("k",))
+    scored = score_answer(item('{"k": 1}'), "a", profile=profile, world=NOTHING, markers=frozenset())
+    assert set(metrics_of(profile)) == set(scored.values)
+    assert check_metric(primary_metric(profile), profile) == primary_metric(profile)
+    with pytest.raises(ConfigError, match="expected one of"):
+        check_metric("fabrication", profile)

@@ -127,3 +127,11 @@ def test_retention_counts_only_where_the_model_serves_other_work() -> None:
     few = {"retention": [1.0, 0.0, 1.0, 1.0] * 10}
     p, t = contest(40, 40, 0, 0, tuned_more={"retention": [1.0, 1.0, 0.0, 1.0] * 10}, prompt_more=few)
     assert check_gates(p, t, rule(serves_other_work=True))[-1].state == "not shown"
+
+
+def test_an_arm_that_states_nothing_at_all_is_one_without_unsupported_facts() -> None:
+    n = 300
+    invented = {"unsupported": [1.0] * 60 + [0.0] * (n - 60)}
+    p, t = contest(n, n, 0, 0, tuned_more=invented, prompt_more={"unsupported": [None] * n})
+    gate = next(gate for gate in check_gates(p, t, rule()) if gate.name == "unsupported")
+    assert gate.state == "fail"

@@ -410,3 +410,36 @@ def test_a_verdict_is_a_function_of_the_record() -> None:
     assert first == second
     shuffled = [replace(a, items=tuple(reversed(a.items))) for a in arms]
     assert dataclasses.astuple(decide(shuffled, rule(seed=3)))[:5] == dataclasses.astuple(first)[:5]
+
+
+def test_cheaper_but_not_shown_as_good_is_said_so_and_no_volume_is_asked_for() -> None:
+    found = decide(contest(300, 200, 10, 22, tuned_seconds=0.2), rule())
+    assert found.code == "prompt_as_good_simpler"
+    assert "cheaper or faster, but not shown to be as good" in found.sentence
+    assert not any("--volume" in step for step in found.next_steps)
+
+
+def test_a_saving_within_the_drift_of_the_machine_is_none() -> None:
+    counts, volume = (300, 200, 8, 6), rule(volume_per_month=10_000_000)
+    assert decide(contest(*counts, tuned_seconds=0.85), volume).code == "fine_tune_as_good_cheaper"
+    assert decide(contest(*counts, tuned_seconds=0.95), volume).code != "fine_tune_as_good_cheaper"
+
+
+def test_near_a_border_the_items_named_are_those_for_the_border() -> None:
+    found = decide(contest(1000, 700, 120, 80), rule())  # d = +4.0
+    assert found.code == "inconclusive"
+    assert "telling +4.0 from the margin of 5.0 needs about" in found.sentence
+
+
+@pytest.mark.parametrize("counts", [(120, 70, 12, 13), (120, 70, 12, 12)])
+def test_steps_do_not_contradict_each_other(counts: tuple[int, int, int, int]) -> None:
+    found = decide(contest(*counts), rule())
+    assert found.code == "inconclusive"
+    assert not any("would only tell how much worse" in step for step in found.next_steps)
+
+
+def test_a_margin_chosen_after_the_test_does_not_change_which_arm_is_compared() -> None:
+    prompt, tuned = contest(300, 150, 60, 20)
+    joint = replace(tuned, name="tuned + retrieval", dev_score=(tuned.dev_score or 0) + 0.03)
+    assert decide((prompt, tuned, joint), rule(margin=0.02)).best_tuned == "tuned + retrieval"
+    assert decide((prompt, tuned, joint), rule(margin=0.02, declared_margin=0.05)).best_tuned == "tuned"
