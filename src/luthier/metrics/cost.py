@@ -1,16 +1,16 @@
 """What requests cost, and from how many a month fine-tuning pays.
 
 A self-hosted answer costs its share of the batched wall time at the price of the machine: the cost at 100 % utilisation. A
-service that is busy a third of the time costs three times as much. Items of one batch share its time, so the intervals
-hold the spread between items, not the drift of a machine between two runs. No built-in price is true: every price comes
-from the user, with its source and date.
+service that is busy a third of the time costs three times as much. Items of one batch share its time, so the spread between
+items says little; what counts is the drift of the machine between two arms, timed minutes apart: `DRIFT` of each measured cost
+is added to its interval, in quadrature. No built-in price is true: every price comes from the user, with its source and date.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from luthier.core.errors import ConfigError, RunError
 from luthier.core.types import ArmResult, Estimate, ItemScore
@@ -19,6 +19,7 @@ from luthier.stats.intervals import ratio_intervals
 
 SECONDS_PER_HOUR = 3600
 TOKENS_PER_PRICE = 1_000_000
+DRIFT = 0.10  # 95 % bound on how far the speed of a machine moves between two arms; seen: up to 20 % between phases of an hour
 NOT_DETERMINED = "never or not determined"
 
 
@@ -82,9 +83,11 @@ def item_cost_usd(item: ItemScore, model: str, prices: Prices) -> float | None:
 
 
 def cost_per_1000(arm: ArmResult, prices: Prices, *, seed: int) -> Estimate:
-    """US dollars for 1,000 requests, with a 95 % bootstrap interval over items. None where no item has a cost."""
+    """US dollars for 1,000 requests; 95 % interval: bootstrap over items, and drift. None where no item has a cost."""
     known = [(cost, item.cluster) for item in arm.items if (cost := item_cost_usd(item, arm.model, prices)) is not None]
-    return _scaled_ratio([cost for cost, _ in known], [1.0] * len(known), [cluster for _, cluster in known], len(arm.items), seed=seed)
+    costs, clusters = [cost for cost, _ in known], [cluster for _, cluster in known]
+    found = _scaled_ratio(costs, [1.0] * len(known), clusters, len(arm.items), seed=seed)
+    return _with_drift(found, _drift(arm, found.value, prices))
 
 
 def cost_per_1000_correct(arm: ArmResult, metric: str, prices: Prices, *, seed: int) -> Estimate:
@@ -97,14 +100,19 @@ def cost_per_1000_correct(arm: ArmResult, metric: str, prices: Prices, *, seed: 
     costs, scores, clusters = [k[0] for k in known], [k[1] for k in known], [k[2] for k in known]
     if known and math.fsum(scores) <= 0:
         return Estimate(value=None, low=None, high=None, n=len(known), method="no right answer")
-    return _scaled_ratio(costs, scores, clusters, len(arm.items), seed=seed)
+    found = _scaled_ratio(costs, scores, clusters, len(arm.items), seed=seed)
+    return _with_drift(found, _drift(arm, found.value, prices))
 
 
 def cost_difference(prompt_arm: ArmResult, tuned_arm: ArmResult, prices: Prices, *, seed: int) -> Estimate:
-    """Prompt minus tuned in US dollars a request, on the items both answered; positive: the tuned arm is cheaper."""
+    """Prompt minus tuned in US dollars a request, on the items both answered; positive: the tuned arm is cheaper.
+
+    The interval is paired over items, and holds the drift of either arm.
+    """
     prompt_items = {item.item_id: item for item in prompt_arm.items}
     differences: list[float] = []
     clusters: list[str] = []
+    prompt_usd = tuned_usd = 0.0
     for item in tuned_arm.items:
         other = prompt_items.get(item.item_id)
         tuned_cost = item_cost_usd(item, tuned_arm.model, prices)
@@ -112,11 +120,15 @@ def cost_difference(prompt_arm: ArmResult, tuned_arm: ArmResult, prices: Prices,
         if tuned_cost is not None and prompt_cost is not None:
             differences.append(prompt_cost - tuned_cost)
             clusters.append(item.cluster)
+            prompt_usd, tuned_usd = prompt_usd + prompt_cost, tuned_usd + tuned_cost
     if not differences:
         return Estimate(value=None, low=None, high=None, n=0, method="not measured")
     totals = cluster_totals(differences, clusters)
     ((low, high),), method = ratio_intervals(totals, (0.95,), seed=seed)
-    return Estimate(value=totals.ratio, low=_finite(low), high=_finite(high), n=len(differences), method=f"paired {method} 95 %")
+    found = Estimate(value=totals.ratio, low=_finite(low), high=_finite(high), n=len(differences), method=f"paired {method} 95 %")
+    n = len(differences)
+    drift = math.hypot(_drift(prompt_arm, prompt_usd / n, prices), _drift(tuned_arm, tuned_usd / n, prices))
+    return _with_drift(found, drift)
 
 
 def fixed_usd_per_month(tuned_arm: ArmResult, economics: Economics) -> float | None:
@@ -164,6 +176,20 @@ def _scaled_ratio(costs: Sequence[float], over: Sequence[float], clusters: Seque
         n=len(costs),
         method=f"{method} 95 %{left_out}",
     )
+
+
+def _drift(arm: ArmResult, cost: float | None, prices: Prices) -> float:
+    """What the speed of the machine may have moved a cost by; nothing where tokens are paid for."""
+    return 0.0 if cost is None or arm.model in prices.api_models else DRIFT * cost
+
+
+def _with_drift(found: Estimate, drift: float) -> Estimate:
+    """The interval widened by an independent error of `drift`."""
+    if found.value is None or drift <= 0:
+        return found
+    low = None if found.low is None else found.value - math.hypot(found.value - found.low, drift)
+    high = None if found.high is None else found.value + math.hypot(found.high - found.value, drift)
+    return replace(found, low=low, high=high, method=f"{found.method}, {100 * DRIFT:g} % drift of the machine")
 
 
 def _finite(value: float) -> float | None:

@@ -12,7 +12,7 @@ from luthier.stats.power import min_detectable_effect, min_detectable_effect_fro
 from luthier.verdict.compare import arm_score, compare_arms, latency_ratio, pair_scores, with_holm
 from luthier.verdict.gates import check_gates
 from luthier.verdict.seeds import RecipeDifference, recipe_difference, same_recipe
-from luthier.verdict.settings import DRIFT, EPSILON, MIN_CLEAR_CLUSTERS, MIN_CLEAR_ITEMS, DecisionRule
+from luthier.verdict.settings import EPSILON, MIN_CLEAR_CLUSTERS, MIN_CLEAR_ITEMS, DecisionRule
 
 Z95 = NormalDist().inv_cdf(0.975)
 
@@ -29,15 +29,14 @@ class Contest:
     tuned_score: float
     gates: tuple[GateResult, ...]
     saving: Estimate  # US dollars a request, prompt - tuned
-    prompt_usd: float | None  # a request
     fixed_usd_per_month: float | None
     break_even: Estimate
     speed: Estimate  # tuned / prompt, single requests
 
     @property
     def is_cheaper(self) -> bool:
-        """Shown cheaper a request, by more than the machine may have drifted between the two arms."""
-        return self.saving.low is not None and self.saving.low > DRIFT * (self.prompt_usd or 0.0)
+        """Shown cheaper a request."""
+        return self.saving.low is not None and self.saving.low > 0
 
     @property
     def is_faster(self) -> bool:
@@ -155,7 +154,6 @@ def contest_between(prompt: ArmResult, tuned: ArmResult, rule: DecisionRule) -> 
         prompt_score=fmean(pairs.b),
         tuned_score=fmean(pairs.a),
         gates=check_gates(prompt, tuned, rule),
-        prompt_usd=_mean_usd(prompt, rule),
         saving=cost_difference(prompt, tuned, rule.prices, seed=rule.seed),
         fixed_usd_per_month=fixed_usd_per_month(tuned, rule.economics),
         break_even=break_even(prompt, tuned, rule.economics, seed=rule.seed),

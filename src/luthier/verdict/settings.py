@@ -12,7 +12,6 @@ from luthier.metrics.cost import Economics, Prices
 MIN_TEST_ITEMS = 30  # fewer: no verdict
 MIN_CLEAR_ITEMS = 100  # fewer: "leaning" at most
 MIN_CLEAR_CLUSTERS = 20
-DRIFT = 0.10  # arms are timed minutes apart, and a machine's speed drifts: a saving below this share of the price is not shown
 EPSILON = 1e-9  # a difference of exactly the margin counts as the margin, whatever the rounding
 
 

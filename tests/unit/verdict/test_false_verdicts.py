@@ -21,6 +21,6 @@ def test_the_same_outputs_twice_are_equivalent() -> None:
         stream = random.Random(f"test/same/{n}")
         scores = [float(stream.random() < 0.7) for _ in range(n)]
         found = decide([arm("a", scores, family="prompt"), arm("b", scores, family="tuned")], rule())
-        assert found.code == ("prompt_as_good_simpler" if n >= 100 else "inconclusive")
+        assert found.code == ("equivalent_prompt" if n >= 100 else "inconclusive")
         assert found.primary is not None
         assert found.primary.low95 < 0 < found.primary.high95

@@ -159,7 +159,7 @@ def test_neither_yet() -> None:
     low_floor = paired(300, 203, 0, 0)[0]
     counts = (300, 205, 3, 3)
     assert decide([*contest(*counts), _floor(low_floor)], rule()).code == "neither_needed"
-    assert decide([*contest(*counts), _floor(low_floor)], rule(min_quality=0.73)).code == "prompt_as_good_simpler"
+    assert decide([*contest(*counts), _floor(low_floor)], rule(min_quality=0.73)).code == "equivalent_prompt"
 
 
 def test_arms_that_all_fail_the_task_are_not_a_case_for_the_baseline() -> None:
