@@ -165,13 +165,17 @@ class TokenRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One prompt to complete, greedily unless `temperature` > 0."""
+    """One prompt to complete, greedily unless `temperature` > 0.
+
+    `stop` ends the answer of a model without chat training, which has never learnt to end a turn; other models do not need it.
+    """
 
     item_id: str
     messages: tuple[Message, ...]
     max_new_tokens: int
     temperature: float = 0.0
     seed: int = 0
+    stop: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,7 @@ class Bench:
     score: Score
     metric: str
     max_new_tokens: int
+    stop: str  # ends the answer of a model without chat training
     batch: int
     store: GenerationStore
     clusters: Mapping[str, str]
@@ -55,16 +56,18 @@ class Chosen:
     failed: str | None = None
 
 
-def requests_of(candidate: Candidate, items: Sequence[Example], max_new_tokens: int) -> tuple[GenerationRequest, ...]:
+def requests_of(candidate: Candidate, items: Sequence[Example], max_new_tokens: int, stop: str) -> tuple[GenerationRequest, ...]:
     """One greedy request an item."""
-    return tuple(GenerationRequest(item_id=item.id, messages=candidate.build(item), max_new_tokens=max_new_tokens) for item in items)
+    return tuple(
+        GenerationRequest(item_id=item.id, messages=candidate.build(item), max_new_tokens=max_new_tokens, stop=stop) for item in items
+    )
 
 
 def answer(candidate: Candidate, items: Sequence[Example], local: LocalModel, bench: Bench, label: str) -> tuple[Generation, ...]:
     """Generate for every item; cached batches cost nothing."""
     return generate(
         local,
-        requests_of(candidate, items, bench.max_new_tokens),
+        requests_of(candidate, items, bench.max_new_tokens, bench.stop),
         batch=bench.batch,
         store=bench.store,
         on_progress=lambda done, total: bench.on_progress(label, done, total),
@@ -193,6 +196,7 @@ def measure_latencies(
     items: Sequence[Example],
     *,
     max_new_tokens: int,
+    stop: str,
     on_progress: Callable[[int, int], None],
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, tuple[float, ...]]:
@@ -202,14 +206,14 @@ def measure_latencies(
     """
     prefixes = {}
     for name, candidate, local in plans:
-        prefixes[name] = shared_prefix(local, requests_of(candidate, items, max_new_tokens))
+        prefixes[name] = shared_prefix(local, requests_of(candidate, items, max_new_tokens, stop))
     out: dict[str, list[float]] = {name: [] for name, _, _ in plans}
     for number, item in enumerate(items):
         if should_stop():
             raise KeyboardInterrupt
         for name, candidate, local in plans:
             longest = max_new_tokens if number else WARM_UP_TOKENS
-            seconds = next(single_latencies(local, requests_of(candidate, [item], longest), prefixes[name]))
+            seconds = next(single_latencies(local, requests_of(candidate, [item], longest, stop), prefixes[name]))
             if number:
                 out[name].append(seconds)
         on_progress(number + 1, len(items))

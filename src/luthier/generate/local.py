@@ -24,6 +24,8 @@ from luthier.generate.decode import Prefix, Sampling, decode, read_prefix
 from luthier.tokens.template import ChatEncoder
 from luthier.tokens.tree import common_prefix_length
 
+STOP_TOKENS = 4  # at most so many tokens spell a stop text
+
 
 class GenerationStore(Protocol):
     """Where finished generations live, by content key."""
@@ -80,7 +82,7 @@ def generate(
         check_fits(local, request, len(ids))
     num_prefix = common_prefix_length(prompts)
     keys = [
-        digest([local.fingerprint, num_prefix, list(ids), request.max_new_tokens, request.temperature, request.seed])
+        digest([local.fingerprint, num_prefix, list(ids), request.max_new_tokens, request.temperature, request.seed, _stop(local, request)])
         for request, ids in zip(requests, prompts, strict=True)
     ]
     plan = plan_batches([len(ids) - num_prefix for ids in prompts], num_prefix=num_prefix, batch=batch)
@@ -122,6 +124,13 @@ def _decode_batch(
 ) -> list[Generation]:
     started = time.perf_counter()
     num_prefix = len(prefix.ids)
+    stops = [_stop(local, request) for request in requests]
+    tails: list[list[int]] = [[] for _ in requests]
+
+    def goes_on(row: int, token: int) -> bool:
+        tails[row] = [*tails[row][1 - STOP_TOKENS :], token]
+        return not stops[row] or stops[row] not in local.encoder.decode(tails[row]).lstrip()
+
     written = decode(
         local.model,
         prefix,
@@ -129,20 +138,34 @@ def _decode_batch(
         max_new_tokens=[request.max_new_tokens for request in requests],
         eos_ids=local.encoder.eos_ids,
         sampling=[Sampling(request.temperature, request.seed) for request in requests],
+        on_token=goes_on if any(stops) else None,
     )
     share_s = (time.perf_counter() - started) / len(requests) + prefix_share_s
     return [
         Generation(
             item_id=request.item_id,
-            text=local.encoder.decode(ids),
+            text=_before(local.encoder.decode(ids), stop),
             finish="length" if len(ids) >= request.max_new_tokens else "stop",
             num_prompt_tokens=len(prompt),
             num_cached_tokens=num_prefix,
             num_new_tokens=len(ids),
             latency_s=share_s,
         )
-        for request, prompt, ids in zip(requests, prompts, written, strict=True)
+        for request, prompt, ids, stop in zip(requests, prompts, written, stops, strict=True)
     ]
+
+
+def _stop(local: LocalModel, request: GenerationRequest) -> str:
+    """Where an answer ends besides the end token: only models without chat training need it, they never learnt to end a turn."""
+    return "" if local.encoder.is_chat else request.stop
+
+
+def _before(text: str, stop: str) -> str:
+    """What stands before the stop text, behind what white space the answer begins with."""
+    if not stop:
+        return text
+    start = len(text) - len(text.lstrip())
+    return text[:start] + text[start:].partition(stop)[0]
 
 
 def single_latencies(local: LocalModel, requests: Sequence[GenerationRequest], prefix: Prefix) -> Iterator[float]:

@@ -20,6 +20,7 @@ from luthier.pipeline.settings import Settings
 from luthier.store.cache import GenerationCache
 from luthier.store.files import atomic_write_json
 from luthier.store.layout import RunFolder
+from luthier.tokens.render import PLAIN_SEPARATOR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +44,18 @@ def make_bench(settings: Settings, folder: RunFolder, inputs: MeasureInputs) -> 
         score=score,
         metric=inputs.metric,
         max_new_tokens=inputs.max_new_tokens,
+        stop=stop_text(train),
         batch=settings.arms.batch,
         store=GenerationCache(folder.journal_generations),
         clusters=inputs.split.clusters,
         on_progress=lambda label, done, total: inputs.on_progress("measure", done, total, label),
         should_stop=inputs.should_stop,
     )
+
+
+def stop_text(train: Sequence[Example]) -> str:
+    """The blank line between turns of plain text, unless wanted answers hold one themselves."""
+    return "" if any(PLAIN_SEPARATOR in example.response for example in train) else PLAIN_SEPARATOR
 
 
 def planned_arms(settings: Settings, inputs: MeasureInputs, context: int) -> tuple[Arm, ...]:
@@ -102,6 +109,7 @@ def with_latencies(
             plans,
             items,
             max_new_tokens=inputs.max_new_tokens,
+            stop=stop_text(inputs.split.train),
             on_progress=lambda done, total: inputs.on_progress("latency", done, total, "one request at a time"),
             should_stop=inputs.should_stop,
         )

@@ -113,12 +113,15 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
     return text
 
 
+PLAIN_SEPARATOR = "\n\n"  # between the turns of plain text
+
+
 def render_plain(messages: Sequence[Message]) -> str:
     r"""The plain template for base models: `{system}\n\n{user}\n`, an earlier answer followed by a blank line.
 
     There are no role names: a base model has none, and each would be a word to learn.
     """
-    ends = {"system": "\n\n", "user": "\n", "assistant": "\n\n"}
+    ends = {"system": PLAIN_SEPARATOR, "user": "\n", "assistant": PLAIN_SEPARATOR}
     return "".join(message.content + ends[message.role] for message in messages)
 
 

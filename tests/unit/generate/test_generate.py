@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -172,3 +173,17 @@ def test_batches_hold_every_request_once_within_limits(lengths: list[int], batch
         longest = max(lengths[i] for i in indices)
         assert len(indices) <= batch
         assert len(indices) == 1 or len(indices) * longest * (num_prefix + longest) <= MAX_PAIRS
+
+
+def test_a_model_without_chat_training_is_stopped_at_the_stop_text(local: LocalModel) -> None:
+    def one(model: LocalModel, stop: str) -> Generation:
+        request = replace(_requests(1)[0], stop=stop, max_new_tokens=12)
+        return generate(model, [request], batch=1, store=NoStore(), on_progress=lambda done, total: None)[0]
+
+    plain = replace(local, encoder=replace(local.encoder, is_chat=False), fingerprint="plain")
+    free = one(plain, "")
+    stop = free.text.strip()[2:4]
+    cut = one(plain, stop)
+    assert stop in free.text and stop not in cut.text and free.text.startswith(cut.text)
+    assert cut.num_new_tokens < free.num_new_tokens and cut.finish == "stop"
+    assert one(local, one(local, "").text.strip()[2:4]).text == one(local, "").text  # a chat model ends its turns itself
