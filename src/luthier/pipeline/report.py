@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -12,6 +14,7 @@ from luthier.core.types import ArmResult, Estimate, Verdict
 from luthier.metrics.catalogue import metrics_of
 from luthier.metrics.cost import cost_per_1000, cost_per_1000_correct
 from luthier.metrics.latency import latency_summary
+from luthier.models.catalogue import list_models
 from luthier.pipeline.record import RunRecord, TrainRecord
 from luthier.pipeline.settings import Settings, origins
 from luthier.report import numbers
@@ -85,6 +88,11 @@ def _shown_config(record: RunRecord, settings: Settings) -> tuple[dict[str, tupl
     return config, tuple(notes)
 
 
+def _hub_id(model: str) -> str:
+    """The model's id on the hub where the catalogue knows it, else its name or folder."""
+    return next((entry.hub_id for entry in list_models() if entry.name == model and entry.hub_id), model)
+
+
 def _mean(values: Sequence[int | None]) -> float | None:
     known = [v for v in values if v is not None]
     return fmean(known) if known else None
@@ -96,6 +104,7 @@ def report_model(record: RunRecord, verdict: Verdict, rule: DecisionRule, settin
     config, changes = _shown_config(record, settings)
     return ReportModel(
         title=record.title,
+        base_model=_hub_id(record.model),
         created=record.created,
         luthier_version=record.luthier_version,
         run_command=record.command,
@@ -140,7 +149,9 @@ def report_model(record: RunRecord, verdict: Verdict, rule: DecisionRule, settin
 
 def write_report(folder: RunFolder, record: RunRecord, verdict: Verdict, rule: DecisionRule, settings: Settings) -> ReportModel:
     """Write verdict.json, report.html and card.md."""
-    model = report_model(record, verdict, rule, settings)
+    here = shlex.quote(str(folder.root))
+    steps = tuple(re.sub(r"(luthier \w+) RUN\b", lambda match: f"{match[1]} {here}", step) for step in verdict.next_steps)
+    model = report_model(record, replace(verdict, next_steps=steps), rule, settings)
     atomic_write_json(folder.verdict, asdict(verdict))
     atomic_write_text(folder.report, render_html(model))
     atomic_write_text(folder.card, render_card(model))
@@ -193,7 +204,7 @@ def outcome(folder: RunFolder, record: RunRecord, verdict: Verdict, model: Repor
         "search_seconds": train.search_seconds if train else None,
         "tokens_per_s": train.tokens_per_s if train else None,
         "lr": train.lr if train else None,
-        "next_steps": list(verdict.next_steps),
+        "next_steps": list(model.verdict.next_steps),
         "report": str(folder.report),
         "run_dir": str(folder.root),
     }

@@ -31,7 +31,7 @@ def render_card(model: ReportModel) -> str:
 def _front_matter(model: ReportModel, tuned: ArmRow | None) -> str:
     lines = ["---"]
     if tuned is not None:
-        lines += [f"base_model: {_yaml(tuned.model)}", "library_name: peft", "pipeline_tag: text-generation"]
+        lines += [f"base_model: {_yaml(model.base_model)}", "library_name: peft", "pipeline_tag: text-generation"]
     lines += ["tags:", '- "luthier"', '- "lora"' if tuned is not None else '- "evaluation"']
     if tuned is not None and tuned.score.value is not None and math.isfinite(tuned.score.value):
         lines += [
@@ -59,7 +59,8 @@ def _summary(model: ReportModel, tuned: ArmRow | None) -> str:
         lines.append("No tuned model came out of this run; this card records what was measured.")
     else:
         lines.append(
-            f"A LoRA adapter for {_md(tuned.model)}, made and measured with Luthier {_md(model.luthier_version)} on {_md(model.created)}."
+            f"A LoRA adapter for {_md(model.base_model)}, made and measured with Luthier {_md(model.luthier_version)} "
+            f"on {_md(model.created)}."
         )
     lines += ["", f"**Verdict: {_md(verdict.headline)}** ({verdict.strength}). {_md(verdict.sentence)}"]
     if primary is not None:

@@ -82,6 +82,7 @@ class ReportModel:
     """One finished run, ready to be shown. All text in it is untrusted."""
 
     title: str
+    base_model: str  # its id on the hub where it has one, else its name
     created: str  # ISO 8601, with time zone
     luthier_version: str
     run_command: str

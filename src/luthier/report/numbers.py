@@ -39,7 +39,7 @@ def duration_interval(estimate: Estimate) -> str:
     if estimate.value is None:
         return ""
     if estimate.low is None and estimate.high is None:
-        return f"n = {estimate.n:,}, too few for an interval"
+        return f"n = {estimate.n:,}"
     low, high = ("…" if end is None else duration(end) for end in (estimate.low, estimate.high))
     return f"[{low}, {high}], n = {estimate.n:,}"
 

@@ -88,7 +88,7 @@ def next_steps(code: VerdictCode, evidence: Evidence, *, conflict: str) -> tuple
     match code:
         case "fine_tune_better" | "fine_tune_as_good_cheaper":
             keep = (f"Serve it with the retrieval it was measured with{_params(contest.tuned)}.",) if contest.is_joint else ()
-            gates = tuple(f"{gate.name} is not shown safe: {gate.fix}." for gate in contest.unsettled_gates)
+            gates = tuple(f"Not shown safe: {gate.name}. To show it, {gate.fix}." for gate in contest.unsettled_gates)
             return ("Try the tuned model: luthier chat RUN", *keep, *gates)
         case "prompt_better":
             return (setting, "If you still want to fine-tune: add training rows where the tuned answers are wrong, see the report.")

@@ -62,7 +62,7 @@ def _benign_tags() -> list[str]:
 def test_front_matter_is_what_the_hub_reads() -> None:
     model = reports.clear_win()
     front = yaml.safe_load(render_card(model).split("---\n")[1])
-    assert (front["base_model"], front["library_name"]) == ("SmolLM2-360M-Instruct", "peft")
+    assert (front["base_model"], front["library_name"]) == ("HuggingFaceTB/SmolLM2-360M-Instruct", "peft")
     result = front["model-index"][0]["results"][0]
     assert result["metrics"][0]["value"] == pytest.approx(0.8233)
     assert "n = 300" in result["metrics"][0]["name"] and "0.7762 to 0.8623" in result["metrics"][0]["name"]
@@ -94,7 +94,7 @@ def test_hostile_text_in_every_field_of_the_card(text: str) -> None:
     model = _hostile(text)
     card = render_card(model)
     front = yaml.safe_load(card.split("\n---\n", 1)[0].removeprefix("---\n"))
-    assert front["base_model"] == model.row(model.verdict.best_tuned).model  # type: ignore[union-attr]
+    assert front["base_model"] == model.base_model
     assert front["model-index"][0]["name"] == model.title
     assert set(front) == {"base_model", "library_name", "pipeline_tag", "tags", "model-index"}
     tags, words = _rendered(card)

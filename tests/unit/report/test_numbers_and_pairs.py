@@ -41,7 +41,7 @@ from luthier.report.model import ItemGroups, pair_items
         (numbers.duration(None), "—"),
         (numbers.duration(math.inf), "infinite"),
         (numbers.duration_interval(Estimate(value=2.0, low=1.0, high=None, n=6, method="")), "[1.00 s, …], n = 6"),
-        (numbers.duration_interval(Estimate(value=2.0, low=None, high=None, n=2, method="")), "n = 2, too few for an interval"),
+        (numbers.duration_interval(Estimate(value=2.0, low=None, high=None, n=2, method="")), "n = 2"),
         (numbers.duration_interval(Estimate(value=None, low=None, high=None, n=0, method="")), ""),
         (numbers.usd_interval(Estimate(value=0.02, low=0.01, high=0.03, n=9, method="")), "[$0.010, $0.030]"),
         (numbers.count(12400), "12,400"),
