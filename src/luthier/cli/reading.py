@@ -30,9 +30,9 @@ def report(given: Given) -> Outcome:
 
     From what was measured, without a model.
     """
-    from luthier.pipeline.report import rebuild_report
+    from luthier.pipeline.decide import redecide
 
-    return rebuild_report(Path(given.arguments[0]))
+    return redecide(Path(given.arguments[0]), {})
 
 
 def _refuse_other_settings(overrides: Mapping[str, object]) -> None:

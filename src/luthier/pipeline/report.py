@@ -7,7 +7,6 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from statistics import fmean
 
 from luthier.core.types import ArmResult, Estimate, Verdict
@@ -209,10 +208,3 @@ def outcome(folder: RunFolder, record: RunRecord, verdict: Verdict, model: Repor
         "run_dir": str(folder.root),
     }
     return {"lines": verdict_lines(model, report_path=str(folder.report)), "json": json.loads(json.dumps(found))}
-
-
-def rebuild_report(run_dir: Path) -> dict[str, object]:
-    """`luthier report RUN`: page and card from the record, under the run's own settings."""
-    from luthier.pipeline.decide import redecide
-
-    return redecide(run_dir, {})

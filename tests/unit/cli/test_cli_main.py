@@ -56,7 +56,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
         setattr(fake, name, function)
         monkeypatch.setitem(sys.modules, module, fake)
 
-    for module, name in (("run", "run"), ("check", "check"), ("train", "train"), ("decide", "redecide"), ("report", "rebuild_report")):
+    for module, name in (("run", "run"), ("check", "check"), ("train", "train"), ("decide", "redecide")):
         stand_in(f"luthier.pipeline.{module}", name)
     return calls
 
@@ -164,7 +164,7 @@ def test_decide_takes_decision_settings_only(luthier: Run, pipeline: dict[str, l
 
 def test_report_takes_a_run(luthier: Run, pipeline: dict[str, list[Any]]) -> None:
     assert luthier("report", "RUN")[0] == 0
-    assert pipeline["rebuild_report"] == [((Path("RUN"),), {})]
+    assert pipeline["redecide"] == [((Path("RUN"), {}), {})]
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
