@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 from tests.e2e.test_run import _rows
 from tests.fixtures.tiny_model import make_tiny_model
+from tests.unit.data_in.test_bad_inputs import COUNTED, REFUSED
+from tests.unit.data_in.test_bad_inputs import path_of as bad_input
 
 from luthier.cli.main import main
 
@@ -35,10 +38,10 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 def go(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Go:
     """Exit code, the object on the last line of stdout, and stderr of one command."""
 
-    def run(verb: str, file: Path, *more: str, run_dir: Path | None = None) -> tuple[int, dict[str, Any], str]:
-        columns = ["--instruction", "Name the kind.", "--input", "text", "--output", "category"] if file.suffix == ".jsonl" else []
+    def run(verb: str, file: Path, *more: str, run_dir: Path | None = None, columns: bool = True) -> tuple[int, dict[str, Any], str]:
+        named = ["--instruction", "Name the kind.", "--input", "text", "--output", "category"] if columns else []
         folder = ["--run-dir", str(run_dir)] if run_dir is not None else []
-        words = ["luthier", verb, str(file), *columns, "--model", str(place / "model"), "--json", *folder, *more]
+        words = ["luthier", verb, str(file), *named, "--model", str(place / "model"), "--json", *folder, *more]
         monkeypatch.setattr(sys, "argv", words)
         with pytest.raises(SystemExit) as left:
             main()
@@ -74,7 +77,7 @@ def test_mistakes_are_told_before_training_and_bind_nobody(
 def test_raw_text_can_be_trained_on_but_not_compared(go: Go, tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("\n\n".join(f"A paragraph with the number {i} and some more words." for i in range(60)) + "\n\nI\n", encoding="utf-8")
-    code, found, err = go("run", text, run_dir=tmp_path / "run")
+    code, found, err = go("run", text, run_dir=tmp_path / "run", columns=False)
     assert code == 2 and "luthier train" in found["error"]["fix"], err
 
 
@@ -126,3 +129,24 @@ def test_chat_with_a_run_that_is_not_there(monkeypatch: pytest.MonkeyPatch, caps
         main()
     _, err = capsys.readouterr()
     assert left.value.code == 2 and "no such run" in err and "luthier chat" in err and "intents" in err
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_files_end_every_command_with_2_and_a_remedy(go: Go, name: str, tmp_path: Path) -> None:
+    message, fix = REFUSED[name]
+    path = bad_input(name, tmp_path)
+    for verb in ("check", "run"):
+        code, found, err = go(verb, path, run_dir=tmp_path / "run" if verb == "run" else None, columns=False)
+        assert code == 2 and "Traceback" not in err
+        assert re.search(message, found["error"]["message"]) and re.search(fix, found["error"]["fix"])
+        assert found["error"]["where"].startswith(str(path))
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_bad_rows_are_counted_by_the_command(go: Go, name: str, tmp_path: Path) -> None:
+    num_kept, rejects = COUNTED[name]
+    code, found, err = go("check", bad_input(name, tmp_path), columns=False)
+    assert code in (0, 2) and "Traceback" not in err  # 2: so few rows carry no verdict
+    assert (found["read"], found["kept"], found["rejected"]) == (num_kept + len(rejects), num_kept, len(rejects))
+    assert [(reject["line"], reject["code"]) for reject in found["rejects"]] == rejects
+    assert all(reject["reason"] and reject["fix"] for reject in found["rejects"])

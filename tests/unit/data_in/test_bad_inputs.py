@@ -88,7 +88,7 @@ REFUSED: dict[str, tuple[str, str]] = {
 }
 
 
-def _path(name: str, folder: Path) -> Path:
+def path_of(name: str, folder: Path) -> Path:
     if name == "lying_footer":
         pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     return MAKERS[name](folder) if name in MAKERS else FIXTURES / name
@@ -97,7 +97,7 @@ def _path(name: str, folder: Path) -> Path:
 @pytest.mark.parametrize("name", COUNTED)
 def test_bad_rows_are_counted_and_good_rows_kept(name: str, tmp_path: Path) -> None:
     num_kept, rejects = COUNTED[name]
-    path = _path(name, tmp_path)
+    path = path_of(name, tmp_path)
     result = load_examples([path])
     assert [(reject.line, reject.code) for reject in result.rejects] == rejects
     assert len(result.examples) == num_kept
@@ -112,7 +112,7 @@ def test_bad_rows_are_counted_and_good_rows_kept(name: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", REFUSED)
 def test_bad_files_are_refused_with_a_remedy(name: str, tmp_path: Path) -> None:
     message, fix = REFUSED[name]
-    path = _path(name, tmp_path)
+    path = path_of(name, tmp_path)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError) as caught:
         load_examples([path])
