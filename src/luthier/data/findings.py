@@ -75,7 +75,7 @@ def _rejected(rejects: Sequence[Reject], num_kept: int) -> list[Finding]:
 
 def _few_rows(train: Sequence[Example], official: Sequence[Example], duplicates: Duplicates) -> list[Finding]:
     groups = len({duplicates.clusters.get(e.id, e.id) for e in train})
-    num_test = len(official) or default_test_rows(groups)
+    num_test = len(official) or min(default_test_rows(len(train)), groups)
     if num_test >= FIRM_TEST_ROWS:
         return []
     source = "official test rows" if official else f"test rows can be made of {len(train)} rows in {groups} groups without near-duplicates"

@@ -13,6 +13,7 @@ from luthier.data.profile import profile_task
 from luthier.pipeline.data import CheckedData, all_rejects, read_data, refuse_other_objectives, split_data
 from luthier.pipeline.settings import Settings
 
+NO_LIMIT_TOKENS = 2**31
 SHOWN_ROWS = 5
 SHOWN_REJECTS = 10
 SHOWN_PLACES = 3
@@ -22,7 +23,10 @@ MARK = {"error": "ERROR", "warning": "warn ", "info": "note "}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenView:
-    """The first rows as tokens with what is trained, and the lengths of all rows. `pieces`: (text, is trained)."""
+    """The first rows as tokens with what is trained, and the lengths of all rows. `pieces`: (text, is trained).
+
+    `findings`: what `luthier run` would say of the rows that are too long.
+    """
 
     pieces: tuple[tuple[tuple[str, bool], ...], ...]
     lengths: tuple[int, ...]
@@ -41,12 +45,19 @@ def token_view(settings: Settings, examples: tuple[Example, ...]) -> TokenView:
     path = resolve(settings.model.name)
     tokenizer = open_tokenizer(path)
     max_length = min(settings.model.max_length, stated_context(path) or tokenizer.model_max_length)
-    encoded = encode_examples(open_chat(tokenizer), examples, max_length=max_length, allow_truncation=settings.model.allow_truncation)
+    encoder = open_chat(tokenizer)
+    encoded = encode_examples(encoder, examples, max_length=NO_LIMIT_TOKENS, allow_truncation=False)
     rows: tuple[TokenRow, ...] = encoded.rows
+    findings = encoded.findings
+    if any(len(row.input_ids) > max_length for row in rows):
+        try:
+            findings = encode_examples(encoder, examples, max_length=max_length, allow_truncation=settings.model.allow_truncation).findings
+        except InputError as error:
+            findings = (*findings, _as_finding("tokens", error))
     return TokenView(
         pieces=tuple(preview_tokens(row, tokenizer) for row in rows[:SHOWN_ROWS]),
         lengths=tuple(len(row.input_ids) for row in rows),
-        findings=encoded.findings,
+        findings=findings,
     )
 
 
