@@ -22,7 +22,7 @@ from luthier.train.loop import FitSettings, FitState, StepRecord, fit
 from luthier.train.objectives.sft import sft_loss
 from luthier.train.optim import lr_at, make_optimiser
 from luthier.train.order import epoch_batches
-from luthier.train.step import evaluate_loss, train_step
+from luthier.train.step import evaluate_loss, micro_batches, train_step
 
 SETTINGS = FitSettings(
     lr=3e-3, batch=8, micro_batch=8, total_updates=12, warmup_updates=2, schedule="cosine", max_grad_norm=1.0, eval_every=4, patience=0,
@@ -100,8 +100,20 @@ def test_loss_equals_transformers_own(folder: Path) -> None:
     assert got == pytest.approx(want, rel=1e-5)
 
 
-@pytest.mark.parametrize("micro_batch", [4, 3, 1])
-def test_accumulation_does_not_change_the_update(folder: Path, micro_batch: int) -> None:
+def test_pieces_hold_so_many_tokens_with_the_prefix_counted_once() -> None:
+    def row(number: int, own: int) -> TokenRow:
+        ids = (*range(10), *(100 * number + t for t in range(own)))
+        return TokenRow(example_id=str(number), input_ids=ids, is_label=(False,) * 10 + (True,) * own)
+
+    rows = [row(1, 40), row(2, 50), row(3, 60), row(4, 200), row(5, 1)]
+    pieces = micro_batches(rows, None, max_tokens=110)
+    assert [[r.example_id for r in piece] for piece in pieces] == [["1", "2"], ["3"], ["4"], ["5"]]  # a row too long for all goes alone
+    assert [len(piece) for piece in micro_batches(rows, 2)] == [2, 2, 1]
+    assert len(micro_batches(rows, None, max_tokens=10_000)) == 1
+
+
+@pytest.mark.parametrize("micro_batch", [4, 3, 1, None])
+def test_accumulation_does_not_change_the_update(folder: Path, micro_batch: int | None) -> None:
     after: list[dict[str, torch.Tensor]] = []
     losses: list[float] = []
     for size in (8, micro_batch):

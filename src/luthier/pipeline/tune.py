@@ -77,7 +77,7 @@ def fit_settings(settings: Settings, num_rows: int, epochs: float, lr: float) ->
     return FitSettings(
         lr=lr,
         batch=settings.train.batch,
-        micro_batch=settings.train.micro_batch or settings.train.batch,
+        micro_batch=settings.train.micro_batch,
         total_updates=total,
         warmup_updates=round(total * settings.train.warmup_ratio),
         schedule=settings.train.schedule,

@@ -20,7 +20,6 @@ from luthier.train.order import epoch_batches
 from luthier.train.step import evaluate_loss, train_step
 
 MAX_SKIPPED_UPDATES = 3
-EVAL_ROWS_A_TRAINING_ROW = 4  # rows looked at at once: nothing is kept for a backward pass, and the shared prefix serves more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +28,7 @@ class FitSettings:
 
     lr: float
     batch: int
-    micro_batch: int
+    micro_batch: int | None  # rows computed at once; None: as many as fit `step.MICRO_TOKENS`
     total_updates: int
     warmup_updates: int
     schedule: Schedule
@@ -200,7 +199,7 @@ def _evaluate(
 ) -> StepRecord:
     """Dev loss, the best weights so far, and early stopping."""
     model.eval()
-    dev_loss = evaluate_loss(model, dev, micro_batch=EVAL_ROWS_A_TRAINING_ROW * settings.micro_batch)
+    dev_loss = evaluate_loss(model, dev, micro_batch=settings.micro_batch)
     model.train()
     if not math.isfinite(dev_loss):
         state.evaluations_without_gain += 1

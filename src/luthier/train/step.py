@@ -10,9 +10,12 @@ import torch
 from torch import nn
 
 from luthier.core.types import TokenRow
-from luthier.tokens.tree import tree_batch
+from luthier.tokens.tree import common_prefix_length, tree_batch
 from luthier.train.objectives.sft import sft_loss
 from luthier.train.optim import Optimiser, apply_update
+
+EVAL_TOKENS = 2048  # nothing is kept for a backward pass, and the shared prefix serves more rows
+MICRO_TOKENS = 1024  # computed at once: matrix products gain nothing from more, and what is kept for backward grows with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +28,31 @@ class StepResult:
     num_row_tokens: int
 
 
+def micro_batches(rows: Sequence[TokenRow], micro_batch: int | None, *, max_tokens: int = MICRO_TOKENS) -> list[Sequence[TokenRow]]:
+    """The rows in pieces that are computed at once: so many rows, or (None) as many as `max_tokens` hold, their shared prefix once."""
+    if micro_batch is not None:
+        return [rows[i : i + micro_batch] for i in range(0, len(rows), micro_batch)]
+    num_prefix = common_prefix_length([row.input_ids for row in rows])
+    out: list[list[TokenRow]] = []
+    room = 0
+    for row in rows:
+        own = len(row.input_ids) - num_prefix
+        if not out or own > room:
+            out.append([])
+            room = max_tokens - num_prefix
+        out[-1].append(row)
+        room -= own
+    return [*out]
+
+
 def train_step(
-    model: nn.Module, optimiser: Optimiser, rows: Sequence[TokenRow], *, micro_batch: int, lr: float, max_grad_norm: float
+    model: nn.Module, optimiser: Optimiser, rows: Sequence[TokenRow], *, micro_batch: int | None, lr: float, max_grad_norm: float
 ) -> StepResult:
     """Forward and backward over micro-batches, then one update by the global weight.
 
     Raises FloatingPointError if loss or gradient is not finite; then nothing was applied.
     """
-    batches = [tree_batch(rows[i : i + micro_batch]) for i in range(0, len(rows), micro_batch)]
+    batches = [tree_batch(piece) for piece in micro_batches(rows, micro_batch)]
     weight = sum(batch.target_N.numel() for batch in batches)
     loss_sum = 0.0
     for batch in batches:
@@ -49,11 +69,11 @@ def train_step(
 
 
 @torch.no_grad()
-def evaluate_loss(model: nn.Module, rows: Sequence[TokenRow], *, micro_batch: int) -> float:
+def evaluate_loss(model: nn.Module, rows: Sequence[TokenRow], *, micro_batch: int | None) -> float:
     """Mean loss over all label tokens of the rows, in order of length (less padding), the same for every batch size."""
     ordered = sorted(rows, key=lambda row: (len(row.input_ids), row.example_id))
     total, weight = 0.0, 0
-    for i in range(0, len(ordered), micro_batch):
-        loss = sft_loss(model, tree_batch(ordered[i : i + micro_batch]))
+    for piece in micro_batches(ordered, micro_batch, max_tokens=EVAL_TOKENS):
+        loss = sft_loss(model, tree_batch(piece))
         total, weight = total + float(loss.sum), weight + loss.weight
     return total / weight
