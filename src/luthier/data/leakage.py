@@ -140,7 +140,24 @@ def _similar(by_text: tuple[Mapping[str, Sequence[int]], Mapping[str, Sequence[i
 
 
 def _contained(train_texts: Sequence[str], test_texts: Sequence[str]) -> dict[Pair, float]:
-    """(training row, test row) -> share of the test text's 8-grams in the training text, where that is at least 80 %.
+    """`_contained_texts` for rows, each distinct text looked at once: a canned answer may stand under half of all rows.
+
+    Every row is in some pair; rows with the same test text are all named beside the first training text that holds it, and
+    beside further ones only the first of them is.
+    """
+    train_at, test_at = _positions(train_texts), _positions(test_texts)
+    train_rows, test_rows = list(train_at.values()), list(test_at.values())
+    out: dict[Pair, float] = {}
+    named: set[int] = set()
+    for (a, b), share in _contained_texts(list(train_at), list(test_at)).items():
+        for pair in _each_once(train_rows[a], test_rows[b][:1] if b in named else test_rows[b]):
+            out[pair] = share
+        named.add(b)
+    return out
+
+
+def _contained_texts(train_texts: Sequence[str], test_texts: Sequence[str]) -> dict[Pair, float]:
+    """(training text, test text) -> share of the test text's 8-grams in the training text, where that is at least 80 %.
 
     8-grams of a template, which many training texts share, say nothing and do not count.
     """
