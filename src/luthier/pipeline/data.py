@@ -10,7 +10,7 @@ from pathlib import Path
 from luthier.core.errors import ConfigError, InputError
 from luthier.core.types import Example, Finding, ReadResult, Reject, Split, TaskProfile
 from luthier.data.conflicts import Conflicts, find_conflicts
-from luthier.data.duplicates import find_duplicates
+from luthier.data.duplicates import Duplicates, find_duplicates
 from luthier.data.findings import check_examples
 from luthier.data.load import load_examples, number_examples
 from luthier.data.mapping import ColumnMap
@@ -32,6 +32,7 @@ class CheckedData:
     dev: ReadResult | None
     findings: tuple[Finding, ...]
     conflicts: Conflicts
+    duplicates: Duplicates  # of the main files alone
 
     @property
     def reads(self) -> tuple[ReadResult, ...]:
@@ -82,7 +83,7 @@ def read_data(settings: Settings) -> CheckedData:
         dev=dev.examples if dev else None,
         duplicates=duplicates,
     )
-    return CheckedData(read=read, test=test, dev=dev, findings=findings, conflicts=find_conflicts(read.examples))
+    return CheckedData(read=read, test=test, dev=dev, findings=findings, conflicts=find_conflicts(read.examples), duplicates=duplicates)
 
 
 def _numbered(read: ReadResult, test: ReadResult | None, dev: ReadResult | None) -> tuple[ReadResult, ReadResult | None, ReadResult | None]:
@@ -109,6 +110,7 @@ def split_data(settings: Settings, checked: CheckedData) -> PreparedData:
         train_rows=data.train_rows,
         test=checked.test.examples if checked.test else None,
         dev=checked.dev.examples if checked.dev else None,
+        clusters=None if checked.test or checked.dev else checked.duplicates.clusters,  # with further files they are to be found anew
     )
     return PreparedData(checked=checked, split=split, profile=profile_task(split.train))
 
