@@ -108,6 +108,8 @@ def test_pieces_hold_so_many_tokens_with_the_prefix_counted_once() -> None:
     rows = [row(1, 40), row(2, 50), row(3, 60), row(4, 200), row(5, 1)]
     pieces = micro_batches(rows, None, max_tokens=110)
     assert [[r.example_id for r in piece] for piece in pieces] == [["1", "2"], ["3"], ["4"], ["5"]]  # a row too long for all goes alone
+    even = micro_batches([row(number, 20) for number in range(1, 12)], None, max_tokens=210)  # 220 tokens, and 200 fit
+    assert [len(piece) for piece in even] == [6, 5]
     assert [len(piece) for piece in micro_batches(rows, 2)] == [2, 2, 1]
     assert len(micro_batches(rows, None, max_tokens=10_000)) == 1
 

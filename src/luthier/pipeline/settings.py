@@ -107,7 +107,7 @@ class TrainSettings(_Group):
     )
     batch: Count = Field(default=16, description="rows in one update")
     micro_batch: Count | None = Field(
-        default=None, description="rows computed at once; null: as many as 1,024 tokens hold; same result to rounding"
+        default=None, description="rows computed at once; null: as many as 1,280 tokens hold; same result to rounding"
     )
     warmup_ratio: Real = Field(default=0.05, ge=0, lt=1, description="share of the updates over which the learning rate rises")
     weight_decay: Real = Field(default=0.0, ge=0, le=1, description="AdamW weight decay on the adapter weights")
