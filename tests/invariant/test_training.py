@@ -173,6 +173,14 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(folder: Path, tmp_path:
     assert all(torch.equal(got[n], want[n]) for n in want)
 
 
+def test_a_checkpoint_is_not_pruned_for_stale_ones_with_higher_numbers(tmp_path: Path) -> None:
+    for step in (200, 250):
+        checkpoint.save_checkpoint(tmp_path, step=step, tensors={"x": torch.zeros(1)}, state={}, key="other")
+    checkpoint.save_checkpoint(tmp_path, step=50, tensors={"x": torch.ones(1)}, state={}, key="k")
+    found = checkpoint.latest_checkpoint(tmp_path, key="k")
+    assert found is not None and found.step == 50
+
+
 def test_checkpoint_of_another_training_is_not_taken(folder: Path, tmp_path: Path) -> None:
     _fit(folder, tmp_path)
     assert checkpoint.latest_checkpoint(tmp_path, key="other") is None

@@ -42,7 +42,7 @@ def split_examples(
 ) -> Split:
     """Cut along clusters, by sha256 of seed and cluster: the order of the rows does not matter, the same rows give the same split.
 
-    `test` and `dev`, and rows whose `given_split` says so, are official: kept as they are and in their order (at most
+    `test` and `dev`, and rows whose `given_split` says so, are official: kept as they are, test in its order (at most
     `test_rows` / `dev_rows` of them), and whatever in the other rows is nearly the same is left out of training. Otherwise test takes 20 %
     (30 to 500 rows) and dev 10 % (10 to 300), both with the label shares of the whole. `clusters` (example id to cluster) replaces the
     near-duplicate search. train + dev + test + what `notes` counts as left out is everything that came in.
@@ -75,7 +75,7 @@ def split_examples(
     train = _cap(parts.pool, train_rows, "train", seed, stratum, parts.notes)
     return Split(
         train=tuple(_shuffled(train, seed)),
-        dev=tuple(parts.dev if official_dev else _shuffled(parts.dev, seed)),
+        dev=tuple(_shuffled(parts.dev, seed)),  # official or not: choices are made on the first so many, and files come sorted
         test=tuple(parts.test if official_test else _shuffled(parts.test, seed)),
         clusters=cluster_of,
         seed=seed,

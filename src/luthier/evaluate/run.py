@@ -13,7 +13,7 @@ from statistics import fmean
 
 from luthier.arms.prompts import Arm, Candidate
 from luthier.arms.search import Effort, choose
-from luthier.core.errors import LuthierError
+from luthier.core.errors import InputError
 from luthier.core.types import ArmResult, Example, Generation, GenerationRequest, ItemScore
 from luthier.generate.local import (
     GenerationStore,
@@ -140,7 +140,7 @@ def choose_candidate(arm: Arm, dev: Sequence[Example], local: LocalModel | None,
     for number, candidate in enumerate(arm.candidates, start=1):
         try:
             generations = answer(candidate, dev, local, bench, f"{arm.name}: dev {number}/{len(arm.candidates)}")
-        except LuthierError as error:
+        except InputError as error:  # does not fit; a full disk or a damaged store is no property of an arm
             problems.append(str(error))
             continue
         num_answered += len(generations)
@@ -186,7 +186,7 @@ def measure(arm: Arm, chosen: Chosen, test: Sequence[Example], local: LocalModel
     reset_peak_memory()
     try:
         generations = answer(chosen.candidate, test, local, bench, f"{arm.name}: test")
-    except LuthierError as error:
+    except InputError as error:  # does not fit; a full disk or a damaged store is no property of an arm
         return replace(result, failed=str(error))
     return replace(result, items=score_generations(test, generations, bench), peak_mem_gib=peak_memory_gib())
 

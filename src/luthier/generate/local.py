@@ -104,7 +104,8 @@ def generate(
             fresh = _decode_batch(local, [requests[i] for i in indices], [prompts[i] for i in indices], prefix, prefix_share_s)
             for i, generation in zip(indices, fresh, strict=True):
                 store.put(keys[i], generation)
-                done[i] = generation
+                kept = store.get(keys[i]) or generation  # the first one stored, as a resumed run will read it
+                done[i] = replace(kept, item_id=requests[i].item_id)
         on_progress(len(done), len(requests))
     return tuple(done[i] for i in range(len(requests)))
 

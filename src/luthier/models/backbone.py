@@ -126,6 +126,8 @@ def longest_window(model: nn.Module) -> int | None:
     config: Any = model.config
     text = config.get_text_config()
     has_sliding = "sliding_attention" in (getattr(text, "layer_types", None) or ())
+    if getattr(text, "layer_types", None) is None:  # Mistral, Phi3: every layer, unless switched off
+        has_sliding = getattr(text, "use_sliding_window", True) is not False
     return int(text.sliding_window) if has_sliding and getattr(text, "sliding_window", None) else None
 
 

@@ -51,6 +51,7 @@ def inspect_folder(path: Path) -> ModelInfo:
         headers |= read_headers(file)
     skeleton = _skeleton(path, config, headers)
     _refuse_other_shapes(path, skeleton, headers)
+    _refuse_other_kinds(path, skeleton)
     vocab_size = int(cast("torch.Tensor", skeleton.get_input_embeddings().weight).shape[0])
     tokenizer = open_tokenizer(path)
     largest = max(tokenizer.get_vocab().values(), default=-1)
@@ -113,6 +114,25 @@ def _refuse_other_shapes(path: Path, skeleton: PreTrainedModel, headers: dict[st
             f"{len(wrong)} of {len(headers)} tensors do not have the shape config.json says: {'; '.join(wrong[:3])}",
             where=str(path),
             fix=UNCHANGED,
+        )
+
+
+def _refuse_other_kinds(path: Path, skeleton: PreTrainedModel) -> None:
+    """Models that this engine would compute wrongly, told from the config: better no result than a false one."""
+    text = skeleton.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    what = ""
+    if kinds:
+        what = f"has layers that are no attention ({', '.join(sorted(map(str, kinds)))})"
+    elif getattr(text, "logits_scaling", None) not in (None, 1, 1.0) or getattr(text, "logit_scale", None) not in (None, 1, 1.0):
+        what = "scales its logits"
+    elif text.model_type == "gpt_oss":
+        what = "has attention sinks"
+    elif any(type(module).__name__ == "Conv1D" for module in skeleton.modules()):
+        what = "has Conv1D layers instead of linear ones (GPT-2)"
+    if what:
+        raise ModelError(
+            f"{what}, which this engine does not compute", where=str(path), fix="choose another base model: luthier models list"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -65,7 +66,7 @@ def prepare(settings: Settings, folder: RunFolder, progress: Progress) -> Prepar
     encoded = encode_examples(encoder, data.split.train, max_length=max_length, allow_truncation=truncate, longer=longer)
     dev = encode_examples(encoder, data.split.dev, max_length=max_length, allow_truncation=True, longer=longer)
     longest_answers = sorted(row.num_labels for row in encoded.rows)
-    typical = longest_answers[int(0.99 * (len(longest_answers) - 1))]
+    typical = longest_answers[math.ceil(0.99 * (len(longest_answers) - 1))]
     max_new_tokens = settings.arms.max_new_tokens or typical + max(8, typical // 4)
     profile = data.profile
     metric = primary_metric(profile) if settings.decide.metric is None else check_metric(settings.decide.metric, profile)

@@ -147,7 +147,7 @@ def _record(
         method=method,
         lr=wanted.lr,
         probes=probes,
-        epochs=wanted.total_updates * wanted.batch / len(inputs.train),
+        epochs=state.step / -(-len(inputs.train) // wanted.batch),
         updates=state.step,
         total_updates=wanted.total_updates,
         best_step=state.best_step,
@@ -224,7 +224,7 @@ def _search(
         raise RunError(
             "training diverged at every learning rate tried",
             where="train.lr_candidates",
-            fix=f"--lr {min(settings.train.lr_candidates) / 10:g}",
+            fix=f"--lr {min(settings.train.lr_candidates) / 10:g} --fresh",
         )
     return tuple(Probe(**asdict(p), chosen=p.lr == best) for p in tried)
 

@@ -72,7 +72,9 @@ def save_checkpoint(root: Path, *, step: int, tensors: Mapping[str, Tensor], sta
         shutil.rmtree(tmp, ignore_errors=True)
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         raise disk_error(final, num_bytes, error if isinstance(error, OSError) else OSError(str(error))) from error
-    for old in sorted(root.glob("step-*"))[:-keep]:
+    steps = sorted(root.glob("step-*"))
+    stale = [path for path in steps if path.name > final.name]  # damaged, or of another training: this one never came so far
+    for old in (*stale, *[path for path in steps if path not in stale][:-keep]):
         shutil.rmtree(old, ignore_errors=True)
     return final
 

@@ -164,7 +164,7 @@ def _update(
             raise RunError(
                 f"{state.skipped} updates were not finite ({error}); the weights are as before them",
                 where=f"training, update {state.step}",
-                fix="lower the learning rate: --lr " + format(settings.lr / 4, ".1e"),
+                fix="lower the learning rate: --lr " + format(settings.lr / 4, ".1e") + " --fresh",
             ) from error
         seconds = time.perf_counter() - started
         return StepRecord(

@@ -140,7 +140,7 @@ def test_given_split_of_rows_is_honoured() -> None:
     data = rows([row(text, "x", given_split=marks.get(i)) for i, text in enumerate(TEXTS[:60])])
     split = split_examples(data, seed=0)
     assert [e.line for e in split.test] == [1, 2, 3, 4, 5]
-    assert [e.line for e in split.dev] == [6, 7, 8, 9]
+    assert sorted(e.line for e in split.dev) == [6, 7, 8, 9]  # in an order of its own: choices are made on the first so many
     marked = rows([row(text, "x", given_split="train" if i < 30 else None) for i, text in enumerate(TEXTS[:60])])
     carved = split_examples(marked, seed=0)
     assert all(e.line > 30 for e in (*carved.dev, *carved.test))
