@@ -106,17 +106,32 @@ def _attention(
     return out.transpose(1, 2).contiguous(), None
 
 
-def use_layout_attention(model: nn.Module) -> None:
-    """Switch a model to attention by layout. Raises ModelError for attention this engine does not compute."""
+def refuse_uncomputed(model: nn.Module, *, where: str) -> None:
+    """Raise ModelError for a model that this engine would compute wrongly: better no result than a false one. Needs no weights."""
     config: Any = model.config
     text = config.get_text_config()
-    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if getattr(text, key, None):
-            raise ModelError(
-                f"{key}={getattr(text, key)} is not computed by this engine",
-                where=text.model_type,
-                fix="choose a model without soft-capping",
-            )
+    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    soft_caps = [key for key in ("attn_logit_softcapping", "final_logit_softcapping") if getattr(text, key, None)]
+    scales = [key for key in ("logits_scaling", "logit_scale") if getattr(text, key, None) not in (None, 1, 1.0)]
+    what = ""
+    if kinds:
+        what = f"layers that are no attention ({', '.join(sorted(map(str, kinds)))})"
+    elif soft_caps or scales:
+        what = ", ".join(f"{key}={getattr(text, key)}" for key in (*soft_caps, *scales))
+    elif text.model_type == "gpt_oss":
+        what = "attention sinks"
+    elif any(type(module).__name__ == "Conv1D" for module in model.modules()):
+        what = "Conv1D layers instead of linear ones (GPT-2)"
+    if what:
+        raise ModelError(
+            f"has {what}, which this engine does not compute", where=where, fix="choose another base model: luthier models list"
+        )
+
+
+def use_layout_attention(model: nn.Module) -> None:
+    """Switch a model to attention by layout. Raises ModelError for a model this engine does not compute."""
+    config: Any = model.config
+    refuse_uncomputed(model, where=str(config.get_text_config().model_type))
     AttentionInterface.register("luthier", _attention)
     model.set_attn_implementation("luthier")  # pyright: ignore[reportCallIssue]
 

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from luthier.core.errors import ModelError
-from luthier.models.backbone import longest_window
+from luthier.models.backbone import longest_window, refuse_uncomputed
 from luthier.models.catalogue import read_manifest
 from luthier.models.folder import UNCHANGED, TensorHeader, read_headers, read_json, refuse_remote_code, weight_files, weights_sha256
 from luthier.models.tokenizer import open_tokenizer, quiet_transformers
@@ -51,7 +51,7 @@ def inspect_folder(path: Path) -> ModelInfo:
         headers |= read_headers(file)
     skeleton = _skeleton(path, config, headers)
     _refuse_other_shapes(path, skeleton, headers)
-    _refuse_other_kinds(path, skeleton)
+    refuse_uncomputed(skeleton, where=str(path))
     vocab_size = int(cast("torch.Tensor", skeleton.get_input_embeddings().weight).shape[0])
     tokenizer = open_tokenizer(path)
     largest = max(tokenizer.get_vocab().values(), default=-1)
@@ -114,25 +114,6 @@ def _refuse_other_shapes(path: Path, skeleton: PreTrainedModel, headers: dict[st
             f"{len(wrong)} of {len(headers)} tensors do not have the shape config.json says: {'; '.join(wrong[:3])}",
             where=str(path),
             fix=UNCHANGED,
-        )
-
-
-def _refuse_other_kinds(path: Path, skeleton: PreTrainedModel) -> None:
-    """Models that this engine would compute wrongly, told from the config: better no result than a false one."""
-    text = skeleton.config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    what = ""
-    if kinds:
-        what = f"has layers that are no attention ({', '.join(sorted(map(str, kinds)))})"
-    elif getattr(text, "logits_scaling", None) not in (None, 1, 1.0) or getattr(text, "logit_scale", None) not in (None, 1, 1.0):
-        what = "scales its logits"
-    elif text.model_type == "gpt_oss":
-        what = "has attention sinks"
-    elif any(type(module).__name__ == "Conv1D" for module in skeleton.modules()):
-        what = "has Conv1D layers instead of linear ones (GPT-2)"
-    if what:
-        raise ModelError(
-            f"{what}, which this engine does not compute", where=str(path), fix="choose another base model: luthier models list"
         )
 
 

@@ -75,6 +75,7 @@ def prepare(settings: Settings, folder: RunFolder, progress: Progress) -> Prepar
     _refuse_unknown_arms(settings.arms.skip)
     hold_to(folder, {"model.sha256": info.sha256, DTYPE_FACT: precision.name, **{f"{name}.sha256": sha for name, sha in larger.items()}})
     split, too_long = _measurable(encoder, data.split, info.context - max_new_tokens)
+    cut = _cut_references(encoder, split.test, max_new_tokens)
     return Prepared(
         data=replace(data, split=split),
         model_path=model_path,
@@ -85,7 +86,7 @@ def prepare(settings: Settings, folder: RunFolder, progress: Progress) -> Prepar
         max_new_tokens=max_new_tokens,
         metric=metric,
         chars_per_token=_chars_per_token(encoder, split.train),
-        findings=(*encoded.findings, *(replace(f, message=f"dev: {f.message}") for f in dev.findings), *too_long),
+        findings=(*encoded.findings, *(replace(f, message=f"dev: {f.message}") for f in dev.findings), *too_long, *cut),
     )
 
 
@@ -93,7 +94,9 @@ def _inspect_larger(settings: Settings, max_new_tokens: int) -> dict[str, str]:
     """Name -> digest of the weights of each larger model. Raises for one that is not there, too small, or named like another."""
     found: dict[str, str] = {}
     for given in settings.model.larger:
-        name, info = Path(given).name, inspect_folder(resolve(given))
+        path = resolve(given)
+        name, info = Path(given).name, inspect_folder(path)
+        open_chat(open_tokenizer(path))  # a template that cannot be used is refused here, not after the training
         if name in found:
             fix = "copy or link one of them under another name"
             raise ConfigError(f"two larger models are called {name}, and their arms could not be told apart", where="model.larger", fix=fix)
@@ -136,6 +139,23 @@ def _measurable(encoder: ChatEncoder, split: Split, room_tokens: int) -> tuple[S
         left_out = f"{message}; left out of every arm"
         findings.append(Finding(code=f"{name}_too_long", severity="warning", message=left_out, fix=fix, count=len(long), where=where))
     return replace(split, dev=kept["dev"], test=kept["test"]), tuple(findings)
+
+
+def _cut_references(encoder: ChatEncoder, test: Sequence[Example], max_new_tokens: int) -> tuple[Finding, ...]:
+    """Test items whose wanted answer is longer than any answer may be: no arm can match these."""
+    cut = [item for item in test if encoder.encode_example(item).num_labels > max_new_tokens]
+    if not cut:
+        return ()
+    return (
+        Finding(
+            code="answers_beyond_limit",
+            severity="warning",
+            message=f"{len(cut):,} of {len(test):,} test items want more than {max_new_tokens:,} tokens, where every answer is cut off",
+            fix=f"--set arms.max_new_tokens={2 * max_new_tokens}",
+            count=len(cut),
+            where=tuple((item.path, item.line) for item in cut[:SHOWN_PLACES]),
+        ),
+    )
 
 
 def _chars_per_token(encoder: ChatEncoder, train: Sequence[Example]) -> float:

@@ -36,7 +36,7 @@ def _as_list(value: object) -> object:
     return value if isinstance(value, list | tuple) else [value]
 
 
-def _different(values: tuple[int, ...]) -> tuple[int, ...]:
+def _different(values: tuple[float, ...]) -> tuple[float, ...]:
     if len(set(values)) != len(values):
         raise ValueError("each number once")
     return values
@@ -47,7 +47,9 @@ CountOrZero = Annotated[int, Field(strict=True, ge=0)]
 Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 Counts = Annotated[tuple[Count, ...], BeforeValidator(_as_list), AfterValidator(_different), Field(min_length=1)]
-Rates = Annotated[tuple[Annotated[Real, Field(gt=0, le=1)], ...], BeforeValidator(_as_list), Field(min_length=1)]
+Rates = Annotated[
+    tuple[Annotated[Real, Field(gt=0, le=1)], ...], BeforeValidator(_as_list), AfterValidator(_different), Field(min_length=1)
+]
 DataFormat = Literal["auto", "alpaca", "messages", "sharegpt", "completion", "preference", "kto", "text", "columns"]
 
 
@@ -97,9 +99,7 @@ class TrainSettings(_Group):
     lora_r: Count = Field(default=16, le=1024, description="rank of the adapters")
     lora_alpha: Count = Field(default=32, description="scale of the adapters; its effect is alpha / r")
     lora_dropout: Real = Field(default=0.0, ge=0, lt=1, description="dropout before the adapters")
-    lr: Annotated[Real, Field(gt=0, le=1)] | None = Field(
-        default=None, description="learning rate; null tries the candidates and takes the best on dev"
-    )
+    lr: Rate | None = Field(default=None, description="learning rate; null tries the candidates and takes the best on dev")
     lr_candidates: Rates = Field(default=(5e-4, 1e-3, 2e-3), description="learning rates to try when lr is null")
     lr_probe_steps: Count = Field(default=30, description="updates of each trial")
     epochs: Annotated[Real, Field(gt=0, le=1000)] | None = Field(

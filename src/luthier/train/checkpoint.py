@@ -84,7 +84,7 @@ def _is_valid(path: Path, key: str) -> bool:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest["schema"] != SCHEMA or manifest["key"] != key:
             return False
-        return all(
+        return set(manifest["files"]) == {"state.safetensors", "state.json"} and all(
             (path / name).stat().st_size == entry["size"] and sha256_file(path / name) == entry["sha256"]
             for name, entry in manifest["files"].items()
         )

@@ -37,7 +37,6 @@ class FitSettings:
     patience: int  # evaluations without a better dev loss before stopping; 0 = never stop early
     save_every: int  # updates; 0 = only at the end
     seed: int
-    by_length: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +121,7 @@ def fit(
         started = time.perf_counter()
         if state.step // per_epoch != epoch:
             epoch = state.step // per_epoch
-            batches = epoch_batches(lengths, batch=settings.batch, seed=settings.seed, epoch=epoch, by_length=settings.by_length)
+            batches = epoch_batches(lengths, batch=settings.batch, seed=settings.seed, epoch=epoch)
         rows = [train[i] for i in batches[state.step % per_epoch]]
         record = _update(model, optimiser, rows, settings, state, started)
         if state.step == settings.total_updates or (settings.eval_every and state.step % settings.eval_every == 0):

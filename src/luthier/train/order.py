@@ -12,13 +12,11 @@ from collections.abc import Sequence
 WINDOW_BATCHES = 8
 
 
-def epoch_batches(lengths: Sequence[int], *, batch: int, seed: int, epoch: int, by_length: bool = True) -> tuple[tuple[int, ...], ...]:
+def epoch_batches(lengths: Sequence[int], *, batch: int, seed: int, epoch: int) -> tuple[tuple[int, ...], ...]:
     """Row indices of each update of one epoch. Every row appears exactly once; the last update may be smaller."""
     rng = random.Random(f"{seed}/order/{epoch}")  # noqa: S311  private, reproducible stream
     rows = list(range(len(lengths)))
     rng.shuffle(rows)
-    if not by_length:
-        return tuple(tuple(rows[i : i + batch]) for i in range(0, len(rows), batch))
     batches: list[tuple[int, ...]] = []
     for start in range(0, len(rows), batch * WINDOW_BATCHES):
         window = sorted(rows[start : start + batch * WINDOW_BATCHES], key=lambda i: (lengths[i], i))

@@ -20,12 +20,10 @@ MICRO_TOKENS = 1280  # computed at once: matrix products gain nothing from more,
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One update: mean loss over its label tokens, gradient norm before clipping, and the tokens it was made of."""
+    """One update: mean loss over its label tokens, and gradient norm before clipping."""
 
     loss: float
     grad_norm: float
-    num_label_tokens: int
-    num_row_tokens: int
 
 
 def micro_batches(rows: Sequence[TokenRow], micro_batch: int | None, *, max_tokens: int = MICRO_TOKENS) -> list[Sequence[TokenRow]]:
@@ -70,7 +68,7 @@ def train_step(
         loss.sum.backward()  # pyright: ignore[reportUnknownMemberType]
         loss_sum += value
     norm = apply_update(optimiser, lr=lr, max_grad_norm=max_grad_norm, weight=weight)
-    return StepResult(loss_sum / weight, norm, weight, sum(batch.num_row_tokens for batch in batches))
+    return StepResult(loss_sum / weight, norm)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from luthier.core.types import Generation, GenerationRequest, Message
 from luthier.generate.batching import MAX_PAIRS, plan_batches
 from luthier.generate.decode import Sampling, decode, read_prefix
 from luthier.generate.local import LocalModel, NoStore, generate, peak_memory_gib, shared_prefix, single_latencies
-from luthier.models.backbone import use_layout_attention
+from luthier.models.backbone import longest_window, use_layout_attention
 from luthier.models.load import open_model
 from luthier.models.tokenizer import open_tokenizer
 from luthier.tokens.template import open_chat
@@ -162,6 +162,32 @@ def test_soft_capped_models_are_refused(folder: Path) -> None:
     model.config.final_logit_softcapping = 30.0
     with pytest.raises(ModelError, match="final_logit_softcapping"):
         use_layout_attention(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"layer_types": ["conv", "full_attention"]}, "no attention"),
+        ({"logits_scaling": 8.0}, "logits_scaling"),
+        ({"logit_scale": 0.06}, "logit_scale"),
+        ({"model_type": "gpt_oss"}, "sinks"),
+    ],
+)
+def test_models_that_would_be_computed_wrongly_are_refused(folder: Path, change: dict[str, object], said: str) -> None:
+    model = open_model(folder, dtype=torch.float32)
+    for key, value in change.items():
+        object.__setattr__(model.config, key, value)
+    with pytest.raises(ModelError, match=said):
+        use_layout_attention(model)
+
+
+def test_a_window_without_layer_types_is_a_window(folder: Path) -> None:
+    model = open_model(folder, dtype=torch.float32)
+    assert longest_window(model) is None
+    model.config.sliding_window = 128  # as Mistral states it
+    assert longest_window(model) == 128
+    model.config.use_sliding_window = False
+    assert longest_window(model) is None
 
 
 @settings(max_examples=200, derandomize=True, deadline=None)
