@@ -47,9 +47,8 @@ CountOrZero = Annotated[int, Field(strict=True, ge=0)]
 Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 Counts = Annotated[tuple[Count, ...], BeforeValidator(_as_list), AfterValidator(_different), Field(min_length=1)]
-Rates = Annotated[
-    tuple[Annotated[Real, Field(gt=0, le=1)], ...], BeforeValidator(_as_list), AfterValidator(_different), Field(min_length=1)
-]
+Rate = Annotated[Real, Field(gt=0, le=1)]
+Rates = Annotated[tuple[Rate, ...], BeforeValidator(_as_list), AfterValidator(_different), Field(min_length=1)]
 DataFormat = Literal["auto", "alpaca", "messages", "sharegpt", "completion", "preference", "kto", "text", "columns"]
 
 
