@@ -95,7 +95,7 @@ def _content(run: Path) -> dict:
     answers = {arm["name"]: [(i["item_id"], i["text"], i["values"]) for i in arm["items"]] for arm in record["arms"]}
     losses = [(s["step"], s["loss"], s["dev_loss"]) for s in record["train"]["curve"]]
     probes = [(p["lr"], p["dev_loss"], p["chosen"]) for p in record["train"]["probes"]]
-    hashes = (record["train"]["adapter_sha256"], record["data"]["test_sha256"])
+    hashes = (record["train"]["weights_sha256"], record["data"]["test_sha256"])
     return {"answers": answers, "losses": losses, "probes": probes, "hashes": hashes}
 
 

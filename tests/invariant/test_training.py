@@ -22,7 +22,7 @@ from luthier.train.loop import FitSettings, FitState, StepRecord, fit
 from luthier.train.objectives.sft import sft_loss
 from luthier.train.optim import lr_at, make_optimiser
 from luthier.train.order import epoch_batches
-from luthier.train.step import evaluate_loss, micro_batches, train_step
+from luthier.train.step import Pieces, evaluate_loss, train_step
 
 SETTINGS = FitSettings(
     lr=3e-3, batch=8, micro_batch=8, total_updates=12, warmup_updates=2, schedule="cosine", max_grad_norm=1.0, eval_every=4, patience=0,
@@ -106,12 +106,15 @@ def test_pieces_hold_so_many_tokens_with_the_prefix_counted_once() -> None:
         return TokenRow(example_id=str(number), input_ids=ids, is_label=(False,) * 10 + (True,) * own)
 
     rows = [row(1, 40), row(2, 50), row(3, 60), row(4, 200), row(5, 1)]
-    pieces = micro_batches(rows, None, max_tokens=110)
+    pieces = Pieces().of(rows, max_tokens=110)
     assert [[r.example_id for r in piece] for piece in pieces] == [["1", "2"], ["3"], ["4"], ["5"]]  # a row too long for all goes alone
-    even = micro_batches([row(number, 20) for number in range(1, 12)], None, max_tokens=210)  # 220 tokens, and 200 fit
+    even = Pieces().of([row(number, 20) for number in range(1, 12)], max_tokens=210)  # 220 tokens, and 200 fit
     assert [len(piece) for piece in even] == [6, 5]
-    assert [len(piece) for piece in micro_batches(rows, 2)] == [2, 2, 1]
-    assert len(micro_batches(rows, None, max_tokens=10_000)) == 1
+    assert [len(piece) for piece in Pieces(micro_batch=2).of(rows, max_tokens=1)] == [2, 2, 1]
+    assert [len(piece) for piece in Pieces(micro_batch=2, halvings=1).of(rows, max_tokens=1)] == [1] * 5
+    assert len(Pieces().of(rows, max_tokens=10_000)) == 1
+    halved = Pieces(halvings=1).of([row(number, 20) for number in range(1, 12)], max_tokens=420)
+    assert [len(piece) for piece in halved] == [6, 5]
 
 
 @pytest.mark.parametrize("micro_batch", [4, 3, 1, None])
@@ -121,7 +124,7 @@ def test_accumulation_does_not_change_the_update(folder: Path, micro_batch: int 
     for size in (8, micro_batch):
         model = _model(folder)
         optimiser = make_optimiser(model, weight_decay=0.0, compute_dtype=torch.float32)
-        result = train_step(model, optimiser, _rows(8), micro_batch=size, lr=1e-2, max_grad_norm=1.0)
+        result = train_step(model, optimiser, _rows(8), pieces=Pieces(micro_batch=size), lr=1e-2, max_grad_norm=1.0)
         losses.append(result.loss)
         after.append({n: m.detach().clone() for n, m in optimiser.masters.items()})
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
@@ -217,7 +220,12 @@ def test_nothing_non_finite_reaches_the_weights(folder: Path) -> None:
     poisoned.data[0, 0] = float("nan")
     with pytest.raises(FloatingPointError):
         train_step(
-            model, optimiser, [replace(_rows(1)[0], input_ids=(0, *_rows(1)[0].input_ids[1:]))], micro_batch=8, lr=1e-2, max_grad_norm=1.0
+            model,
+            optimiser,
+            [replace(_rows(1)[0], input_ids=(0, *_rows(1)[0].input_ids[1:]))],
+            pieces=Pieces(micro_batch=8),
+            lr=1e-2,
+            max_grad_norm=1.0,
         )
     assert all(torch.equal(before[n], m) for n, m in optimiser.masters.items())
 
@@ -239,7 +247,7 @@ def test_early_stopping_keeps_the_best_weights(folder: Path) -> None:
     for name, p in model.named_parameters():
         if name in masters:
             p.data = masters[name]
-    assert evaluate_loss(model, _rows(6, seed=1), micro_batch=3) == pytest.approx(state.best_dev_loss, rel=1e-5)
+    assert evaluate_loss(model, _rows(6, seed=1), pieces=Pieces(micro_batch=3)) == pytest.approx(state.best_dev_loss, rel=1e-5)
 
 
 def test_order_is_a_pure_function_and_a_permutation() -> None:

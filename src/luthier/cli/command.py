@@ -65,7 +65,7 @@ class Given:
         return load_settings(path, overrides, set_items=self.set_items)
 
 
-Outcome = Mapping[str, object]  # "lines" for people, "json" for programs; `check` adds "pieces" and "is_refused"
+Outcome = Mapping[str, object]  # "lines" for people, "json" for programs; `check` adds "pieces" and "is_refused"; empty: nothing to say
 
 
 def add_command(
@@ -154,6 +154,8 @@ def guarded(function: Callable[[Given], Outcome], given: Given, *, debug: bool) 
         if given.as_json:
             result_json({"error": {"where": "", "message": f"a bug: {type(error).__name__}", "fix": "--debug"}, "exit_code": EXIT_OURS})
         return EXIT_OURS
+    if not outcome:
+        return 0  # one of several processes, and not the one that speaks
     lines, pieces, value = outcome.get("lines", ()), outcome.get("pieces", ()), outcome.get("json", {})
     assert isinstance(lines, list | tuple) and isinstance(pieces, list | tuple) and isinstance(value, Mapping)
     if given.as_json:

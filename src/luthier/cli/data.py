@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from luthier.cli.command import Argument, Given, Outcome, add_command
-from luthier.cli.options import DATA, DECIDE, MEASURE, TRAIN
+from luthier.cli.options import DATA, DECIDE, DRY_RUN, MEASURE, TRAIN
 
 FILES = Argument(name="files", help="Files with your examples: JSONL, JSON, CSV, TSV, Parquet or text.", many=True)
 
@@ -40,8 +40,11 @@ def check(given: Given) -> Outcome:
 def train(given: Given) -> Outcome:
     """Fine-tune only.
 
-    Nothing is measured; the adapter is left in the run folder. Repeating the same command goes on where it stopped.
+    Nothing is measured; the trained weights are left in the run folder. Repeating the same command goes on where it stopped. Several
+    processes: torchrun --nproc-per-node 2 -m luthier train ...
     """
+    if given.values.get(DRY_RUN.parameter):
+        return estimate(given)
     settings = given.load()
     from luthier.core.console import show_progress
     from luthier.pipeline.train import train as train_pipeline
@@ -50,8 +53,22 @@ def train(given: Given) -> Outcome:
         return train_pipeline(settings, progress)
 
 
+def estimate(given: Given) -> Outcome:
+    """Say what a training would need: time, memory, disk.
+
+    From a few of its own updates, the largest first. Nothing is left behind.
+    """
+    settings = given.load()
+    from luthier.core.console import show_progress
+    from luthier.pipeline.train import estimate as estimate_pipeline
+
+    with show_progress() as progress:
+        return estimate_pipeline(settings, progress)
+
+
 def add_to(app: typer.Typer) -> None:
     """Add these commands."""
     add_command(app, "run", run, (*DATA, *TRAIN, *MEASURE, *DECIDE), argument=FILES, takes_settings=True)
     add_command(app, "check", check, DATA, argument=FILES, takes_settings=True)
-    add_command(app, "train", train, (*DATA, *TRAIN), argument=FILES, takes_settings=True)
+    add_command(app, "train", train, (*DATA, *TRAIN, DRY_RUN), argument=FILES, takes_settings=True)
+    add_command(app, "estimate", estimate, (*DATA, *TRAIN), argument=FILES, takes_settings=True)

@@ -50,6 +50,7 @@ DATA = (
 TRAIN = (
     _setting("train.epochs", "--epochs", float, "Passes over the training rows."),
     _setting("train.batch", "--batch", int, "Rows in one update."),
+    _setting("train.method", "--method", str, "lora, dora, freeze or full; default: lora."),
     _setting("train.lora_r", "--lora-r", int, "Rank of the adapters."),
     _setting("train.lr", "--lr", float, "Learning rate; without it the best of a few is found on dev."),
     _setting("train.save_every", "--save-every", int, "Updates between checkpoints."),
@@ -69,6 +70,7 @@ DECIDE = (
     _setting("decide.usd_per_hour", "--usd-per-hour", float, "Price of this machine for an hour, in US dollars."),
 )
 
+DRY_RUN = Flag(names=("--dry-run",), type=bool, help="Only say what it would need, as `luthier estimate` does.")
 CONFIG = Flag(names=("--config",), type=str, help="Settings file; flags go before it. Without FILES, luthier.yaml is used if it is here.")
 SET = Flag(names=("--set",), type=str, help="Any other setting, as key=value (docs/configuration.md); can be repeated.", many=True)
 JSON = Flag(names=("--json",), type=bool, help="Print the result as one JSON object, the last line of stdout.")

@@ -156,6 +156,12 @@ def body_and_head(model: nn.Module) -> tuple[nn.Module, Tensor]:
     return causal.get_decoder(), head.weight
 
 
-def hidden_states(body: nn.Module, input_ids_BT: Tensor, position_ids_BT: Tensor, layout: AttentionLayout) -> Tensor:
-    """Last hidden states [B, T, E]."""
-    return body(input_ids=input_ids_BT, position_ids=position_ids_BT, use_cache=False, layout=layout).last_hidden_state
+def hidden_states(
+    body: nn.Module, input_ids_BT: Tensor, position_ids_BT: Tensor, layout: AttentionLayout, *, noise_TE: Tensor | None = None
+) -> Tensor:
+    """Last hidden states [B, T, E]. `noise_TE` is added to the embeddings of each row."""
+    if noise_TE is None:
+        return body(input_ids=input_ids_BT, position_ids=position_ids_BT, use_cache=False, layout=layout).last_hidden_state
+    embed: Any = body.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+    noisy = embed(input_ids_BT) + noise_TE
+    return body(inputs_embeds=noisy, position_ids=position_ids_BT, use_cache=False, layout=layout).last_hidden_state

@@ -19,6 +19,7 @@ from typing import Any, Literal, cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -28,7 +29,7 @@ from luthier.core.seeds import seed_for
 from luthier.models.catalogue import MANIFEST
 from luthier.models.folder import PICKLED, TensorHeader, read_headers, read_json, weight_files, weights_sha256
 from luthier.models.load import ModelInfo
-from luthier.store.files import atomic_write_json, fsync_folder
+from luthier.store.files import atomic_write_json, disk_error, replace_folder
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
@@ -36,19 +37,33 @@ _PREFIX = "base_model.model."
 # Settings of other methods or of training tricks that change what the adapter computes, with the value that means "not used".
 _UNSUPPORTED: Mapping[str, object] = {
     "alora_invocation_tokens": None, "bias": "none", "fan_in_fan_out": False, "layer_replication": None, "lora_bias": False,
-    "megatron_config": None, "modules_to_save": None, "target_parameters": None, "trainable_token_indices": None, "use_dora": False,
-    "use_qalora": False,
+    "megatron_config": None, "modules_to_save": None, "target_parameters": None, "trainable_token_indices": None, "use_qalora": False,
 }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraSettings:
-    """Low-rank adapters `scale * B A` with scale alpha / r. "all-linear": every linear layer but the output layer."""
+    """Low-rank adapters `scale * B A`. "all-linear": every linear layer but the output layer.
+
+    scale is alpha / r, with rsLoRA alpha / sqrt(r) (arXiv 2312.03732). DoRA trains the length of each output row apart from its
+    direction (arXiv 2402.09353). PiSSA starts from the largest singular directions of the weights (arXiv 2404.02948).
+    """
 
     r: int
     alpha: float
     dropout: float
     targets: str | tuple[str, ...] = "all-linear"
+    use_rslora: bool = False
+    use_dora: bool = False
+    init: Literal["uniform", "pissa"] = "uniform"
+
+    @property
+    def scale(self) -> float:
+        """What `B A` is multiplied by."""
+        return self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+
+PissaStart = dict[str, tuple[torch.Tensor, torch.Tensor]]  # module name -> (A, B) that were taken out of its weight
 
 
 def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int, *, dtype: torch.dtype = torch.float32) -> PeftModel:
@@ -62,6 +77,8 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int, *, dtype
         lora_alpha=cast("int", settings.alpha),
         lora_dropout=settings.dropout,
         target_modules=settings.targets if isinstance(settings.targets, str) else list(settings.targets),
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -74,7 +91,46 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int, *, dtype
                 parameter.data = fresh.to(device=parameter.device, dtype=dtype)
             elif "lora_B" in name:
                 parameter.data = torch.zeros_like(parameter, dtype=dtype)
+            elif "lora_" in name:
+                parameter.data = parameter.data.to(dtype)
     return adapted
+
+
+@torch.no_grad()
+def start_from_pissa(adapted: PeftModel, settings: LoraSettings, seed: int) -> PissaStart:
+    """PiSSA: W = U S V^T becomes W - scale * B A with B = U sqrt(S / scale), A = sqrt(S / scale) V^T of the first r directions.
+
+    Returns what was taken out, since the adapter that is saved must fit the unchanged weights.
+    """
+    start: PissaStart = {}
+    for name, module in adapted.get_base_model().named_modules():
+        if not hasattr(module, "lora_A"):
+            continue
+        layer: Any = module
+        weight = layer.base_layer.weight
+        with torch.random.fork_rng(devices=[]):  # the randomised SVD draws from the global generator
+            torch.manual_seed(seed_for(seed, f"pissa/{name}"))
+            u, s, v = torch.svd_lowrank(weight.float(), q=settings.r, niter=16)
+        root = (s / settings.scale).sqrt()
+        a, b = root[:, None] * v.T, u * root
+        layer.lora_A["default"].weight.data.copy_(a)
+        layer.lora_B["default"].weight.data.copy_(b)
+        weight.copy_(weight.float() - settings.scale * (b @ a))
+        start[name] = (a, b)
+    return start
+
+
+def _as_plain_lora(state: dict[str, torch.Tensor], config: dict[str, Any], pissa: PissaStart) -> None:
+    """Rewrite a PiSSA adapter for the unchanged base: scale * (B A - B0 A0) is an adapter of twice the rank.
+
+    [B, -B0] [A; A0] = B A - B0 A0; alpha grows with the rank, so that the scale stays.
+    """
+    for name, (a, b) in pissa.items():
+        key_a, key_b = f"{_PREFIX}{name}.lora_A.weight", f"{_PREFIX}{name}.lora_B.weight"
+        state[key_a] = torch.cat([state[key_a], a.to(state[key_a].dtype)], dim=0)
+        state[key_b] = torch.cat([state[key_b], -b.to(state[key_b].dtype)], dim=1)
+    config["r"] = 2 * config["r"]
+    config["lora_alpha"] = config["lora_alpha"] * (math.sqrt(2) if config["use_rslora"] else 2)
 
 
 def _wrap(model: PreTrainedModel, config: LoraConfig, *, where: str) -> PeftModel:
@@ -86,24 +142,27 @@ def _wrap(model: PreTrainedModel, config: LoraConfig, *, where: str) -> PeftMode
         raise ModelError(f"LoRA cannot be put on this model: {error}"[:500], where=where, fix='targets "all-linear"') from error
 
 
-def save_adapter(model: PeftModel, path: Path, *, base_info: ModelInfo) -> None:
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
+    """What is wrong with weights that hold values that are not numbers; empty if nothing is."""
+    broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    return f"{len(broken)} tensors hold values that are not numbers: {', '.join(broken[:3])}" if broken else ""
+
+
+def save_adapter(model: PeftModel, path: Path, *, base_info: ModelInfo, pissa: PissaStart | None = None) -> None:
     """Write the adapter as PEFT does, and luthier.json with the digest of its base. The folder appears whole, replacing an old one.
 
-    Raises ModelError if a weight is not finite; then nothing is written.
+    Raises ModelError if a weight is not finite, RunError when the disk is full; then nothing is written.
     """
     state = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in sorted(get_peft_model_state_dict(model, save_embedding_layers=False).items())
     }
-    broken = [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
-    if broken:
-        raise ModelError(
-            f"{len(broken)} adapter tensors hold values that are not numbers: {', '.join(broken[:3])}",
-            where=str(path),
-            fix="train again with a lower learning rate",
-        )
     config = _plain_config(model.peft_config["default"])
     config |= {"base_model_name_or_path": base_info.name, "inference_mode": True}
+    if pissa is not None:
+        _as_plain_lora(state, config, pissa)
+    if broken := not_finite(state):
+        raise ModelError(f"the adapter: {broken}", where=str(path), fix="train again with a lower learning rate")
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
     try:
@@ -113,14 +172,10 @@ def save_adapter(model: PeftModel, path: Path, *, base_info: ModelInfo) -> None:
         atomic_write_json(tmp / CONFIG, config)
         base = {"name": base_info.name, "sha256": base_info.sha256, "architecture": base_info.architecture}
         atomic_write_json(tmp / MANIFEST, {"format": 1, "base": base})
-        if path.exists():
-            old = tmp.with_name(f"{tmp.name}-old")
-            path.rename(old)
-            tmp.rename(path)
-            shutil.rmtree(old)
-        else:
-            tmp.rename(path)
-        fsync_folder(path.parent)
+        replace_folder(tmp, path)
+    except (OSError, SafetensorError) as error:  # safetensors hides a full disk in an error of its own
+        num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+        raise disk_error(path, num_bytes, error if isinstance(error, OSError) else OSError(str(error))) from error
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
 
@@ -154,6 +209,7 @@ def load_adapter(model: PreTrainedModel, path: Path, *, base_info: ModelInfo | N
             rank_pattern={name: rank for name, rank in ranks.items() if rank != r},
             alpha_pattern=cast("dict[str, Any]", _mapping(config, "alpha_pattern", path)),
             use_rslora=config.get("use_rslora") is True,
+            use_dora=config.get("use_dora") is True,
             task_type="CAUSAL_LM",
             inference_mode=True,
         ),
@@ -230,6 +286,9 @@ def _check_layers(model: PreTrainedModel, path: Path, headers: Mapping[str, Tens
     ranks: dict[str, int] = {}
     sides: dict[str, dict[Literal["A", "B"], tuple[int, ...]]] = {}
     for key, header in headers.items():
+        lengths_of = key.removeprefix(_PREFIX).removesuffix(".lora_magnitude_vector")
+        if lengths_of in layers and header.shape == (layers[lengths_of].out_features,):
+            continue  # DoRA's length of each output row
         module, _, side = key.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".lora_")
         if side not in ("A", "B") or module not in layers or len(header.shape) != 2:
             raise ModelError(f"the adapter has a tensor {key!r} for which this model has no linear layer", where=str(path), fix=fix)

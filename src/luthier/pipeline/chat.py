@@ -7,7 +7,7 @@ from pathlib import Path
 
 from luthier.core.errors import RunError
 from luthier.models.catalogue import resolve
-from luthier.pipeline.open import open_local
+from luthier.pipeline.open import open_local, open_tuned
 from luthier.pipeline.prepare import DTYPE_FACT
 from luthier.pipeline.settings import Settings, load_settings
 from luthier.serve.chat import Conversation, Voice, open_conversation
@@ -39,13 +39,9 @@ def open_chat_with(run_or_model: str, *, compare: bool, system: str | None) -> C
 
 
 def _with_run(folder: RunFolder, *, compare: bool, system: str | None) -> Conversation:
-    if not (folder.adapter / "adapter_model.safetensors").is_file():
-        raise RunError(
-            "this run has no adapter yet", where=str(folder.root), fix="finish it with the command that started it: luthier run …"
-        )
     settings: Settings = load_settings(folder.config, {})
     path, precision = resolve(settings.model.name), choose_precision(settings.model.dtype, settled=known_fact(folder, DTYPE_FACT))
-    voices = [Voice(name="tuned", local=open_local(path, precision, adapter=folder.adapter))]
+    voices = [Voice(name="tuned", local=open_tuned(folder, path, precision))]
     if compare:
         voices.append(Voice(name="base", local=open_local(path, precision)))
     return open_conversation(

@@ -1,15 +1,17 @@
-"""Opening models for generation: base, or base with the run's adapter read back from disk."""
+"""Opening models for generation: the base, or what a run trained, read back from disk."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from luthier.core.errors import RunError
 from luthier.core.hashing import digest, sha256_file
 from luthier.generate.local import LocalModel
 from luthier.models.backbone import use_layout_attention
 from luthier.models.load import inspect_folder, open_model
 from luthier.models.lora import load_adapter
 from luthier.models.tokenizer import open_tokenizer
+from luthier.store.layout import RunFolder
 from luthier.tokens.template import open_chat
 from luthier.train.precision import Precision
 
@@ -33,3 +35,12 @@ def open_local(model_path: Path, precision: Precision, *, adapter: Path | None =
         fingerprint=digest([info.sha256, adapter_sha256, str(precision.dtype)]),
         context=info.context,
     )
+
+
+def open_tuned(folder: RunFolder, model_path: Path, precision: Precision) -> LocalModel:
+    """What the run trained: its adapter on the base model, or its own model. Raises RunError if there is neither yet."""
+    if (folder.adapter / "adapter_model.safetensors").is_file():
+        return open_local(model_path, precision, adapter=folder.adapter)
+    if (folder.model / "config.json").is_file():
+        return open_local(folder.model, precision)
+    raise RunError("nothing was trained here yet", where=str(folder.root), fix="finish it with the command that started it: luthier run …")

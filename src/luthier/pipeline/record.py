@@ -61,8 +61,21 @@ class CurveStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Predicted:
+    """What the training was forecast to need, from a few of its own updates. Early stopping may end it sooner."""
+
+    num_trained_weights: int
+    updates: int
+    row_tokens: int
+    seconds: float  # the final run, dev evaluations included
+    search_seconds: float
+    peak_mem_gib: float | None
+    disk_mib: float  # of the run folder when the training is done
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainRecord:
-    """How the adapter came about."""
+    """How the trained weights came about."""
 
     method: str
     lr: float
@@ -79,9 +92,11 @@ class TrainRecord:
     search_seconds: float  # all learning-rate probes
     peak_mem_gib: float | None
     precision: str
-    adapter: str
-    adapter_sha256: str
+    weights: str  # adapter_model.safetensors, or the folder of a whole model
+    weights_sha256: str
     curve: tuple[CurveStep, ...]
+    predicted: Predicted | None = None
+    disk_mib: float | None = None  # of the run folder when the training was done
     notes: tuple[str, ...] = ()
 
 

@@ -49,9 +49,11 @@ def _problem(detail: ErrorDetails, where: Mapping[str, str], defaults: Mapping[s
         fix = f"put its settings below `{dotted}:`, indented"
         return Problem(where=place, found=_brief(value), expected=f"a group of settings ({inner})", fix=fix)
     if kind == "value_error":
-        limit = detail["msg"].removeprefix("Value error, ")
+        limit, _, fix = (
+            detail["msg"].removeprefix("Value error, ").partition(" | ")
+        )  # the remedy behind it, where it is not the limit itself
         return Problem(
-            where=place, found="settings that do not fit each other", expected=limit, fix=f"set {limit.replace(' at most ', ' <= ')}"
+            where=place, found="settings that do not fit each other", expected=limit, fix=fix or f"set {limit.replace(' at most ', ' <= ')}"
         )
     return Problem(where=place, found=_brief(value), expected=_expected(detail), fix=_remedy(detail, dotted, defaults.get(dotted)))
 

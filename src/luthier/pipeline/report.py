@@ -71,9 +71,20 @@ def _training_words(train: TrainRecord, seed: int) -> dict[str, str]:
         "seed": str(seed),
         "time": f"{numbers.duration(train.train_seconds)}{speed}; search of the learning rate {numbers.duration(train.search_seconds)}",
         "peak memory": numbers.gib(train.peak_mem_gib),
+        **_forecast_words(train),
         "number format": train.precision,
-        "adapter": f"{train.adapter}, SHA-256 {train.adapter_sha256}",
+        "weights": f"{train.weights}, SHA-256 {train.weights_sha256}",
     } | {f"note {number}": note for number, note in enumerate(train.notes, start=1)}
+
+
+def _forecast_words(train: TrainRecord) -> dict[str, str]:
+    """What was forecast, to be held against what came."""
+    if train.predicted is None:
+        return {}
+    p = train.predicted
+    disk = "" if train.disk_mib is None else f" (came to {train.disk_mib:,.0f} MiB)"
+    time = f"{numbers.duration(p.seconds)} for {p.updates:,} updates"
+    return {"forecast": f"{time}, peak memory {numbers.gib(p.peak_mem_gib)}, {p.disk_mib:,.0f} MiB on disk{disk}"}
 
 
 def _shown_config(record: RunRecord, settings: Settings) -> tuple[dict[str, tuple[str, str]], tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 read, check, split      seconds, always done again (same input, same result)
 learning-rate probes    journal, one line a probe
-training                checkpoints; a finished adapter is recognised by digest
+training                checkpoints; finished weights are recognised by digest
 answers                 cached by content, batch by batch
 latency                 taken once, kept
 record                  results.json: verdict and report are functions of it
@@ -30,20 +30,23 @@ from luthier.models.catalogue import resolve
 from luthier.pipeline.data import write_data_files
 from luthier.pipeline.decide import decision_rule, verdict_of
 from luthier.pipeline.measure import MeasureInputs, larger_arms, make_bench, measure_arms, planned_arms, with_latencies
-from luthier.pipeline.open import open_local
+from luthier.pipeline.open import open_local, open_tuned
+from luthier.pipeline.plan import TrainInputs
 from luthier.pipeline.prepare import Prepared, prepare
 from luthier.pipeline.record import SCHEMA, DataRecord, RunRecord, TrainRecord, read_record, to_json
 from luthier.pipeline.report import outcome, write_report
 from luthier.pipeline.settings import Settings, origins
-from luthier.pipeline.tune import TrainInputs, tune
+from luthier.pipeline.tune import tune
 from luthier.store.files import atomic_write_text
 from luthier.store.index import rebuild_index
 from luthier.store.layout import RunFolder, open_run
 from luthier.store.stages import finish_stage, stage_holds, stage_is_done
+from luthier.train.parallel import ALONE, refuse_several
 
 
 def run(settings: Settings, progress: Progress) -> dict[str, object]:
     """The whole main job. Returns lines for people and one JSON object; killed anywhere, the same call goes on."""
+    refuse_several("luthier run")
     with stop_on_signals() as should_stop, open_run(Path(settings.run_dir), settings) as folder:
         prepared = prepare(settings, folder, progress)
         _refuse_text(prepared.data.split)
@@ -53,7 +56,7 @@ def run(settings: Settings, progress: Progress) -> dict[str, object]:
             if not folder.index.exists():
                 rebuild_index(folder)
             return _decide_and_report(settings, folder, read_record(folder.results))
-        trained = tune(settings, folder, TrainInputs.of(prepared, progress, should_stop))
+        trained = tune(settings, folder, TrainInputs.of(prepared, progress, should_stop, ALONE))
         arms = _measure_all(settings, folder, prepared, trained, progress, should_stop)
         record = make_record(settings, prepared, trained, arms)
         atomic_write_text(folder.results, to_json(record))
@@ -100,9 +103,9 @@ def _measure_all(
     )
     bench = make_bench(settings, folder, inputs)
     base = open_local(prepared.model_path, prepared.precision)
-    tuned = open_local(prepared.model_path, prepared.precision, adapter=folder.adapter)
+    tuned = open_tuned(folder, prepared.model_path, prepared.precision)
     models = {"none": None, "base": base, "tuned": tuned}
-    names = {"none": "", "base": settings.model.name, "tuned": f"{settings.model.name} + adapter"}
+    names = {"none": "", "base": settings.model.name, "tuned": f"{settings.model.name}, tuned"}
     arms = planned_arms(settings, inputs, base.context)
     results = measure_arms(settings, bench, arms, inputs.split, models, names)
     locals_by_arm = {arm.name: local for arm in arms if (local := models[arm.model]) is not None}

@@ -26,7 +26,7 @@ DIGEST_CHARS = 16
 # What may change between two calls on one run folder without changing what was measured. The rest of `decide` is here because
 # verdict and report are made anew from the record; the metric is not, because the arms are chosen on dev with it.
 BENIGN = frozenset(
-    {"threads", "run_dir", "fresh", "train.micro_batch", "train.save_every"}
+    {"threads", "run_dir", "fresh", "train.micro_batch", "train.checkpoint_activations", "train.save_every"}
     | {f"decide.{name}" for name in ("margin", "min_quality", "volume", "usd_per_hour", "hosting", "labelling", "months")}
 )  # fmt: skip
 
@@ -94,12 +94,30 @@ class ModelSettings(_Group):
 class TrainSettings(_Group):
     """Fine-tuning."""
 
-    method: Literal["lora"] = Field(default="lora", description="what is trained: low-rank adapters on all linear layers")
+    method: Literal["lora", "dora", "freeze", "full", "qlora"] = Field(
+        default="lora",
+        description="what is trained: adapters on all linear layers (lora, dora), the last layers (freeze) or every weight (full)",
+    )
     lora_r: Count = Field(default=16, le=1024, description="rank of the adapters")
     lora_alpha: Count = Field(default=32, description="scale of the adapters; its effect is alpha / r")
     lora_dropout: Real = Field(default=0.0, ge=0, lt=1, description="dropout before the adapters")
+    lora_rslora: bool = Field(default=False, strict=True, description="scale by alpha / sqrt(r) instead, for high ranks (rsLoRA)")
+    lora_init: Literal["uniform", "pissa"] = Field(
+        default="uniform", description="start of the adapters: nothing, or the largest singular directions of the weights (PiSSA)"
+    )
+    last_layers: Count = Field(default=2, description="how many of the last layers freeze trains; the others stay as they are")
+    neftune_alpha: Real = Field(default=0.0, ge=0, le=100, description="noise on the embeddings while training (NEFTune: 5 to 15); 0: none")
+    optimiser: Literal["adamw", "adafactor", "muon"] = Field(
+        default="adamw", description="how gradients become updates; muon is for matrices, AdamW does the rest"
+    )
+    checkpoint_activations: bool = Field(
+        default=False, strict=True, description="keep less for the backward pass and compute it again: less memory, about a third slower"
+    )
     lr: Rate | None = Field(default=None, description="learning rate; null tries the candidates and takes the best on dev")
-    lr_candidates: Rates = Field(default=(5e-4, 1e-3, 2e-3), description="learning rates to try when lr is null")
+    lr_candidates: Rates | None = Field(
+        default=None,
+        description="learning rates to try when lr is null; null: 5e-4, 1e-3, 2e-3 for adapters, 3e-5, 1e-4, 3e-4 for whole weights",
+    )
     lr_probe_steps: Count = Field(default=30, description="updates of each trial")
     epochs: Annotated[Real, Field(gt=0, le=1000)] | None = Field(
         default=None, description="passes over the training rows; null: as the number of rows asks for"
@@ -109,8 +127,10 @@ class TrainSettings(_Group):
         default=None, description="rows computed at once; null: as many as 1,280 tokens hold; same result to rounding"
     )
     warmup_ratio: Real = Field(default=0.05, ge=0, lt=1, description="share of the updates over which the learning rate rises")
-    weight_decay: Real = Field(default=0.0, ge=0, le=1, description="AdamW weight decay on the adapter weights")
-    schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="how the learning rate falls after that")
+    weight_decay: Real = Field(default=0.0, ge=0, le=1, description="weight decay on the trained weights")
+    schedule: Literal["linear", "cosine", "constant", "wsd"] = Field(
+        default="linear", description="how the learning rate falls after that; wsd: not at all until the last fifth"
+    )
     max_grad_norm: Real = Field(default=1.0, gt=0, description="gradients longer than this are shortened to it")
     eval_every: CountOrZero | None = Field(
         default=None, description="updates between looks at the dev loss; null: five looks in all; 0: only at the end"
@@ -122,6 +142,27 @@ class TrainSettings(_Group):
     def _micro_batch_fits(self) -> Self:
         if self.micro_batch is not None and self.micro_batch > self.batch:
             raise ValueError(f"train.micro_batch at most train.batch ({self.batch})")
+        return self
+
+    @model_validator(mode="after")
+    def _options_fit_the_method(self) -> Self:
+        """An option that the method has no use for would be ignored: it is refused instead."""
+        fields = type(self).model_fields
+        if self.method == "qlora":
+            raise ValueError(
+                "train.method lora: 4-bit weights (QLoRA) need bitsandbytes and an NVIDIA GPU, this version computes on the CPU"
+                " | --set train.method=lora"
+            )
+        for key in ("lora_r", "lora_alpha", "lora_dropout", "lora_rslora", "lora_init"):
+            if self.method in ("freeze", "full") and getattr(self, key) != fields[key].default:
+                raise ValueError(f"train.{key} only with adapters, and train.method {self.method} has none | --set train.method=lora")
+        if self.method == "dora" and self.lora_init == "pissa":
+            raise ValueError(
+                "train.lora_init uniform with train.method dora: PiSSA changes the weights whose lengths DoRA measures"
+                " | --set train.lora_init=uniform"
+            )
+        if self.method != "freeze" and self.last_layers != fields["last_layers"].default:
+            raise ValueError(f"train.last_layers only with train.method freeze, not {self.method} | --set train.method=freeze")
         return self
 
 

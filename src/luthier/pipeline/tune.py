@@ -1,135 +1,93 @@
-"""Stage: fine-tune. Learning rate from probes on dev, then the run itself, then the adapter in the standard PEFT format."""
+"""Stage: fine-tune. Forecast, learning rate from probes on dev, then the run itself, then adapter or model in standard files."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from luthier.core.errors import RunError
 from luthier.core.hashing import digest, sha256_file
-from luthier.core.types import TokenRow
-from luthier.generate.local import peak_memory_gib, reset_peak_memory
-from luthier.models.backbone import use_layout_attention
-from luthier.models.load import ModelInfo, open_model
-from luthier.models.lora import LoraSettings, add_lora, save_adapter
-from luthier.pipeline.prepare import Prepared
-from luthier.pipeline.record import CurveStep, Probe, TrainRecord
+from luthier.generate.local import peak_memory_gib
+from luthier.models.folder import weight_files, weights_sha256
+from luthier.models.trainable import save_trained
+from luthier.pipeline.plan import Plan, TrainInputs, choose_epochs, forecast_words, make_plan, measure_forecast
+from luthier.pipeline.record import CurveStep, Predicted, Probe, TrainRecord
 from luthier.pipeline.settings import Settings
-from luthier.store.files import atomic_write_json
+from luthier.store.files import atomic_write_json, folder_bytes, require_free
 from luthier.store.journal import append, read
 from luthier.store.layout import RunFolder
 from luthier.store.stages import finish_stage, stage_is_done
 from luthier.train.loop import FitSettings, FitState, StepRecord, fit
-from luthier.train.optim import make_optimiser
-from luthier.train.precision import Precision
+from luthier.train.optim import Optimiser
+from luthier.train.parallel import share_json
 from luthier.train.search import LrProbe, best_learning_rate, probe_learning_rate
 
-MAX_DEV_ROWS = 128  # rows of dev that the training loss is checked on; the arms are chosen on `arms.dev_items`
-AUTO_EPOCH_ROWS = 3000  # rows seen, when the user names no number of epochs
-MAX_AUTO_EPOCHS = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainInputs:
-    """What the training depends on, and whom to tell."""
-
-    model_path: Path
-    model_info: ModelInfo
-    precision: Precision
-    train: Sequence[TokenRow]
-    dev: Sequence[TokenRow]
-    on_progress: Callable[[str, float, float, str], None]
-    should_stop: Callable[[], bool]
-
-    @classmethod
-    def of(cls, prepared: Prepared, on_progress: Callable[[str, float, float, str], None], should_stop: Callable[[], bool]) -> TrainInputs:
-        """From what `prepare` returned."""
-        return cls(
-            model_path=prepared.model_path,
-            model_info=prepared.info,
-            precision=prepared.precision,
-            train=prepared.train_rows,
-            dev=prepared.dev_rows,
-            on_progress=on_progress,
-            should_stop=should_stop,
-        )
-
-
-def choose_epochs(named: float | None, num_rows: int) -> tuple[float, str]:
-    """The number of epochs and why."""
-    if named is not None:
-        return named, f"{named:g} epochs: set by you"
-    epochs = min(MAX_AUTO_EPOCHS, max(1, round(AUTO_EPOCH_ROWS / num_rows)))
-    return float(
-        epochs
-    ), f"{epochs} epochs: about {AUTO_EPOCH_ROWS:,} rows seen, at most {MAX_AUTO_EPOCHS} times each; early stopping on dev loss"
-
-
-def fit_settings(settings: Settings, num_rows: int, epochs: float, lr: float) -> FitSettings:
-    """The loop's settings, with what follows from the number of rows worked out."""
-    per_epoch = -(-num_rows // settings.train.batch)
-    total = max(1, round(per_epoch * epochs))
-    return FitSettings(
-        lr=lr,
-        batch=settings.train.batch,
-        micro_batch=settings.train.micro_batch,
-        total_updates=total,
-        warmup_updates=round(total * settings.train.warmup_ratio),
-        schedule=settings.train.schedule,
-        max_grad_norm=settings.train.max_grad_norm,
-        eval_every=max(5, total // 5) if settings.train.eval_every is None else settings.train.eval_every,
-        patience=settings.train.patience,
-        save_every=settings.train.save_every,
-        seed=settings.seed,
-    )
+DISK_ROOM = 1.5  # times what is left in the end: a third checkpoint is written before the first of two goes
 
 
 def tune(settings: Settings, folder: RunFolder, inputs: TrainInputs) -> TrainRecord:
     """Train, or take up where an earlier call was cut off; a finished training of the same inputs is returned at once.
 
-    Raises RunError when every learning rate diverged.
+    Every rank computes, rank 0 writes. Raises RunError when every learning rate diverged, memory does not suffice even row by row,
+    or the disk has no room for checkpoints.
     """
-    epochs, why_epochs = choose_epochs(settings.train.epochs, len(inputs.train))
-    key = _key(settings, inputs, epochs)
+    key = _key(settings, inputs)
     record_path = folder.train / "train.json"
-    if stage_is_done(folder, "train", key):
+    if share_json(inputs.world, stage_is_done(folder, "train", key) if inputs.world.writes else None):
         return _read_record(record_path)
     folder.train.mkdir(parents=True, exist_ok=True)
-    reset_peak_memory()
-    lora = LoraSettings(r=settings.train.lora_r, alpha=settings.train.lora_alpha, dropout=settings.train.lora_dropout)
-    model = add_lora(open_model(inputs.model_path, dtype=inputs.precision.dtype), lora, seed=settings.seed)
-    use_layout_attention(model.get_base_model())
-    dev = inputs.dev[:MAX_DEV_ROWS]
-    probes = _search(settings, folder, inputs, model, dev, key, epochs)
-    lr = settings.train.lr if settings.train.lr is not None else next(p.lr for p in probes if p.chosen)
-    wanted = fit_settings(settings, len(inputs.train), epochs, lr)
-    optimiser = make_optimiser(model, weight_decay=settings.train.weight_decay, compute_dtype=inputs.precision.dtype)
-    torch.manual_seed(settings.seed)  # dropout is torch's own stream: from here on its state is saved with each checkpoint
+    plan = make_plan(settings, inputs)
+    optimiser = plan.make_optimiser()
+    predicted = _predicted(folder, plan, optimiser, inputs, key)
+    probes = _search(settings, folder, inputs, plan, key)
+    wanted = replace(plan.fit, lr=settings.train.lr if settings.train.lr is not None else next(p.lr for p in probes if p.chosen))
     state = fit(
-        model,
+        plan.trained.model,
         optimiser,
         inputs.train,
-        dev,
+        inputs.dev,
         wanted,
         checkpoints=folder.train / "checkpoints",
         key=key,
         on_step=_reporter(inputs, wanted, folder),
         should_stop=inputs.should_stop,
+        world=inputs.world,
     )
-    with torch.no_grad():
-        for name, param in optimiser.params.items():
-            param.data = optimiser.masters[name].data  # the adapter is stored in fp32
-    save_adapter(model, folder.adapter, base_info=inputs.model_info)
-    method = f"LoRA r={lora.r}, alpha={lora.alpha:g}, all linear layers, {sum(m.numel() for m in optimiser.masters.values()):,} weights"
-    record = _record(folder, inputs, wanted, state, probes, method=method, notes=(why_epochs, *_skipped(state)))
+    if plan.trained.method.makes_adapter:  # stored in fp32; a whole model is stored as it computes
+        with torch.no_grad():
+            for name, param in optimiser.params.items():
+                param.data = optimiser.masters[name].data
+    if not inputs.world.writes:
+        return _record(folder, inputs, wanted, state, probes, plan, predicted, weights=folder.root, weights_sha256="")
+    target = folder.adapter if plan.trained.method.makes_adapter else folder.model
+    weights = save_trained(plan.trained, target, base=inputs.model_path, base_info=inputs.model_info)
+    sha256 = sha256_file(weights) if weights.is_file() else weights_sha256(weights, weight_files(weights))
+    record = _record(folder, inputs, wanted, state, probes, plan, predicted, weights=weights, weights_sha256=sha256)
     atomic_write_json(record_path, asdict(record))
-    finish_stage(folder, "train", key, [record_path, *sorted(p for p in folder.adapter.iterdir() if p.is_file())])
+    finish_stage(folder, "train", key, [record_path, *sorted(p for p in target.iterdir() if p.is_file())])
     return record
+
+
+def _predicted(folder: RunFolder, plan: Plan, optimiser: Optimiser, inputs: TrainInputs, key: str) -> Predicted:
+    """The forecast of this training: measured by the first call, read back by one that goes on."""
+    path = folder.train / "forecast.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if inputs.world.writes and path.is_file() else {}
+    known = share_json(inputs.world, known if known.get("key") == key else {})
+    if known:
+        predicted = Predicted(**known["predicted"])
+        inputs.on_progress("forecast", 1, 1, forecast_words(predicted))
+        return predicted
+    predicted = measure_forecast(plan, optimiser, inputs, folder.root)
+    if inputs.world.writes:
+        require_free(
+            folder.root, int(DISK_ROOM * predicted.disk_mib * 2**20), fix="free some space, or name a folder on another disk: --run-dir NEW"
+        )
+        atomic_write_json(path, {"key": key, "predicted": asdict(predicted)})
+    return predicted
 
 
 def _record(
@@ -138,13 +96,15 @@ def _record(
     wanted: FitSettings,
     state: FitState,
     probes: tuple[Probe, ...],
+    plan: Plan,
+    predicted: Predicted,
     *,
-    method: str,
-    notes: tuple[str, ...],
+    weights: Path,
+    weights_sha256: str,
 ) -> TrainRecord:
     """What came of the training, for the run's record."""
     return TrainRecord(
-        method=method,
+        method=f"{plan.trained.method.words}, {predicted.num_trained_weights:,} weights",
         lr=wanted.lr,
         probes=probes,
         epochs=state.step / -(-len(inputs.train) // wanted.batch),
@@ -159,17 +119,20 @@ def _record(
         search_seconds=sum(p.seconds for p in probes),
         peak_mem_gib=peak_memory_gib(),
         precision=inputs.precision.reason,
-        adapter=str(folder.adapter / "adapter_model.safetensors"),
-        adapter_sha256=sha256_file(folder.adapter / "adapter_model.safetensors"),
+        weights=str(weights),
+        weights_sha256=weights_sha256,
         curve=tuple(_curve_step(step) for step in state.history),
-        notes=notes,
+        predicted=predicted,
+        disk_mib=folder_bytes(folder.root) / 2**20,
+        notes=(*plan.notes, *_skipped(state)),
     )
 
 
-def _key(settings: Settings, inputs: TrainInputs, epochs: float) -> str:
+def _key(settings: Settings, inputs: TrainInputs) -> str:
     """Digest of all that the trained weights depend on; how often to save, and in what pieces a batch is computed, are not part of it."""
-    train = settings.train.model_dump(mode="json", exclude={"save_every", "micro_batch"})
-    rows = [[row.input_ids, row.is_label] for row in (*inputs.train, *inputs.dev[:MAX_DEV_ROWS])]
+    train = settings.train.model_dump(mode="json", exclude={"save_every", "micro_batch", "checkpoint_activations"})
+    epochs, _ = choose_epochs(settings.train.epochs, len(inputs.train))
+    rows = [[row.input_ids, row.is_label] for row in (*inputs.train, *inputs.dev)]
     return digest([train, settings.seed, epochs, inputs.model_info.sha256, str(inputs.precision.dtype), digest(rows)])
 
 
@@ -177,54 +140,49 @@ def _read_record(path: Path) -> TrainRecord:
     record = dict(json.loads(path.read_text(encoding="utf-8")))
     record["probes"] = tuple(Probe(**p) for p in record["probes"])
     record["curve"] = tuple(CurveStep(**c) for c in record["curve"])
+    record["predicted"] = None if record["predicted"] is None else Predicted(**record["predicted"])
     record["notes"] = tuple(record["notes"])
     return TrainRecord(**record)
 
 
-def _search(
-    settings: Settings, folder: RunFolder, inputs: TrainInputs, model: nn.Module, dev: Sequence[TokenRow], key: str, epochs: float
-) -> tuple[Probe, ...]:
+def _search(settings: Settings, folder: RunFolder, inputs: TrainInputs, plan: Plan, key: str) -> tuple[Probe, ...]:
     """Probe the candidate learning rates; finished probes are read from their journal."""
-    if settings.train.lr is not None:
+    if not plan.rates:
         return ()
     journal = folder.train / "probes.jsonl"
-    known = {r["lr"]: r for r in read(journal) if r["key"] == key} if journal.exists() else {}
-    base = fit_settings(settings, len(inputs.train), epochs, lr=0.0)
-    updates = min(settings.train.lr_probe_steps, base.total_updates)
-    for number, lr in enumerate(settings.train.lr_candidates):
+    found = {str(r["lr"]): r for r in read(journal) if r["key"] == key} if inputs.world.writes and journal.exists() else {}
+    known = {float(lr): r for lr, r in share_json(inputs.world, found).items()}
+    for number, lr in enumerate(plan.rates):
         if lr in known:
             continue
 
         def tell(step: StepRecord, state: FitState, number: int = number, lr: float = lr) -> None:
             del state
-            total = len(settings.train.lr_candidates) * updates
-            inputs.on_progress("learning rate", number * updates + step.step, total, f"lr {lr:g}: loss {_show(step.loss)}")
+            done, total = number * plan.probe_updates + step.step, len(plan.rates) * plan.probe_updates
+            inputs.on_progress("learning rate", done, total, f"lr {lr:g}: loss {_show(step.loss)}")
 
-        torch.manual_seed(settings.seed)
         probe = probe_learning_rate(
-            model,
+            plan.trained.model,
             inputs.train,
-            dev,
-            base,
+            inputs.dev,
+            plan.fit,
             lr,
-            probe_updates=updates,
-            weight_decay=settings.train.weight_decay,
+            probe_updates=plan.probe_updates,
+            make=plan.make_optimiser,
             on_step=tell,
             should_stop=inputs.should_stop,
+            world=inputs.world,
         )
         known[lr] = {"key": key, **asdict(probe)}
-        append(journal, known[lr])
+        if inputs.world.writes:
+            append(journal, known[lr])
     tried = [
-        LrProbe(lr=r["lr"], dev_loss=r["dev_loss"], updates=r["updates"], seconds=r["seconds"])
-        for lr in settings.train.lr_candidates
-        if (r := known[lr])
+        LrProbe(lr=r["lr"], dev_loss=r["dev_loss"], updates=r["updates"], seconds=r["seconds"]) for lr in plan.rates if (r := known[lr])
     ]
     best = best_learning_rate(tried)
     if best is None:
         raise RunError(
-            "training diverged at every learning rate tried",
-            where="train.lr_candidates",
-            fix=f"--lr {min(settings.train.lr_candidates) / 10:g} --fresh",
+            "training diverged at every learning rate tried", where="train.lr_candidates", fix=f"--lr {min(plan.rates) / 10:g} --fresh"
         )
     return tuple(Probe(**asdict(p), chosen=p.lr == best) for p in tried)
 
@@ -238,6 +196,8 @@ def _reporter(inputs: TrainInputs, wanted: FitSettings, folder: RunFolder) -> Ca
     recent: list[tuple[int, float]] = []
 
     def tell(step: StepRecord, state: FitState) -> None:
+        if not inputs.world.writes:
+            return
         append(folder.journal_steps, asdict(step))
         recent.append((step.num_row_tokens, step.seconds))
         del recent[:-20]

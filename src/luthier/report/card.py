@@ -59,7 +59,8 @@ def _summary(model: ReportModel, tuned: ArmRow | None) -> str:
         lines.append("No tuned model came out of this run; this card records what was measured.")
     else:
         lines.append(
-            f"A LoRA adapter for {_md(model.base_model)}, made and measured with Luthier {_md(model.luthier_version)} "
+            f"{_md(model.training.get('method', 'Trained weights'))}: trained on {_md(model.base_model)}, "
+            f"made and measured with Luthier {_md(model.luthier_version)} "
             f"on {_md(model.created)}."
         )
     lines += ["", f"**Verdict: {_md(verdict.headline)}** ({verdict.strength}). {_md(verdict.sentence)}"]
@@ -137,7 +138,7 @@ def _limits(model: ReportModel) -> str:
             *(f"- {_md(limit)}" for limit in model.limits),
             "- The scores hold for requests like the test items; nothing was measured on others.",
             "- Near-duplicates between train and test were looked for by their words; a paraphrase may remain.",
-            "- The adapter belongs to exactly this base model and its chat template.",
+            "- An adapter belongs to exactly this base model and its chat template.",
             "",
             "## Reproduce",
             "",

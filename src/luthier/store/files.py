@@ -57,11 +57,45 @@ def fsync_folder(path: Path) -> None:
         os.close(handle)
 
 
+def replace_folder(tmp: Path, path: Path) -> None:
+    """Put the finished folder `tmp` at `path`, in place of what is there. Both lie side by side."""
+    if path.exists():
+        old = tmp.with_name(f"{tmp.name}-old")
+        path.rename(old)
+        tmp.rename(path)
+        shutil.rmtree(old)
+    else:
+        tmp.rename(path)
+    fsync_folder(path.parent)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of all files in a folder and those below it."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def require_free(folder: Path, num_bytes: int, *, fix: str) -> None:
+    """Raise RunError unless `num_bytes` more fit beside `folder`: better now than in an hour. An unknown free space passes."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return
+    if free < num_bytes:
+        raise RunError(
+            f"{num_bytes / 2**20:,.0f} MiB are needed for checkpoints and result, {free / 2**20:,.0f} MiB are free",
+            where=str(folder),
+            fix=fix,
+        )
+
+
 def remove_leftovers(folder: Path) -> int:
-    """Delete temporary files that a killed process left in `folder`; returns how many. Only for the holder of the run lock."""
-    stale = [path for path in folder.glob(f"{TMP_PREFIX}*") if path.is_file()] if folder.is_dir() else []
+    """Delete temporary files and folders that a killed process left in `folder`; returns how many. Only for the holder of the run lock."""
+    stale = list(folder.glob(f"{TMP_PREFIX}*")) if folder.is_dir() else []
     for path in stale:
-        path.unlink(missing_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
     return len(stale)
 
 

@@ -5,7 +5,8 @@ config.yaml             the settings, as they are read back
 lock, owner.json        who works on it
 journal/                events, generations, steps: append-only
 check.json, rejects.jsonl, split.json, split/{train,dev,test}.jsonl
-train/, adapter/        checkpoints; the finished adapter in the standard PEFT format
+train/                  checkpoints, probes, the forecast
+adapter/ or model/      what was trained: an adapter in the standard PEFT format, or a whole model folder
 latency.json, larger/   single-request times, those of larger models in a folder each
 results.json            everything measured
 verdict.json, report.html, card.md, index.sqlite    functions of the above; deleting them loses nothing
@@ -101,6 +102,11 @@ class RunFolder:
     def adapter(self) -> Path:
         """The finished adapter."""
         return self.root / "adapter"
+
+    @property
+    def model(self) -> Path:
+        """The finished model, of a method that leaves no adapter."""
+        return self.root / "model"
 
     @property
     def latency(self) -> Path:
@@ -222,7 +228,9 @@ def clear(folder: RunFolder) -> None:
 
     The manifest goes last, so that a folder cleared halfway is still known as a run.
     """
-    folders = (folder.journal_events.parent, folder.split_file("train").parent, folder.train, folder.adapter, folder.root / "larger")
+    folders = (
+        folder.journal_events.parent, folder.split_file("train").parent, folder.train, folder.adapter, folder.model, folder.root / "larger"
+    )  # fmt: skip
     files = (folder.config, folder.check, folder.rejects, folder.split, folder.latency, folder.results, folder.verdict, folder.report)
     for path in folders:
         shutil.rmtree(path, ignore_errors=True)

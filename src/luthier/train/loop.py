@@ -7,19 +7,26 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from luthier.core.errors import RunError
+from luthier.core.seeds import seed_for
 from luthier.core.types import TokenRow
 from luthier.train.checkpoint import latest_checkpoint, save_checkpoint
 from luthier.train.optim import Optimiser, Schedule, lr_at
 from luthier.train.order import epoch_batches
-from luthier.train.step import evaluate_loss, train_step
+from luthier.train.parallel import ALONE, World, any_rank, share_json
+from luthier.train.step import Pieces, evaluate_loss, train_step
 
-MAX_SKIPPED_UPDATES = 3
+MAX_SKIPPED_UPDATES = 3  # one after another
+T = TypeVar("T")
+
+
+class Diverged(RunError):
+    """Update after update was not finite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +44,7 @@ class FitSettings:
     patience: int  # evaluations without a better dev loss before stopping; 0 = never stop early
     save_every: int  # updates; 0 = only at the end
     seed: int
+    neftune_alpha: float = 0.0  # noise on the embeddings; 0 = none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +71,8 @@ class FitState:
     best_step: int = 0
     evaluations_without_gain: int = 0
     skipped: int = 0
+    skipped_in_a_row: int = 0
+    halvings: int = 0  # of the pieces an update is computed in, made when memory ran out
     stopped_early: bool = False
     train_seconds: float = 0.0
     history: list[StepRecord] = field(default_factory=list[StepRecord])
@@ -79,17 +89,24 @@ def _from_json(data: dict[str, Any]) -> FitState:
 
 
 def _tensors(optimiser: Optimiser, best: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {**optimiser.state(), **{f"best.{k}": v for k, v in best.items()}, "rng": torch.get_rng_state()}
+    return {**optimiser.state(), **{f"best.{k}": v for k, v in best.items()}}
 
 
-def _restore(root: Path | None, key: str, optimiser: Optimiser, best: dict[str, Tensor]) -> FitState:
-    found = latest_checkpoint(root, key=key) if root is not None else None
-    if found is None:
+def _restore(root: Path | None, key: str, optimiser: Optimiser, best: dict[str, Tensor], world: World) -> FitState:
+    """Rank 0 reads the newest valid checkpoint; the others are sent it, for they may not see the same disk."""
+    found = latest_checkpoint(root, key=key) if root is not None and world.writes else None
+    tensors = {} if found is None else found.tensors
+    shapes = {name: (list(tensor.shape), str(tensor.dtype).removeprefix("torch.")) for name, tensor in tensors.items()}
+    state, shapes = share_json(world, (None if found is None else found.state, shapes))
+    if state is None:
         return FitState()
-    optimiser.load_state(found.tensors)
-    best.update({name.removeprefix("best."): t for name, t in found.tensors.items() if name.startswith("best.")})
-    torch.set_rng_state(found.tensors["rng"])
-    return _from_json(found.state)
+    for name, (shape, dtype) in shapes.items():
+        if name not in tensors:
+            tensors[name] = torch.zeros(shape, dtype=getattr(torch, dtype))
+        world.share(tensors[name])
+    optimiser.load_state(tensors)
+    best.update({name.removeprefix("best."): t for name, t in tensors.items() if name.startswith("best.")})
+    return _from_json(state)
 
 
 def fit(
@@ -103,17 +120,18 @@ def fit(
     key: str,
     on_step: Callable[[StepRecord, FitState], None],
     should_stop: Callable[[], bool],
+    world: World = ALONE,
 ) -> FitState:
     """Train until `total_updates`, early stopping or a stop request; leaves the best weights (by dev loss) in the model.
 
     Resumes from the newest valid checkpoint under `checkpoints` whose key matches; the continued run is bit-equal to an
-    uninterrupted one, because data order depends on (seed, epoch) alone and all random state is restored.
-    Raises RunError after `MAX_SKIPPED_UPDATES` updates that were not finite, and KeyboardInterrupt when asked to stop
-    (after saving).
+    uninterrupted one, because data order depends on (seed, epoch) and random numbers on (seed, update, rank) alone.
+    Raises Diverged after `MAX_SKIPPED_UPDATES` updates in a row that were not finite, RunError when memory does not suffice for a single
+    row or another rank is gone, and KeyboardInterrupt when asked to stop (after saving).
     """
     lengths = [len(row.input_ids) for row in train]
     best: dict[str, Tensor] = {}
-    state = _restore(checkpoints, key, optimiser, best)
+    state = _restore(checkpoints, key, optimiser, best, world)
     per_epoch = -(-len(train) // settings.batch)
     epoch, batches = -1, ()
     model.train()
@@ -123,15 +141,15 @@ def fit(
             epoch = state.step // per_epoch
             batches = epoch_batches(lengths, batch=settings.batch, seed=settings.seed, epoch=epoch)
         rows = [train[i] for i in batches[state.step % per_epoch]]
-        record = _update(model, optimiser, rows, settings, state, started)
+        record = _update(model, optimiser, rows, settings, state, started, world)
         if state.step == settings.total_updates or (settings.eval_every and state.step % settings.eval_every == 0):
-            record = _evaluate(model, optimiser, dev, settings, state, best, record)
+            record = _evaluate(model, optimiser, dev, settings, state, best, record, world)
         state.train_seconds += time.perf_counter() - started
         state.history.append(record)
         on_step(record, state)
-        stop = should_stop()
+        stop = any_rank(world, should_stop())
         due = settings.save_every and state.step % settings.save_every == 0
-        if checkpoints is not None and (due or stop or state.step == settings.total_updates or state.stopped_early):
+        if checkpoints is not None and world.writes and (due or stop or state.step == settings.total_updates or state.stopped_early):
             save_checkpoint(checkpoints, step=state.step, tensors=_tensors(optimiser, best), state=_to_json(state), key=key)
         if stop:
             raise KeyboardInterrupt
@@ -143,7 +161,13 @@ def fit(
 
 
 def _update(
-    model: nn.Module, optimiser: Optimiser, rows: Sequence[TokenRow], settings: FitSettings, state: FitState, started: float
+    model: nn.Module,
+    optimiser: Optimiser,
+    rows: Sequence[TokenRow],
+    settings: FitSettings,
+    state: FitState,
+    started: float,
+    world: World,
 ) -> StepRecord:
     """One update; a non-finite one is skipped, recorded as such, and ends the run when it keeps happening."""
     lr = lr_at(
@@ -153,37 +177,88 @@ def _update(
         warmup_updates=settings.warmup_updates,
         schedule=settings.schedule,
     )
-    tokens, labels = sum(len(row.input_ids) for row in rows), sum(row.num_labels for row in rows)
+    halvings_before = state.halvings
     state.step += 1
+    loss, grad_norm, note = None, None, ""
     try:
-        result = train_step(model, optimiser, rows, micro_batch=settings.micro_batch, lr=lr, max_grad_norm=settings.max_grad_norm)
+        result = with_room(
+            lambda pieces: train_step(
+                model,
+                optimiser,
+                rows,
+                pieces=pieces,
+                lr=lr,
+                max_grad_norm=settings.max_grad_norm,
+                neftune_alpha=settings.neftune_alpha,
+                world=world,
+            ),
+            optimiser,
+            rows,
+            settings,
+            state,
+            world,
+        )
+        loss, grad_norm, state.skipped_in_a_row = result.loss, result.grad_norm, 0
     except FloatingPointError as error:
         state.skipped += 1
-        if state.skipped > MAX_SKIPPED_UPDATES:
-            raise RunError(
-                f"{state.skipped} updates were not finite ({error}); the weights are as before them",
+        state.skipped_in_a_row += 1
+        note = str(error)
+        if state.skipped_in_a_row > MAX_SKIPPED_UPDATES:
+            raise Diverged(
+                f"{state.skipped_in_a_row} updates in a row were not finite ({error}); the weights are as before them",
                 where=f"training, update {state.step}",
                 fix="lower the learning rate: --lr " + format(settings.lr / 4, ".1e") + " --fresh",
             ) from error
-        seconds = time.perf_counter() - started
-        return StepRecord(
-            step=state.step,
-            loss=None,
-            lr=lr,
-            grad_norm=None,
-            num_row_tokens=tokens,
-            num_label_tokens=labels,
-            seconds=seconds,
-            note=str(error),
-        )
+    smaller = "memory ran out: computed in smaller pieces from here on" if state.halvings > halvings_before else ""
     return StepRecord(
         step=state.step,
-        loss=result.loss,
+        loss=loss,
         lr=lr,
-        grad_norm=result.grad_norm,
-        num_row_tokens=tokens,
-        num_label_tokens=labels,
+        grad_norm=grad_norm,
+        num_row_tokens=sum(len(row.input_ids) for row in rows),
+        num_label_tokens=sum(row.num_labels for row in rows),
         seconds=time.perf_counter() - started,
+        note="; ".join(part for part in (note, smaller) if part),
+    )
+
+
+def with_room(
+    compute: Callable[[Pieces], T], optimiser: Optimiser, rows: Sequence[TokenRow], settings: FitSettings, state: FitState, world: World
+) -> T:
+    """`compute`, in pieces half as large whenever memory runs out; nothing of the failed attempt is kept.
+
+    Random numbers start anew for each attempt, from a stream named for update and rank. Raises RunError when single rows do not fit, or
+    when there are other ranks, which would wait for this one.
+    """
+    is_fresh = not any(torch_optimiser.state for torch_optimiser in optimiser.torch_optimisers)
+    while True:
+        torch.manual_seed(seed_for(settings.seed, f"update/{state.step}/{world.rank}"))  # dropout draws from torch's own stream
+        pieces = Pieces(micro_batch=settings.micro_batch, halvings=state.halvings)
+        try:
+            return compute(pieces)
+        except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            if not ran_out_of_memory(error):
+                raise
+            optimiser.drop_gradients()
+            if is_fresh:
+                optimiser.forget()  # moments of the first update that were made in part
+            if pieces.are_smallest(rows) or world.size > 1:
+                raise out_of_memory(f"training, update {state.step}", error) from error
+            state.halvings += 1
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: torch says so by type on a GPU and only by its words on a CPU."""
+    words = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def out_of_memory(where: str, error: BaseException) -> RunError:
+    """The error when not even one row fits."""
+    return RunError(
+        f"there is not enough memory to compute a single row ({type(error).__name__}); no update was lost or counted twice",
+        where=where,
+        fix="--max-length 256 --fresh; or --set train.checkpoint_activations=true --fresh; or a smaller model",
     )
 
 
@@ -195,10 +270,11 @@ def _evaluate(
     state: FitState,
     best: dict[str, Tensor],
     record: StepRecord,
+    world: World,
 ) -> StepRecord:
     """Dev loss, the best weights so far, and early stopping."""
     model.eval()
-    dev_loss = evaluate_loss(model, dev, micro_batch=settings.micro_batch)
+    dev_loss = with_room(lambda pieces: evaluate_loss(model, dev, pieces=pieces, world=world), optimiser, dev, settings, state, world)
     model.train()
     if not math.isfinite(dev_loss):
         state.evaluations_without_gain += 1

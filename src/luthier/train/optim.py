@@ -1,7 +1,8 @@
-"""AdamW on fp32 master copies of the trainable weights, and the learning-rate schedule.
+"""Optimisers on fp32 master copies of the trainable weights, and the learning-rate schedule.
 
 The model computes with bf16 copies (no casts in the forward pass); the optimiser sees fp32. Small updates would be lost in
-bf16: at lr 1e-3 most of them are below one bf16 unit in the last place of the weight.
+bf16: at lr 1e-3 most of them are below one bf16 unit in the last place of the weight. Gradients of micro-batches add up in
+fp32 too, so that how an update is cut into pieces costs no precision.
 """
 
 from __future__ import annotations
@@ -14,73 +15,131 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Schedule = Literal["linear", "cosine", "constant"]
+Schedule = Literal["linear", "cosine", "constant", "wsd"]
+OptimiserName = Literal["adamw", "adafactor", "muon"]
+WSD_DECAY_SHARE = 0.2  # of the updates; 10 to 20 % is what "warmup-stable-decay" runs use (arXiv 2404.06395, section 4)
+ALL = "all"
 
 
 @dataclass(slots=True)
 class Optimiser:
-    """Trainable parameters by name, their fp32 masters and AdamW's state: all the state an update changes.
+    """Trainable parameters by name, their fp32 masters, gradients and optimiser state: all the state an update changes.
 
-    `masters` are views into `flat_M`, the M trainable weights one after another: AdamW, norm and clipping are then one
-    operation each instead of one for each of several hundred small tensors.
+    `masters` are views into `flat_M`, the M trainable weights one after another, and `grad_M` is their gradient: norm, clipping
+    and AdamW are then one operation each instead of one for each of several hundred small tensors, and ranks exchange one tensor.
     """
 
     params: dict[str, nn.Parameter]
     masters: dict[str, Tensor]
     flat_M: Tensor
-    adamw: torch.optim.AdamW
+    grad_M: Tensor
+    torch_optimisers: tuple[torch.optim.Optimizer, ...]
+    owned: dict[str, Tensor]  # what the torch optimisers update, by name: the flat tensor as "all", or master by master
+
+    def accumulate(self) -> None:
+        """Add the gradients of one backward pass to `grad_M`, in fp32, and clear them."""
+        at = 0
+        for param in self.params.values():
+            if param.grad is not None:
+                self.grad_M[at : at + param.numel()].add_(param.grad.reshape(-1))
+                param.grad = None
+            at += param.numel()
+
+    def drop_gradients(self) -> None:
+        """Forget what was accumulated."""
+        self.grad_M.zero_()
+        for param in self.params.values():
+            param.grad = None
 
     def state(self) -> dict[str, Tensor]:
         """Everything needed to go on exactly, as named tensors."""
         out = {f"master.{name}": tensor for name, tensor in self.masters.items()}
-        for key, value in self.adamw.state.get(self.flat_M, {}).items():
-            out[f"adamw.{key}"] = torch.as_tensor(value)
+        for optimiser in self.torch_optimisers:
+            for name, tensor in self.owned.items():
+                for key, value in optimiser.state.get(tensor, {}).items():
+                    out[f"optimiser.{name}.{key}"] = torch.as_tensor(value)
         return out
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
-        for name, master in self.masters.items():
-            master.copy_(state[f"master.{name}"])
-            self.params[name].data.copy_(master)
-        moments = {key: state[f"adamw.{key}"].clone() for key in ("step", "exp_avg", "exp_avg_sq") if f"adamw.{key}" in state}
-        if moments:
-            self.adamw.state[self.flat_M] = moments
+        with torch.no_grad():
+            for name, master in self.masters.items():
+                master.copy_(state[f"master.{name}"])
+                self.params[name].copy_(master)
+        for optimiser in self.torch_optimisers:
+            mine = {id(p) for group in optimiser.param_groups for p in group["params"]}
+            for name, tensor in self.owned.items():
+                start = f"optimiser.{name}."
+                found = {key.removeprefix(start): value.clone() for key, value in state.items() if key.startswith(start)}
+                if id(tensor) in mine and found:
+                    optimiser.state[tensor] = found
+
+    def forget(self) -> None:
+        """Drop gradients and moments, as if no update had been made."""
+        self.drop_gradients()
+        for optimiser in self.torch_optimisers:
+            optimiser.state.clear()
 
 
-def make_optimiser(model: nn.Module, *, weight_decay: float, compute_dtype: torch.dtype) -> Optimiser:
+def make_optimiser(model: nn.Module, *, weight_decay: float, compute_dtype: torch.dtype, name: OptimiserName = "adamw") -> Optimiser:
     """fp32 masters of all trainable parameters; the parameters themselves are cast to the compute dtype."""
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    flat_M = torch.cat([p.detach().float().reshape(-1) for p in params.values()]).requires_grad_()
+    flat_M = torch.cat([p.detach().float().reshape(-1) for p in params.values()])
     pieces = flat_M.detach().split([p.numel() for p in params.values()])
     masters = {name: piece.view(p.shape) for (name, p), piece in zip(params.items(), pieces, strict=True)}
     for p in params.values():
         p.data = p.data.to(compute_dtype)
-    adamw = torch.optim.AdamW([flat_M], lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=True)
-    return Optimiser(params, masters, flat_M, adamw)
+    owned = {ALL: flat_M.requires_grad_()} if name == "adamw" else masters
+    embeddings = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    is_matrix = {name: p.ndim == 2 and id(p) not in embeddings for name, p in params.items()}
+    return Optimiser(params, masters, flat_M, torch.zeros_like(flat_M), _torch_optimisers(name, owned, is_matrix, weight_decay), owned)
+
+
+def _torch_optimisers(
+    name: OptimiserName, owned: Mapping[str, Tensor], is_matrix: Mapping[str, bool], weight_decay: float
+) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon orthogonalises matrices; embeddings, norms and biases go to AdamW beside it, as its authors do."""
+    if name == "adafactor":
+        return (torch.optim.Adafactor(list(owned.values()), lr=0.0, weight_decay=weight_decay),)
+    if name == "adamw":
+        return (_adamw(list(owned.values()), weight_decay),)
+    matrices = [tensor for key, tensor in owned.items() if is_matrix[key]]
+    others = [tensor for key, tensor in owned.items() if not is_matrix[key]]
+    # match_rms_adamw: the same learning rates then serve as for AdamW (arXiv 2502.16982, section 2.2)
+    muon = torch.optim.Muon(matrices, lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    return (muon, _adamw(others, weight_decay)) if others else (muon,)
+
+
+def _adamw(tensors: list[Tensor], weight_decay: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(tensors, lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=True)
 
 
 def apply_update(optimiser: Optimiser, *, lr: float, max_grad_norm: float, weight: int) -> float:
-    """Divide gradients by `weight`, check, clip, step; returns the gradient norm. Non-finite: nothing is applied.
+    """Divide the accumulated gradient by `weight`, check, clip, step; returns the gradient norm.
 
-    Raises FloatingPointError when the norm is not finite; the weights are as before.
+    Raises FloatingPointError when learning rate or norm is not finite; nothing is applied, the weights are as before.
     """
-    params = list(optimiser.params.values())
-    grad_M = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in params]).float().div_(weight)
-    for param in params:
-        param.grad = None
+    grad_M = optimiser.grad_M.div_(weight)
     norm = float(torch.linalg.vector_norm(grad_M))
-    if not math.isfinite(norm):
-        raise FloatingPointError(f"gradient norm is {norm}")
+    if not math.isfinite(norm) or not math.isfinite(lr):
+        optimiser.drop_gradients()
+        raise FloatingPointError(f"gradient norm is {norm}" if not math.isfinite(norm) else f"learning rate is {lr}")
     if norm > max_grad_norm > 0:
         grad_M.mul_(max_grad_norm / norm)
-    for group in optimiser.adamw.param_groups:
-        group["lr"] = lr
-    optimiser.flat_M.grad = grad_M
-    optimiser.adamw.step()
-    optimiser.flat_M.grad = None
+    views = grad_M.split([master.numel() for master in optimiser.masters.values()])
+    by_name = {name: view.view(master.shape) for (name, master), view in zip(optimiser.masters.items(), views, strict=True)}
+    for name, tensor in optimiser.owned.items():
+        tensor.grad = grad_M if name == ALL else by_name[name]
+    for torch_optimiser in optimiser.torch_optimisers:
+        for group in torch_optimiser.param_groups:
+            group["lr"] = lr
+        torch_optimiser.step()
+    for tensor in optimiser.owned.values():
+        tensor.grad = None
     with torch.no_grad():
-        for param, master in zip(params, optimiser.masters.values(), strict=True):
+        for param, master in zip(optimiser.params.values(), optimiser.masters.values(), strict=True):
             param.copy_(master)
+    grad_M.zero_()
     return norm
 
 
@@ -93,4 +152,6 @@ def lr_at(update: int, *, peak: float, total_updates: int, warmup_updates: int, 
         return peak * (1 - done)
     if schedule == "cosine":
         return peak * 0.5 * (1 + math.cos(math.pi * done))
+    if schedule == "wsd":
+        return peak * min(1.0, (total_updates - update) / max(1, round(WSD_DECAY_SHARE * total_updates)))
     return peak

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from luthier.core.errors import RunError
 from luthier.core.types import TokenRow
-from luthier.train.loop import FitSettings, FitState, StepRecord, fit
-from luthier.train.optim import make_optimiser
+from luthier.train.loop import Diverged, FitSettings, FitState, StepRecord, fit
+from luthier.train.optim import Optimiser
+from luthier.train.parallel import ALONE, World
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,14 +36,17 @@ def probe_learning_rate(
     lr: float,
     *,
     probe_updates: int,
-    weight_decay: float,
+    make: Callable[[], Optimiser],
     on_step: Callable[[StepRecord, FitState], None],
     should_stop: Callable[[], bool],
+    world: World = ALONE,
 ) -> LrProbe:
-    """Train `probe_updates` updates at `lr`; the model's trainable weights are put back afterwards."""
+    """Train `probe_updates` updates at `lr` with an optimiser from `make`; the model's trainable weights are put back afterwards.
+
+    Raises RunError when memory does not suffice or another rank is gone; a run that diverges is a result, not an error.
+    """
     start: dict[str, Tensor] = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    dtype = next(p.dtype for p in model.parameters() if not p.requires_grad)
-    optimiser = make_optimiser(model, weight_decay=weight_decay, compute_dtype=dtype)
+    optimiser = make()
     probe = replace(
         settings,
         lr=lr,
@@ -55,8 +58,8 @@ def probe_learning_rate(
     )
     started = time.perf_counter()
     try:
-        state = fit(model, optimiser, train, dev, probe, checkpoints=None, key="", on_step=on_step, should_stop=should_stop)
-    except RunError:  # diverged: that is what a probe is for
+        state = fit(model, optimiser, train, dev, probe, checkpoints=None, key="", on_step=on_step, should_stop=should_stop, world=world)
+    except Diverged:  # that is what a probe is for
         return LrProbe(lr=lr, dev_loss=None, updates=probe_updates, seconds=time.perf_counter() - started)
     finally:
         for name, p in model.named_parameters():

@@ -241,7 +241,21 @@ def test_every_command_has_json_debug_help_and_exit_codes() -> None:
         assert {"--json", "--debug"} <= flags, name
         assert command.help and command.epilog == options.EXIT_CODES, name
         assert command.help.isascii() and all(p.help.isascii() for p in command.params if getattr(p, "help", None)), name
-    expected = {"run", "check", "train", "decide", "report", "chat", "models list", "models pull", "init", "schema", "demo", "doctor"}
+    expected = {
+        "run",
+        "check",
+        "train",
+        "estimate",
+        "decide",
+        "report",
+        "chat",
+        "models list",
+        "models pull",
+        "init",
+        "schema",
+        "demo",
+        "doctor",
+    }
     assert set(names) == expected
 
 

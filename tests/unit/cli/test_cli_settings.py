@@ -95,7 +95,7 @@ def test_all_errors_at_once_with_key_place_found_expected_and_remedy(tmp_path: P
     assert message.startswith("8 settings cannot be used")
     for part in (
         'train.batch (luthier.yaml:2): found "eight", expected a whole number\n     fix: leave train.batch out to get the default (16)',
-        "train.schedule (luthier.yaml:3): found \"linaer\", expected 'linear', 'cosine' or 'constant'",
+        "train.schedule (luthier.yaml:3): found \"linaer\", expected 'linear', 'cosine', 'constant' or 'wsd'",
         "fix: set train.schedule to linear",
         "train.lora_r (luthier.yaml:4): found 0, expected 1 or more\n     fix: set train.lora_r to 1 or more",
         "decide (luthier.yaml:5): found 4, expected a group of settings (metric, margin,",
@@ -114,6 +114,8 @@ BAD_VALUES = {
     "train.lr_candidates": [[], [0], ["x"], 3],
     "arms.shots": [[], [0], [2.5]],
     "train.micro_batch": [17],
+    "train.method": ["qlora", "ptuning"],
+    "train.optimiser": ["sgd"],
     "data.paths": [[3], {"a": 1}],
     "data.format": ["excel"],
     "decide.margin": [0, 100, -5],

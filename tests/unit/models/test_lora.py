@@ -162,7 +162,7 @@ def test_another_shape_is_refused(base: Path, adapter: Path, tmp_path: Path) -> 
     ("changes", "reason"),
     [
         ({"peft_type": "IA3"}, "expected 'LORA'"),
-        ({"use_dora": True}, "use_dora"),
+        ({"use_dora": True}, "do not fit"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"bias": "all"}, "bias"),
         ({"megatron_config": {"x": 1}, "megatron_core": "antigravity"}, "megatron_config"),

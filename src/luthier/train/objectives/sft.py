@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from luthier.kernels.chunked_ce import chunked_cross_entropy
@@ -24,9 +25,28 @@ class LossSum:
     logs: dict[str, float]
 
 
-def sft_loss(model: nn.Module, batch: TreeBatch) -> LossSum:
-    """Sum of -log p(target) over the N label tokens of a micro-batch; logits exist only where there are labels."""
+def sft_loss(model: nn.Module, batch: TreeBatch, *, neftune_alpha: float = 0.0) -> LossSum:
+    """Sum of -log p(target) over the N label tokens of a micro-batch; logits exist only where there are labels.
+
+    `neftune_alpha` > 0 adds noise to the embeddings (`neftune_noise`); the batch must then have no shared prefix.
+    """
     body, head_VE = body_and_head(model)
-    h_TE = hidden_states(body, batch.input_ids_T[None], batch.position_ids_T[None], TreeLayout(batch.tree))[0]
+    noise_TE = neftune_noise(batch, head_VE.shape[1], alpha=neftune_alpha).to(head_VE.dtype) if neftune_alpha else None
+    h_TE = hidden_states(body, batch.input_ids_T[None], batch.position_ids_T[None], TreeLayout(batch.tree), noise_TE=noise_TE)[0]
     total = chunked_cross_entropy(h_TE.index_select(0, batch.source_N), head_VE, batch.target_N)
     return LossSum(total, batch.target_N.numel(), {})
+
+
+def neftune_noise(batch: TreeBatch, hidden: int, *, alpha: float) -> Tensor:
+    """Uniform noise in +-alpha / sqrt(L * hidden) for each token of a row of L tokens, [T, E] (NEFTune, arXiv 2310.05914, section 2).
+
+    From torch's own generator, whose state is part of each checkpoint. Raises ValueError for rows that share a prefix: they
+    would share its noise.
+    """
+    if batch.tree.num_prefix:
+        raise ValueError("NEFTune needs rows without a shared prefix")
+    starts_R = torch.nonzero(batch.position_ids_T == 0)[:, 0]
+    ends_R = torch.cat([starts_R[1:], torch.tensor([batch.position_ids_T.numel()])])
+    lengths_R = ends_R - starts_R
+    scale_T = (alpha / torch.sqrt(lengths_R.float() * hidden)).repeat_interleave(lengths_R)
+    return (torch.rand(batch.position_ids_T.numel(), hidden) * 2 - 1) * scale_T[:, None]

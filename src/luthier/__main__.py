@@ -1,0 +1,5 @@
+"""`python -m luthier`, which is what torchrun starts."""
+
+from luthier.cli.main import main
+
+main()

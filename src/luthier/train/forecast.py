@@ -1,0 +1,144 @@
+"""What a training will cost, from a few of its own updates: time, memory, disk.
+
+1. The largest update of the whole run is computed first: it warms up kernels and allocators, and its peak is the run's peak.
+2. Three others, at the quartiles of size, are timed; time is taken as proportional to the tokens that are really computed
+   (a shared prefix once).
+3. A few dev rows are timed without gradient.
+Learning rate 0: no weight moves, and the moments are forgotten afterwards.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from luthier.core.types import TokenRow
+from luthier.tokens.tree import common_prefix_length
+from luthier.train.loop import FitSettings, FitState, with_room
+from luthier.train.optim import Optimiser
+from luthier.train.order import epoch_batches
+from luthier.train.parallel import ALONE, World
+from luthier.train.step import MICRO_TOKENS, Pieces, evaluate_loss, train_step
+
+TIMED_UPDATES = 3
+TIMED_DEV_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What the training will need. Early stopping may end it sooner."""
+
+    num_trained_weights: int
+    updates: int
+    row_tokens: int  # of all updates, as tokens/s counts them
+    seconds: float  # of the final training, looks at dev included
+    search_seconds: float  # of the search for a learning rate
+    checkpoint_bytes: int  # of the tensors in one checkpoint
+    best_bytes: int  # of the copy of the best weights, which the largest update did not see yet
+    halvings: int  # of the pieces an update is computed in, made because memory ran out in the largest
+
+
+def forecast(
+    model: nn.Module,
+    optimiser: Optimiser,
+    train: Sequence[TokenRow],
+    dev: Sequence[TokenRow],
+    settings: FitSettings,
+    *,
+    searched_rates: int,
+    probe_updates: int,
+    world: World = ALONE,
+) -> Forecast:
+    """Measure as the module says and add up. The model and the optimiser are left as they were; torch's random state moves.
+
+    Raises RunError when memory does not suffice for the largest update, even row by row.
+    """
+    state = FitState()
+    plan = planned_updates(train, settings)
+    sizes = [_computed_tokens(rows, settings.micro_batch) for rows in plan]
+    order = sorted(range(len(plan)), key=lambda i: sizes[i])
+    model.train()
+    _time_update(model, optimiser, plan[order[-1]], settings, state, world)
+    timed = [order[round(share * (len(order) - 1))] for share in (0.25, 0.5, 0.75)][:TIMED_UPDATES]
+    spent = sum(_time_update(model, optimiser, plan[i], settings, state, world) for i in timed)
+    s_per_token = spent / sum(sizes[i] for i in timed)
+    look_s = _time_look(model, dev, settings, state, world)
+    best_bytes = optimiser.flat_M.numel() * optimiser.flat_M.element_size()
+    checkpoint_bytes = best_bytes + sum(tensor.numel() * tensor.element_size() for tensor in optimiser.state().values())
+    optimiser.forget()
+    looks = -(-settings.total_updates // settings.eval_every) if settings.eval_every else 1
+    mean_update_s = s_per_token * sum(sizes) / len(sizes)
+    return Forecast(
+        num_trained_weights=optimiser.flat_M.numel(),
+        updates=settings.total_updates,
+        row_tokens=sum(len(row.input_ids) for rows in plan for row in rows),
+        seconds=s_per_token * sum(sizes) + looks * look_s,
+        search_seconds=searched_rates * (probe_updates * mean_update_s + look_s),
+        checkpoint_bytes=checkpoint_bytes,
+        best_bytes=best_bytes,
+        halvings=state.halvings,
+    )
+
+
+def planned_updates(train: Sequence[TokenRow], settings: FitSettings) -> list[list[TokenRow]]:
+    """The rows of every update of the run, in order."""
+    lengths = [len(row.input_ids) for row in train]
+    per_epoch = -(-len(train) // settings.batch)
+    plan: list[list[TokenRow]] = []
+    for epoch in range(-(-settings.total_updates // per_epoch)):
+        batches = epoch_batches(lengths, batch=settings.batch, seed=settings.seed, epoch=epoch)
+        plan += [[train[i] for i in batch] for batch in batches]
+    return plan[: settings.total_updates]
+
+
+def _computed_tokens(rows: Sequence[TokenRow], micro_batch: int | None) -> int:
+    """Tokens that go through the model in one update: each piece has its shared prefix once."""
+    total = 0
+    for piece in Pieces(micro_batch=micro_batch).of(rows, max_tokens=MICRO_TOKENS):
+        num_prefix = common_prefix_length([row.input_ids for row in piece])
+        total += num_prefix + sum(len(row.input_ids) - num_prefix for row in piece)
+    return total
+
+
+def _time_update(
+    model: nn.Module, optimiser: Optimiser, rows: Sequence[TokenRow], settings: FitSettings, state: FitState, world: World
+) -> float:
+    """Seconds of one update at learning rate 0. A loss that is not finite is the training's to report."""
+    started = time.perf_counter()
+    try:
+        with_room(
+            lambda pieces: train_step(
+                model,
+                optimiser,
+                rows,
+                pieces=pieces,
+                lr=0.0,
+                max_grad_norm=settings.max_grad_norm,
+                neftune_alpha=settings.neftune_alpha,
+                world=world,
+            ),
+            optimiser,
+            rows,
+            settings,
+            state,
+            world,
+        )
+    except FloatingPointError:
+        optimiser.drop_gradients()
+    return time.perf_counter() - started
+
+
+def _time_look(model: nn.Module, dev: Sequence[TokenRow], settings: FitSettings, state: FitState, world: World) -> float:
+    """Seconds of one dev loss, from every n-th row by length."""
+    model.eval()
+    by_length = sorted(dev, key=lambda row: len(row.input_ids))
+    some = by_length[:: max(1, len(dev) // TIMED_DEV_ROWS)]
+    pieces = Pieces(micro_batch=settings.micro_batch, halvings=state.halvings)
+    started = time.perf_counter()
+    evaluate_loss(model, some, pieces=pieces, world=world)
+    seconds = time.perf_counter() - started
+    model.train()
+    return seconds * sum(len(row.input_ids) for row in dev) / sum(len(row.input_ids) for row in some)

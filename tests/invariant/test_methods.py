@@ -1,0 +1,259 @@
+"""Every way of training, through the stage that `luthier train` runs: each option changes something, and what is handed over answers
+like what was trained. On a tiny model, in fp32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from tests.fixtures.tiny_model import make_tiny_model
+
+from luthier.core.console import quiet
+from luthier.core.errors import ConfigError, ModelError, RunError
+from luthier.core.types import TokenRow
+from luthier.models.load import inspect_folder, open_model
+from luthier.pipeline.open import open_tuned
+from luthier.pipeline.plan import TrainInputs, make_plan, measure_forecast
+from luthier.pipeline.record import TrainRecord
+from luthier.pipeline.settings import Settings, load_settings
+from luthier.pipeline.tune import tune
+from luthier.store.layout import RunFolder, open_run
+from luthier.tokens.tree import tree_batch
+from luthier.train import step
+from luthier.train.forecast import planned_updates
+from luthier.train.loop import ran_out_of_memory
+from luthier.train.objectives.sft import LossSum, neftune_noise, sft_loss
+from luthier.train.optim import lr_at, make_optimiser
+from luthier.train.parallel import ALONE
+from luthier.train.precision import choose_precision
+from luthier.train.step import Pieces, evaluate_loss
+
+IDS = torch.tensor([[1, 40, 41, 42, 43]])
+BASE = {"train.lr": 5e-3, "train.epochs": 2, "train.batch": 8, "model.dtype": "float32", "train.patience": 0, "train.eval_every": 4}
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("base") / "tiny")
+
+
+def _rows(n: int) -> tuple[TokenRow, ...]:
+    rows: list[TokenRow] = []
+    for i in range(n):
+        body = tuple(20 + (37 * i + 11 * j) % 300 for j in range(3 + i % 6))
+        ids = (10, 11, 12, *body, 13, *body[:2], 2)
+        rows.append(TokenRow(example_id=str(i), input_ids=ids, is_label=(False,) * (len(ids) - 3) + (True,) * 3))
+    return tuple(rows)
+
+
+ROWS = _rows(44)
+
+
+def _inputs(model_path: Path) -> TrainInputs:
+    return TrainInputs(
+        model_path=model_path, model_info=inspect_folder(model_path), precision=choose_precision("float32"), train=ROWS[:36], dev=ROWS[36:],
+        on_progress=quiet, should_stop=lambda: False, world=ALONE,
+    )  # fmt: skip
+
+
+def _settings(**changes: Any) -> Settings:
+    return load_settings(None, {**BASE, **{f"train.{key}": value for key, value in changes.items()}})
+
+
+def _tune(model_path: Path, root: Path, **changes: Any) -> tuple[RunFolder, TrainRecord]:
+    settings = _settings(**changes)
+    with open_run(root, settings) as folder:
+        return folder, tune(settings, folder, _inputs(model_path))
+
+
+@pytest.fixture(scope="module")
+def plain(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainRecord:
+    return _tune(model_path, tmp_path_factory.mktemp("plain") / "run")[1]
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "r": {"lora_r": 4}, "alpha": {"lora_alpha": 8}, "dropout": {"lora_dropout": 0.3}, "rslora": {"lora_rslora": True},
+    "pissa": {"lora_init": "pissa"}, "dora": {"method": "dora"}, "dora rslora": {"method": "dora", "lora_rslora": True},
+    "freeze": {"method": "freeze", "last_layers": 1}, "freeze more": {"method": "freeze"}, "full": {"method": "full"},
+    "neftune": {"neftune_alpha": 5.0}, "adafactor": {"optimiser": "adafactor"}, "muon": {"optimiser": "muon"},
+    "full muon": {"method": "full", "optimiser": "muon"}, "cosine": {"schedule": "cosine"}, "constant": {"schedule": "constant"},
+    "wsd": {"schedule": "wsd"}, "decay": {"weight_decay": 0.5}, "clip": {"max_grad_norm": 0.01}, "warmup": {"warmup_ratio": 0.5},
+    "pissa rslora": {"lora_init": "pissa", "lora_rslora": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", OPTIONS.values(), ids=OPTIONS)
+def test_every_option_changes_the_result_and_the_result_is_what_was_trained(
+    model_path: Path, tmp_path: Path, plain: TrainRecord, changes: dict[str, Any]
+) -> None:
+    folder, record = _tune(model_path, tmp_path / "run", **changes)
+    assert record.weights_sha256 != plain.weights_sha256
+    losses = [step.loss for step in record.curve if step.loss is not None]
+    assert losses[-1] < losses[0]  # it learns
+    tuned = open_tuned(folder, model_path, choose_precision("float32"))
+    got = evaluate_loss(tuned.model, ROWS[36:], pieces=Pieces())
+    assert got == pytest.approx(record.best_dev_loss, rel=2e-5)  # read back from disk, it answers as it did in training
+    assert record.predicted is not None and record.predicted.updates == record.total_updates == 10
+
+
+def test_a_dora_adapter_is_peft_s_and_a_pissa_adapter_is_plain_lora(model_path: Path, tmp_path: Path) -> None:
+    for changes in ({"method": "dora"}, {"lora_init": "pissa"}):
+        folder, _ = _tune(model_path, tmp_path / str(changes), **changes)
+        ours = open_tuned(folder, model_path, choose_precision("float32"))
+        theirs = PeftModel.from_pretrained(open_model(model_path, dtype=torch.float32), str(folder.adapter)).eval()
+        rows = ROWS[:1]
+        ids = torch.tensor([rows[0].input_ids])
+        labels = torch.tensor([[t if wanted else -100 for t, wanted in zip(rows[0].input_ids, rows[0].is_label, strict=True)]])
+        with torch.no_grad():
+            want = float(theirs(input_ids=ids, labels=labels).loss)
+        assert evaluate_loss(ours.model, rows, pieces=Pieces()) == pytest.approx(want, rel=1e-5)
+
+
+def test_a_trained_model_is_a_model_folder_of_its_own(model_path: Path, tmp_path: Path) -> None:
+    folder, record = _tune(model_path, tmp_path / "run", method="full")
+    assert record.weights == str(folder.model) and not folder.adapter.exists()
+    info = inspect_folder(folder.model)
+    assert info.has_chat_template and info.sha256 != inspect_folder(model_path).sha256
+    assert "luthier" not in (folder.model / "config.json").read_text(encoding="utf-8")  # opens without us
+
+
+def test_activation_checkpointing_computes_more_and_the_same(model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    from luthier.models import backbone
+
+    attend = backbone.TreeLayout.attend
+
+    def counted(self: Any, *args: Any) -> torch.Tensor:
+        calls.append(1)
+        return attend(self, *args)
+
+    monkeypatch.setattr(backbone.TreeLayout, "attend", counted)
+    _, usual = _tune(model_path, tmp_path / "a")
+    num_usual = len(calls)
+    _, spared = _tune(model_path, tmp_path / "b", checkpoint_activations=True)
+    assert len(calls) - num_usual > 1.5 * num_usual
+    assert usual.weights_sha256 == spared.weights_sha256
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"method": "qlora"}, "NVIDIA"), ({"method": "full", "lora_r": 4}, "train.lora_r"),
+        ({"method": "freeze", "lora_dropout": 0.1}, "lora_dropout"), ({"method": "full", "lora_init": "pissa"}, "train.lora_init"),
+        ({"method": "dora", "lora_init": "pissa"}, "PiSSA"), ({"last_layers": 1}, "train.last_layers"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_refused_by_name(changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match=key) as caught:
+        _settings(**changes)
+    assert "--set train." in str(caught.value)
+
+
+def test_more_layers_than_there_are_is_refused(model_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="2 layers"):
+        _tune(model_path, tmp_path / "run", method="freeze", last_layers=3)
+
+
+def test_forecast_moves_no_weight_and_counts_right(model_path: Path, tmp_path: Path) -> None:
+    settings, inputs = _settings(lora_dropout=0.1), _inputs(model_path)
+    plan = make_plan(settings, inputs)
+    before = {name: p.detach().clone() for name, p in plan.trained.model.named_parameters()}
+    optimiser = plan.make_optimiser()
+    predicted = measure_forecast(plan, optimiser, inputs, tmp_path)
+    assert all(torch.equal(before[name], p) for name, p in plan.trained.model.named_parameters())
+    assert not any(o.state for o in optimiser.torch_optimisers) and not optimiser.grad_M.any()
+    updates = planned_updates(inputs.train, plan.fit)
+    assert len(updates) == predicted.updates == 10
+    assert (
+        predicted.row_tokens == sum(len(row.input_ids) for rows in updates for row in rows) == 2 * sum(len(r.input_ids) for r in ROWS[:36])
+    )
+    assert predicted.seconds > 0 and predicted.peak_mem_gib is not None and predicted.disk_mib > 0
+
+
+def test_forecast_of_disk_is_right(model_path: Path, tmp_path: Path) -> None:
+    for name, changes in {"lora": {"lora_r": 64}, "full": {"method": "full"}, "few": {"lora_r": 64, "save_every": 3}}.items():
+        _, record = _tune(model_path, tmp_path / name, **changes)
+        assert record.predicted is not None and record.disk_mib == pytest.approx(record.predicted.disk_mib, rel=0.1), name
+
+
+def test_gradients_of_pieces_add_up_in_fp32(model_path: Path) -> None:
+    model = open_model(model_path, dtype=torch.bfloat16)
+    model.requires_grad_(requires_grad=True)
+    optimiser = make_optimiser(model, weight_decay=0.0, compute_dtype=torch.bfloat16)
+    name, param = next(iter(optimiser.params.items()))
+    for value in (256.0, 1.0, 1.0, 1.0, 1.0):  # in bf16, 256 + 1 is 256
+        param.grad = torch.full_like(param, value)
+        optimiser.accumulate()
+    assert float(optimiser.grad_M[0]) == 260.0 and param.grad is None, name
+
+
+def _short_of_memory(monkeypatch: pytest.MonkeyPatch, max_rows: int, *, where: str) -> None:
+    """As if memory held no more than so many rows at once, in the forward pass or in the backward pass."""
+
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    def loss(model: Any, batch: Any, **options: Any) -> LossSum:
+        found = sft_loss(model, batch, **options)
+        if batch.tree.leaf_grid_RL.shape[0] > max_rows:
+            if where == "forward" or not torch.is_grad_enabled():
+                raise MemoryError
+            return LossSum(Fails.apply(found.sum), found.weight, found.logs)
+        return found
+
+    monkeypatch.setattr(step, "sft_loss", loss)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_when_memory_runs_out_the_pieces_halve_and_the_update_stays(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, dropout: float
+) -> None:
+    _, small = _tune(model_path, tmp_path / "small", micro_batch=2, lora_dropout=dropout)
+    _short_of_memory(monkeypatch, 2, where=where)
+    _, halved = _tune(model_path, tmp_path / "halved", micro_batch=8, lora_dropout=dropout)
+    assert [s.loss for s in halved.curve] == pytest.approx([s.loss for s in small.curve], rel=1e-6)
+    assert "memory ran out" in halved.curve[0].note and not any(s.note for s in halved.curve[1:])
+    assert halved.updates == small.updates == 10
+    assert halved.weights_sha256 == small.weights_sha256
+
+
+def test_when_not_even_one_row_fits_three_remedies_are_named(model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _short_of_memory(monkeypatch, 0, where="forward")
+    with pytest.raises(RunError, match="single row") as caught:
+        _tune(model_path, tmp_path / "run")
+    assert caught.value.fix.count("; or") == 2
+
+
+def test_memory_errors_are_told_from_others() -> None:
+    assert ran_out_of_memory(MemoryError()) and ran_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not ran_out_of_memory(RuntimeError("shape mismatch"))
+
+
+def test_neftune_noise_has_the_size_of_the_paper() -> None:
+    batch = tree_batch(ROWS[:5], share_prefix=False)
+    torch.manual_seed(0)
+    noise = neftune_noise(batch, 64, alpha=5.0)
+    at = 0
+    for row in ROWS[:5]:
+        n = len(row.input_ids)
+        bound = 5.0 / (n * 64) ** 0.5
+        part = noise[at : at + n].abs()
+        assert part.max() <= bound and part.max() > 0.95 * bound
+        at += n
+    with pytest.raises(ValueError, match="prefix"):
+        neftune_noise(tree_batch(ROWS[:5]), 64, alpha=5.0)
+
+
+def test_wsd_holds_the_rate_until_the_last_fifth() -> None:
+    rates = [lr_at(u, peak=1.0, total_updates=20, warmup_updates=2, schedule="wsd") for u in range(20)]
+    assert rates[:2] == [0.5, 1.0] and rates[2:17] == [1.0] * 15 and rates[17:] == pytest.approx([0.75, 0.5, 0.25])
