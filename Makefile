@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO_RUN ?= runs/demo
 
-.PHONY: help demo test test-slow check format bench-banking77 model clean
+.PHONY: help demo test test-slow test-faults check format bench bench-banking77 model clean
 
 help: ## show the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ test: model ## the test suite, <= 20 minutes on 2 cores
 test-slow: model ## the slow tier: 2,000-run coverage simulations, long fuzzing
 	$(BIN)/python -m pytest tests -m slow --timeout 3600
 
+test-faults: model ## the fault matrix with its larger counts (200 kills, 300 damages, ranks), about 30 minutes
+	OMP_NUM_THREADS=1 LUTHIER_LARGE=1 $(BIN)/python -m pytest tests/fault tests/e2e/test_parallel.py --timeout 3600
+
 check: $(STAMP) ## lint, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,6 +44,9 @@ format: $(STAMP) ## format and sort imports
 
 bench-banking77: model ## the reference table on banking77 (needs ../shared/data), about 30 minutes
 	$(BIN)/python benchmarks/banking77.py
+
+bench: model ## against a peer, interleaved (needs ../shared/data, ../shared/bench and PEER_PYTHON, see benchmarks/README.md)
+	$(BIN)/python benchmarks/peers.py
 
 clean: ## remove the virtual environment and the demo run
 	rm -rf $(VENV) $(DEMO_RUN)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from tests.fixtures.tiny_model import make_tiny_model
 
 from luthier.core.types import TokenRow
 from luthier.kernels import chunked_ce, reference, tree_attention
+from luthier.kernels.lora_linear import lora_linear
+from luthier.kernels.rms_norm import rms_norm
+from luthier.kernels.swiglu import swiglu
 from luthier.kernels.tree_layout import layout_tree
+from luthier.models.load import open_model
+from luthier.models.lora import LoraSettings, add_lora
+from luthier.models.surgery import use_fast_kernels
 from luthier.tokens.tree import tree_batch
 
 
@@ -69,3 +79,61 @@ def test_tree_batch_labels_and_positions() -> None:
     assert batch.source_N.tolist() == [2, 3, 2, 5, 6]  # both rows' first label is read off the last prefix token
     assert batch.target_N.tolist() == [4, 9, 4, 8, 9]
     assert batch.num_row_tokens == 11
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_lora_linear_equals_its_plain_twin(has_bias: bool) -> None:
+    gen = torch.Generator().manual_seed(3)
+    x = torch.randn(2, 7, 12, generator=gen)
+    weight, a, b = (torch.randn(*shape, generator=gen) for shape in ((9, 12), (4, 12), (9, 4)))
+    bias = torch.randn(9, generator=gen) if has_bias else None
+    fast, plain = (lambda x, a, b, f=f: f(x, weight, bias, a, b, 1.7) for f in (lora_linear, reference.lora_linear))
+    _same(fast, plain, x, a, b)
+
+
+def test_rms_norm_equals_its_plain_twin() -> None:
+    gen = torch.Generator().manual_seed(4)
+    x, weight = 3 * torch.randn(2, 7, 12, generator=gen), torch.randn(12, generator=gen)
+    _same(lambda x, w: rms_norm(x, w, 1e-5), lambda x, w: reference.rms_norm(x, w, 1e-5), x, weight)
+
+
+def test_swiglu_equals_its_plain_twin() -> None:
+    gen = torch.Generator().manual_seed(5)
+    _same(swiglu, reference.swiglu, torch.randn(3, 5, 8, generator=gen), torch.randn(3, 5, 8, generator=gen))
+
+
+def _same(fast: Any, plain: Any, *tensors: torch.Tensor) -> None:
+    """Values and every gradient, in fp32; and the check itself sees an error of one part in a thousand."""
+    results: list[list[torch.Tensor]] = []
+    for function in (fast, plain):
+        inputs = [tensor.clone().requires_grad_() for tensor in tensors]
+        out = function(*inputs)
+        out.square().sum().backward()
+        results.append([out.detach(), *(i.grad for i in inputs if i.grad is not None)])
+    assert len(results[0]) == len(results[1]) == 1 + len(tensors)
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+        with pytest.raises(AssertionError):
+            torch.testing.assert_close(got * 1.001, want, atol=1e-4, rtol=1e-4)
+
+
+def test_fast_kernels_are_used_where_they_answer_alike_and_nowhere_else(tmp_path: Path) -> None:
+    path = make_tiny_model(tmp_path / "m")
+    for options, want in (
+        (LoraSettings(r=4, alpha=8, dropout=0.0), {"lora_linear": 14, "rms_norm": 5, "swiglu": 2}),
+        (LoraSettings(r=4, alpha=8, dropout=0.1), {"lora_linear": 0, "rms_norm": 5, "swiglu": 2}),
+        (LoraSettings(r=4, alpha=8, dropout=0.0, use_dora=True), {"lora_linear": 0, "rms_norm": 5, "swiglu": 2}),
+    ):
+        model = add_lora(open_model(path, dtype=torch.float32), options, seed=0).eval()
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.data = 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+        ids = torch.tensor([[1, 40, 41, 42]])
+        before = model(ids).logits
+        assert use_fast_kernels(model) == want
+        torch.testing.assert_close(model(ids).logits, before, atol=1e-5, rtol=1e-4)
+    model = open_model(path, dtype=torch.float32)
+    for layer in model.model.layers:
+        layer.mlp.act_fn = torch.nn.GELU()
+        layer.input_layernorm.forward = lambda x: x * 2
+    assert use_fast_kernels(model) == {"lora_linear": 0, "rms_norm": 3, "swiglu": 0}

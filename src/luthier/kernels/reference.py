@@ -1,4 +1,4 @@
-"""The slow, plain twin of each fast path: what the fast one must equal. Used by parity tests and by `--reference`-style checks."""
+"""The slow, plain twin of each fast path: what the fast one must equal (tests/parity), written as the formula reads."""
 
 from __future__ import annotations
 
@@ -25,3 +25,19 @@ def tree_attention(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, *, num_prefix: i
     k_HTD, v_HTD = k_KTD.repeat_interleave(groups, 0), v_KTD.repeat_interleave(groups, 0)
     scores = (q_HTD.float() @ k_HTD.float().transpose(-1, -2)) * scaling
     return (torch.softmax(scores.masked_fill(~visible_TT, float("-inf")), dim=-1) @ v_HTD.float()).to(q_HTD.dtype)
+
+
+def lora_linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
+    """Base layer plus scaled adapter, one operation after another, as peft computes it."""
+    return F.linear(x, weight_OI, bias_O) + F.linear(F.linear(x, a_RI), b_OR) * scale
+
+
+def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
+    """As transformers' LlamaRMSNorm computes it."""
+    x32 = x_TE.float()
+    return weight_E * (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + eps)).to(x_TE.dtype)
+
+
+def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+    """silu(gate) * up."""
+    return F.silu(gate_TF) * up_TF

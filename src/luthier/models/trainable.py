@@ -21,6 +21,7 @@ from luthier.models.backbone import body_and_head
 from luthier.models.catalogue import MANIFEST
 from luthier.models.load import ModelInfo
 from luthier.models.lora import LoraSettings, PissaStart, add_lora, not_finite, save_adapter, start_from_pissa
+from luthier.models.tokenizer import quiet_transformers
 from luthier.store.files import atomic_write_json, disk_error, replace_folder
 
 MethodName = Literal["lora", "dora", "freeze", "full"]
@@ -102,7 +103,8 @@ def save_trained(trained: Trainable, path: Path, *, base: Path, base_info: Model
     tmp = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
     try:
         tmp.chmod(0o755)
-        trained.causal.save_pretrained(tmp, max_shard_size="4GB")
+        with quiet_transformers():
+            trained.causal.save_pretrained(tmp, max_shard_size="4GB")
         for name in TOKENIZER_FILES:
             if (base / name).is_file():
                 shutil.copyfile(base / name, tmp / name)

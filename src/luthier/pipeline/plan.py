@@ -14,6 +14,7 @@ from luthier.generate.local import peak_memory_gib
 from luthier.models.backbone import use_layout_attention
 from luthier.models.load import ModelInfo, open_model
 from luthier.models.lora import LoraSettings
+from luthier.models.surgery import use_fast_kernels
 from luthier.models.trainable import Method, MethodName, Trainable, make_trainable
 from luthier.pipeline.prepare import Prepared
 from luthier.pipeline.record import Predicted
@@ -30,6 +31,7 @@ AUTO_EPOCH_ROWS = 3000  # rows seen, when the user names no number of epochs
 MAX_AUTO_EPOCHS = 5
 ADAPTER_RATES, WEIGHT_RATES = (5e-4, 1e-3, 2e-3), (3e-5, 1e-4, 3e-4)
 KEPT_CHECKPOINTS = 2
+BETWEEN_BLOCKS = 0.15  # of what the updates took: memory lost between blocks over a long run, measured in docs/log.md
 JOURNAL_BYTES = 640  # of one update: journal line, curve, and history in each kept checkpoint
 
 
@@ -152,9 +154,17 @@ def make_plan(settings: Settings, inputs: TrainInputs) -> Plan:
     )
 
 
+def begin(plan: Plan) -> Optimiser:
+    """An optimiser, and the model in the dtype it computes in, with fast kernels where they fit."""
+    optimiser = plan.make_optimiser()
+    use_fast_kernels(plan.trained.model)
+    return optimiser
+
+
 def measure_forecast(plan: Plan, optimiser: Optimiser, inputs: TrainInputs, folder: Path) -> Predicted:
     """Run a few updates without effect and add up; `folder` holds what was written so far."""
     inputs.on_progress("forecast", 0, 1, "a few updates without effect, the largest first")
+    before = peak_memory_gib()
     found = forecast(
         plan.trained.model,
         optimiser,
@@ -172,7 +182,7 @@ def measure_forecast(plan: Plan, optimiser: Optimiser, inputs: TrainInputs, fold
         row_tokens=found.row_tokens,
         seconds=found.seconds,
         search_seconds=found.search_seconds,
-        peak_mem_gib=None if peak is None else peak + found.best_bytes / 2**30,
+        peak_mem_gib=None if peak is None or before is None else peak + BETWEEN_BLOCKS * (peak - before) + found.best_bytes / 2**30,
         disk_mib=(folder_bytes(folder) + _written_bytes(plan, found)) / 2**20,
     )
     inputs.on_progress("forecast", 1, 1, forecast_words(predicted))

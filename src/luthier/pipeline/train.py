@@ -11,7 +11,7 @@ from pathlib import Path
 from luthier.core.console import Progress, quiet
 from luthier.core.stop import stop_on_signals
 from luthier.pipeline.data import write_data_files
-from luthier.pipeline.plan import TrainInputs, forecast_words, make_plan, measure_forecast
+from luthier.pipeline.plan import TrainInputs, begin, forecast_words, make_plan, measure_forecast
 from luthier.pipeline.prepare import Prepared, prepare
 from luthier.pipeline.record import Predicted, TrainRecord
 from luthier.pipeline.settings import Settings
@@ -44,7 +44,7 @@ def estimate(settings: Settings, progress: Progress) -> dict[str, object]:
         write_data_files(folder, prepared.data)
         inputs = TrainInputs.of(prepared, progress, should_stop, ALONE)
         plan = make_plan(settings, inputs)
-        predicted = measure_forecast(plan, plan.make_optimiser(), inputs, folder.root)
+        predicted = measure_forecast(plan, begin(plan), inputs, folder.root)
         lines = [
             f"{plan.trained.method.words}; {len(inputs.train):,} rows; {prepared.precision.reason}",
             forecast_words(predicted),

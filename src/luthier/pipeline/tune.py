@@ -14,7 +14,7 @@ from luthier.core.hashing import digest, sha256_file
 from luthier.generate.local import peak_memory_gib
 from luthier.models.folder import weight_files, weights_sha256
 from luthier.models.trainable import save_trained
-from luthier.pipeline.plan import Plan, TrainInputs, choose_epochs, forecast_words, make_plan, measure_forecast
+from luthier.pipeline.plan import Plan, TrainInputs, begin, choose_epochs, forecast_words, make_plan, measure_forecast
 from luthier.pipeline.record import CurveStep, Predicted, Probe, TrainRecord
 from luthier.pipeline.settings import Settings
 from luthier.store.files import atomic_write_json, folder_bytes, require_free
@@ -41,7 +41,7 @@ def tune(settings: Settings, folder: RunFolder, inputs: TrainInputs) -> TrainRec
         return _read_record(record_path)
     folder.train.mkdir(parents=True, exist_ok=True)
     plan = make_plan(settings, inputs)
-    optimiser = plan.make_optimiser()
+    optimiser = begin(plan)
     predicted = _predicted(folder, plan, optimiser, inputs, key)
     probes = _search(settings, folder, inputs, plan, key)
     wanted = replace(plan.fit, lr=settings.train.lr if settings.train.lr is not None else next(p.lr for p in probes if p.chosen))

@@ -1,9 +1,10 @@
 """What a training will cost, from a few of its own updates: time, memory, disk.
 
-1. The largest update of the whole run is computed first: it warms up kernels and allocators, and its peak is the run's peak.
-2. Three others, at the quartiles of size, are timed; time is taken as proportional to the tokens that are really computed
-   (a shared prefix once).
-3. A few dev rows are timed without gradient.
+1. The largest update of the whole run is computed first: it warms up kernels and allocators.
+2. Two pieces of the dev rows, the largest one of them, are timed without gradient.
+3. Three updates, of the first quarter, the middle and the end of all sizes, are timed; time is taken as proportional to the tokens that
+   are really computed (a shared prefix once). The largest comes again because memory between the blocks of a look at dev is not
+   used twice: the peak of a run is seen only after one.
 Learning rate 0: no weight moves, and the moments are forgotten afterwards.
 """
 
@@ -21,10 +22,9 @@ from luthier.train.loop import FitSettings, FitState, with_room
 from luthier.train.optim import Optimiser
 from luthier.train.order import epoch_batches
 from luthier.train.parallel import ALONE, World
-from luthier.train.step import MICRO_TOKENS, Pieces, evaluate_loss, train_step
+from luthier.train.step import MICRO_TOKENS, Pieces, eval_pieces, evaluate_loss, train_step
 
-TIMED_UPDATES = 3
-TIMED_DEV_ROWS = 16
+TIMED_SHARES = (0.25, 0.5, 1.0)  # of the updates by size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +62,10 @@ def forecast(
     order = sorted(range(len(plan)), key=lambda i: sizes[i])
     model.train()
     _time_update(model, optimiser, plan[order[-1]], settings, state, world)
-    timed = [order[round(share * (len(order) - 1))] for share in (0.25, 0.5, 0.75)][:TIMED_UPDATES]
+    look_s = _time_look(model, dev, settings, state, world)
+    timed = [order[round(share * (len(order) - 1))] for share in TIMED_SHARES]
     spent = sum(_time_update(model, optimiser, plan[i], settings, state, world) for i in timed)
     s_per_token = spent / sum(sizes[i] for i in timed)
-    look_s = _time_look(model, dev, settings, state, world)
     best_bytes = optimiser.flat_M.numel() * optimiser.flat_M.element_size()
     checkpoint_bytes = best_bytes + sum(tensor.numel() * tensor.element_size() for tensor in optimiser.state().values())
     optimiser.forget()
@@ -96,11 +96,7 @@ def planned_updates(train: Sequence[TokenRow], settings: FitSettings) -> list[li
 
 def _computed_tokens(rows: Sequence[TokenRow], micro_batch: int | None) -> int:
     """Tokens that go through the model in one update: each piece has its shared prefix once."""
-    total = 0
-    for piece in Pieces(micro_batch=micro_batch).of(rows, max_tokens=MICRO_TOKENS):
-        num_prefix = common_prefix_length([row.input_ids for row in piece])
-        total += num_prefix + sum(len(row.input_ids) - num_prefix for row in piece)
-    return total
+    return sum(map(_piece_tokens, Pieces(micro_batch=micro_batch).of(rows, max_tokens=MICRO_TOKENS)))
 
 
 def _time_update(
@@ -132,13 +128,21 @@ def _time_update(
 
 
 def _time_look(model: nn.Module, dev: Sequence[TokenRow], settings: FitSettings, state: FitState, world: World) -> float:
-    """Seconds of one dev loss, from every n-th row by length."""
+    """Seconds of one dev loss, from its largest piece and the one in the middle."""
+    if not dev:
+        return 0.0
     model.eval()
-    by_length = sorted(dev, key=lambda row: len(row.input_ids))
-    some = by_length[:: max(1, len(dev) // TIMED_DEV_ROWS)]
     pieces = Pieces(micro_batch=settings.micro_batch, halvings=state.halvings)
+    parts = sorted(eval_pieces(dev, pieces), key=_piece_tokens)
+    some = [parts[-1], *parts[len(parts) // 2 : len(parts) // 2 + 1]]
     started = time.perf_counter()
-    evaluate_loss(model, some, pieces=pieces, world=world)
+    for part in some:
+        evaluate_loss(model, part, pieces=pieces, world=world)
     seconds = time.perf_counter() - started
     model.train()
-    return seconds * sum(len(row.input_ids) for row in dev) / sum(len(row.input_ids) for row in some)
+    return seconds * sum(map(_piece_tokens, parts)) / sum(map(_piece_tokens, some))
+
+
+def _piece_tokens(piece: Sequence[TokenRow]) -> int:
+    num_prefix = common_prefix_length([row.input_ids for row in piece])
+    return num_prefix + sum(len(row.input_ids) - num_prefix for row in piece)

@@ -15,7 +15,7 @@ from luthier.train.objectives.sft import sft_loss
 from luthier.train.optim import Optimiser, apply_update
 from luthier.train.parallel import ALONE, World, sum_over_ranks
 
-EVAL_TOKENS = 2048  # nothing is kept for a backward pass, and the shared prefix serves more rows
+EVAL_TOKENS = 1024  # larger pieces only raise the peak of memory over that of training
 MICRO_TOKENS = 1280  # computed at once: matrix products gain nothing from more, and what is kept for backward grows with it
 
 
@@ -108,8 +108,12 @@ def train_step(
 @torch.no_grad()
 def evaluate_loss(model: nn.Module, rows: Sequence[TokenRow], *, pieces: Pieces, world: World = ALONE) -> float:
     """Mean loss over all label tokens of the rows, in order of length (less padding), the same for every batch size."""
-    ordered = sorted(rows, key=lambda row: (len(row.input_ids), row.example_id))
     weight = sum(sum(row.is_label[1:]) for row in rows)
-    mine = ordered[world.rank :: world.size]
-    total = sum(float(sft_loss(model, tree_batch(piece)).sum) for piece in pieces.of(mine, max_tokens=EVAL_TOKENS))
+    mine = eval_pieces(rows, pieces)[world.rank :: world.size]
+    total = sum(float(sft_loss(model, tree_batch(piece)).sum) for piece in mine)
     return sum_over_ranks(world, total) / weight
+
+
+def eval_pieces(rows: Sequence[TokenRow], pieces: Pieces) -> list[Sequence[TokenRow]]:
+    """The rows by length, in what is computed at once without gradient."""
+    return pieces.of(sorted(rows, key=lambda row: (len(row.input_ids), row.example_id)), max_tokens=EVAL_TOKENS)

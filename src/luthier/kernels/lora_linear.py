@@ -1,0 +1,44 @@
+"""A frozen linear layer with its low-rank adapter as one autograd function.
+
+    y = x W^T + b + scale * (x A^T) B^T
+
+Taken apart, autograd holds and walks over two more [tokens, out] tensors forward (the adapter's part, scaled) and as many backward.
+Here the adapter's part is added inside the matrix product. Plain twin: `reference.lora_linear`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class _LoraLinear(torch.autograd.Function):
+    """With g = dL/dy and h = x A^T:
+
+    dx = g W + scale * (g B) A,   dA = scale * (g B)^T x,   dB = scale * g^T h.   W and b are frozen: they get none.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
+        h_TR = x_TI @ a_RI.T
+        y_TO = F.linear(x_TI, weight_OI, bias_O).addmm_(h_TR, b_OR.T, alpha=scale)
+        ctx.save_for_backward(x_TI, h_TR, weight_OI, a_RI, b_OR)
+        ctx.scale = scale
+        return y_TO
+
+    @staticmethod
+    def backward(ctx: Any, g_TO: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x_TI, h_TR, weight_OI, a_RI, b_OR = ctx.saved_tensors
+        gb_TR = (g_TO @ b_OR).mul_(ctx.scale)
+        grad_x = (g_TO @ weight_OI).addmm_(gb_TR, a_RI) if ctx.needs_input_grad[0] else None
+        return grad_x, None, None, gb_TR.T @ x_TI, (g_TO.T @ h_TR).mul_(ctx.scale), None
+
+
+def lora_linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
+    """[..., in] to [..., out]. All tensors of one dtype; no gradient for weight and bias."""
+    flat_TI = x.reshape(-1, x.shape[-1])
+    out_TO: Any = _LoraLinear.apply(flat_TI, weight_OI, bias_O, a_RI, b_OR, scale)
+    return out_TO.view(*x.shape[:-1], weight_OI.shape[0])

@@ -1,0 +1,135 @@
+"""Several processes as one training, started by torchrun through the real command: 2 and 4 ranks, one killed, another number on resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.e2e.test_run import _rows
+from tests.fixtures.tiny_model import make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("ranks")
+    make_tiny_model(root / "model")
+    (root / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in _rows(150, seed=1)), encoding="utf-8")
+    return root
+
+
+def _command(place: Path, run_dir: str, *, ranks: int, epochs: int = 2, more: tuple[str, ...] = ()) -> list[str]:
+    start = [sys.executable]
+    if ranks > 1:
+        start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--rdzv-backend", "c10d"]
+        start += ["--rdzv-endpoint", "127.0.0.1:0"]
+    return [
+        *start, "-m", "luthier", "train", str(place / "train.jsonl"), "--instruction", "Name the kind.", "--input", "text", "--output",
+        "category", "--model", str(place / "model"), "--run-dir", str(place / run_dir), "--epochs", str(epochs), "--batch", "8",
+        "--lr", "5e-3", "--save-every", "3", "--threads", "1", "--seed", "0", "--set", "model.dtype=float32", "--json", *more,
+    ]  # fmt: skip
+
+
+def _go(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, env=_env(), timeout=240, check=False)
+
+
+def _env() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def _result(done: subprocess.CompletedProcess[str]) -> dict:
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(lines) == 1, done.stdout  # rank 0 alone speaks
+    return json.loads(lines[0])
+
+
+@pytest.fixture(scope="module")
+def alone(place: Path) -> dict:
+    return _result(_go(_command(place, "alone", ranks=1)))
+
+
+def _same(got: dict, want: dict) -> None:
+    assert got["losses"] == pytest.approx(want["losses"], rel=1e-5)
+    assert [step for step, _ in got["dev_losses"]] == [step for step, _ in want["dev_losses"]]
+    ours, theirs = load_file(got["adapter"]), load_file(want["adapter"])
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_any_number_of_ranks_makes_the_same_update(place: Path, alone: dict, ranks: int) -> None:
+    _same(_result(_go(_command(place, f"ranks-{ranks}", ranks=ranks))), alone)
+
+
+def test_dropout_differs_by_rank_and_repeats(place: Path) -> None:
+    more = ("--set", "train.lora_dropout=0.2")
+    first, again = (_result(_go(_command(place, name, ranks=2, epochs=1, more=more))) for name in ("drop-a", "drop-b"))
+    assert first["losses"] == again["losses"]
+    assert first["losses"] != _result(_go(_command(place, "drop-c", ranks=1, epochs=1, more=more)))["losses"]
+
+
+def _ranks_of(launcher: int) -> list[int]:
+    found: list[tuple[int, int]] = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            if f"\nPPid:\t{launcher}\n" in status.read_text(encoding="utf-8"):
+                environ = (status.parent / "environ").read_bytes().decode(errors="replace")
+                found.append((int(environ.split("\0RANK=")[1].split("\0")[0]), int(status.parent.name)))
+        except (OSError, IndexError):
+            continue
+    return [pid for _, pid in sorted(found)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="ranks are found through /proc")
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_a_rank_dies_all_end_and_another_number_of_ranks_goes_on(place: Path, alone: dict, victim: int) -> None:
+    run_dir = place / f"killed-{victim}"
+    process = subprocess.Popen(
+        _command(place, run_dir.name, ranks=2),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=_env(),
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list((run_dir / "train" / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        ranks = _ranks_of(process.pid)
+        assert len(ranks) == 2
+        os.kill(ranks[victim], signal.SIGKILL)
+        process.communicate(timeout=60)  # no hang
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode != 0
+    assert not [pid for pid in ranks if Path(f"/proc/{pid}").exists()]
+    _same(_result(_go(_command(place, run_dir.name, ranks=1 if victim else 4))), alone)
+
+
+def test_run_alone_takes_over_what_ranks_trained_and_refuses_ranks(place: Path) -> None:
+    trained = _result(_go(_command(place, "handed", ranks=2, epochs=1)))
+    command = [word if word != "train" else "run" for word in _command(place, "handed", ranks=2, epochs=1)]
+    refused = _go(command)
+    assert refused.returncode != 0 and "measures with one process" in refused.stderr
+    done = _go([word if word != "train" else "run" for word in _command(place, "handed", ranks=1, epochs=1)])
+    assert done.returncode == 0, done.stderr
+    record = json.loads((place / "handed" / "results.json").read_text(encoding="utf-8"))
+    assert [step["loss"] for step in record["train"]["curve"]] == trained["losses"]
+
+
+def test_half_of_torchrun_s_variables_is_refused(place: Path) -> None:
+    done = subprocess.run(
+        _command(place, "half", ranks=1), capture_output=True, text=True, env={**_env(), "WORLD_SIZE": "2"}, timeout=60, check=False
+    )
+    assert done.returncode == 2 and "torchrun" in done.stderr and not (place / "half").exists()
