@@ -29,12 +29,17 @@ def _qkv(tokens: int, heads: int, kv_heads: int, size: int) -> list[torch.Tensor
 @pytest.mark.parametrize("num_prefix", [0, 1, 13, tree_attention.MATMUL_MAX_LEAF + 7])
 @pytest.mark.parametrize("leaves", [[3], [1, 5, 2], [7, 7, 7, 1], [200, 3]])  # 200: above the matmul limit
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (9, 3)])
-def test_tree_attention_equals_reference(num_prefix: int, leaves: list[int], heads: int, kv_heads: int) -> None:
+@pytest.mark.parametrize("repeated_keys", [tree_attention.MAX_REPEATED_KEYS, -1])  # -1: the way of long prefixes for all
+def test_tree_attention_equals_reference(
+    monkeypatch: pytest.MonkeyPatch, num_prefix: int, leaves: list[int], heads: int, kv_heads: int, repeated_keys: int
+) -> None:
+    monkeypatch.setattr(tree_attention, "MAX_REPEATED_KEYS", repeated_keys)
     tree = layout_tree(num_prefix, leaves)
     inputs = _qkv(num_prefix + sum(leaves), heads, kv_heads, 8)
-    fast = tree_attention.tree_attention(
-        *inputs, num_prefix=num_prefix, leaf_grid_RL=tree.leaf_grid_RL, flat_slot_T=tree.flat_slot_T, scaling=0.3
-    )
+    places = {"leaf_grid_RL": tree.leaf_grid_RL, "flat_slot_T": tree.flat_slot_T}
+    plan = tree_attention.TreePlan()
+    for _ in range(2):  # the second layer takes the first one's plan
+        fast = tree_attention.tree_attention(*inputs, num_prefix=num_prefix, **places, scaling=0.3, plan=plan)
     slow = reference.tree_attention(*inputs, num_prefix=num_prefix, leaf_grid_RL=tree.leaf_grid_RL, scaling=0.3)
     torch.testing.assert_close(fast, slow, atol=2e-6, rtol=2e-5)
     weight = torch.randn(fast.shape, generator=torch.Generator().manual_seed(1))

@@ -10,6 +10,8 @@ Why not one [T, T] mask: T is the sum of all rows, and nearly all of that square
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +19,8 @@ from torch import Tensor
 # Up to this many leaf tokens plain batched products beat CPU flash attention with a mask (docs/log.md); above it the
 # [R, H, L, P + L] scores that autograd would keep cost more memory than they save time.
 MATMUL_MAX_LEAF = 160
+# Up to so many keys of the prefix, one copy for each leaf, it is repeated: copying costs less than a softmax over two parts.
+MAX_REPEATED_KEYS = 4096
 
 
 def leaf_attention(
@@ -80,8 +84,69 @@ def flash_leaf_attention(
     return F.scaled_dot_product_attention(q_RHLD, k_RKLD, v_RKLD, attn_mask=visible_RLC[:, None], scale=scaling, enable_gqa=True)
 
 
+@dataclass(frozen=True, slots=True)
+class ShortLeaves:
+    """Where each number of a batch with short leaves comes from and goes to: made once, used in every layer.
+
+    Every leaf gets its own copy of the prefix's keys, so that one product gives all scores of a batch. N = K * R products of
+    Q = G * L queries with C = P + L keys; the queries of the G heads that share a key head lie one after another.
+    """
+
+    keys_x: Tensor  # R * C flat positions: for each leaf the prefix, then itself
+    queries_x: Tensor  # R * Q positions among G * T queries of a key head
+    back_x: Tensor  # G * T' places of the leaf tokens' answers among R * Q
+    bias_1QC: Tensor  # 0 where a query sees a key, else -inf
+    num_leaves: int
+
+
+def plan_short_leaves(num_prefix: int, leaf_grid_RL: Tensor, flat_slot_T: Tensor, *, groups: int, dtype: torch.dtype) -> ShortLeaves:
+    """The plan of one batch; `groups` query heads share a key head."""
+    P, (R, L), G, T = num_prefix, leaf_grid_RL.shape, groups, flat_slot_T.shape[0]
+    group_G = torch.arange(G)
+    keys_RC = torch.cat([torch.arange(P).expand(R, P), leaf_grid_RL], dim=1)
+    queries_RGL = leaf_grid_RL[:, None, :] + group_G[None, :, None] * T
+    slot_T = flat_slot_T[P:]
+    back_GT = (slot_T // L * (G * L) + slot_T % L)[None, :] + group_G[:, None] * L
+    hidden_LC = torch.cat([torch.zeros(L, P, dtype=torch.bool), torch.ones(L, L, dtype=torch.bool).triu(1)], dim=1)
+    bias_LC = torch.zeros(L, P + L, dtype=dtype).masked_fill_(hidden_LC, float("-inf"))
+    return ShortLeaves(keys_RC.reshape(-1), queries_RGL.reshape(-1), back_GT.reshape(-1), bias_LC.repeat(G, 1)[None], R)
+
+
+def short_leaf_attention(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, plan: ShortLeaves, scaling: float) -> Tensor:
+    """Attention of the leaf tokens over the prefix and their own leaf, [H, T', D].
+
+    1. Gather keys, values and queries leaf by leaf.
+    2. Scores with scale and mask in one product, one softmax (fp32 inside), one product with the values.
+    3. Put the answers back in flat order.
+    """
+    H, _, D = q_HTD.shape
+    K, R = k_KTD.shape[0], plan.num_leaves
+    Q, C = plan.bias_1QC.shape[1:]
+    k_NCD = k_KTD.index_select(1, plan.keys_x).view(K * R, C, D)
+    v_NCD = v_KTD.index_select(1, plan.keys_x).view(K * R, C, D)
+    q_NQD = q_HTD.reshape(K, -1, D).index_select(1, plan.queries_x).view(K * R, Q, D)
+    weights_NQC = torch.softmax(torch.baddbmm(plan.bias_1QC, q_NQD, k_NCD.transpose(1, 2), alpha=scaling), dim=-1)
+    return torch.bmm(weights_NQC, v_NCD).view(K, R * Q, D).index_select(1, plan.back_x).view(H, -1, D)
+
+
+@dataclass(slots=True)
+class TreePlan:
+    """What the layers of one forward pass have in common; filled by the first."""
+
+    leaves: ShortLeaves | None = None
+    prefix: ShortLeaves | None = None
+
+
 def tree_attention(
-    q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, *, num_prefix: int, leaf_grid_RL: Tensor, flat_slot_T: Tensor, scaling: float
+    q_HTD: Tensor,
+    k_KTD: Tensor,
+    v_KTD: Tensor,
+    *,
+    num_prefix: int,
+    leaf_grid_RL: Tensor,
+    flat_slot_T: Tensor,
+    scaling: float,
+    plan: TreePlan,
 ) -> Tensor:
     """Attention of a flat tree (prefix, then the leaves one after another); returns [H, T, D].
 
@@ -91,6 +156,15 @@ def tree_attention(
     H, _, D = q_HTD.shape
     P = num_prefix
     R, L = leaf_grid_RL.shape
+    G = H // k_KTD.shape[0]
+    before_HPD = q_HTD[:, :0]
+    if P:
+        before_HPD = _prefix_attention(q_HTD[:, :P], k_KTD[:, :P], v_KTD[:, :P], scaling, plan)
+    if L <= MATMUL_MAX_LEAF and R * P <= MAX_REPEATED_KEYS:
+        if plan.leaves is None:
+            plan.leaves = plan_short_leaves(P, leaf_grid_RL, flat_slot_T, groups=G, dtype=q_HTD.dtype)
+        leaves_HxD = short_leaf_attention(q_HTD, k_KTD, v_KTD, plan.leaves, scaling)
+        return torch.cat([before_HPD, leaves_HxD], dim=1) if P else leaves_HxD
     k_prefix, v_prefix = (k_KTD[:, :P], v_KTD[:, :P]) if P else (None, None)
     grid = leaf_grid_RL.reshape(-1)
 
@@ -104,15 +178,15 @@ def tree_attention(
     else:
         leaves = flash_leaf_attention(q_RHLD, k_RKLD, v_RKLD, k_prefix, v_prefix, causal_LL[None], scaling)
     leaves_HxD = leaves.transpose(0, 1).reshape(H, R * L, D).index_select(1, flat_slot_T[P:])
-    if not P:
-        return leaves_HxD
-    return torch.cat([_prefix_attention(q_HTD[:, :P], k_KTD[:, :P], v_KTD[:, :P], scaling), leaves_HxD], dim=1)
+    return torch.cat([before_HPD, leaves_HxD], dim=1) if P else leaves_HxD
 
 
-def _prefix_attention(q_HPD: Tensor, k_KPD: Tensor, v_KPD: Tensor, scaling: float) -> Tensor:
-    """Causal attention of the prefix over itself; [H, P, D]. Short ones by products, for the same reason as leaves."""
+def _prefix_attention(q_HPD: Tensor, k_KPD: Tensor, v_KPD: Tensor, scaling: float, plan: TreePlan) -> Tensor:
+    """Causal attention of the prefix over itself; [H, P, D]. Short ones as one leaf without a prefix."""
     P = q_HPD.shape[1]
     if P <= MATMUL_MAX_LEAF:
-        causal_1PP = torch.ones(1, P, P, dtype=torch.bool, device=q_HPD.device).tril()
-        return leaf_attention(q_HPD[None], k_KPD[None], v_KPD[None], None, None, causal_1PP, scaling)[0]
+        if plan.prefix is None:
+            own_P = torch.arange(P)
+            plan.prefix = plan_short_leaves(0, own_P[None], own_P, groups=q_HPD.shape[0] // k_KPD.shape[0], dtype=q_HPD.dtype)
+        return short_leaf_attention(q_HPD, k_KPD, v_KPD, plan.prefix, scaling)
     return F.scaled_dot_product_attention(q_HPD[None], k_KPD[None], v_KPD[None], is_causal=True, scale=scaling, enable_gqa=True)[0]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from luthier.core.errors import ModelError
-from luthier.kernels.tree_attention import flash_leaf_attention, leaf_attention, tree_attention
+from luthier.kernels.tree_attention import TreePlan, flash_leaf_attention, leaf_attention, tree_attention
 from luthier.kernels.tree_layout import TokenTree
 
 
@@ -31,6 +31,7 @@ class TreeLayout:
     """Training: all tokens at once, B = 1."""
 
     tree: TokenTree
+    plan: TreePlan = field(default_factory=TreePlan)
 
     def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scaling: float) -> Tensor:
         """See `tree_attention`."""
@@ -43,6 +44,7 @@ class TreeLayout:
             leaf_grid_RL=self.tree.leaf_grid_RL,
             flat_slot_T=self.tree.flat_slot_T,
             scaling=scaling,
+            plan=self.plan,
         )[None]
 
 
