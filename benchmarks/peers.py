@@ -36,8 +36,8 @@ PEER = HERE.parents[1] / "shared" / "bench" / "trl_sft.py"
 TIMEOUT_S = 540
 # work -> rows, batch, model, longest row, peer's variants, full fine-tuning
 WORKS: dict[str, dict[str, Any]] = {
-    "banking77": {"rows": 160, "batch": 8, "max_length": 512, "peer": [[], ["--packing"]]},
-    "alpaca": {"rows": 48, "batch": 8, "max_length": 512, "peer": [[]]},
+    "banking77": {"rows": 160, "batch": 8, "max_length": 512, "peer": [["--packing"], []]},
+    "alpaca": {"rows": 48, "batch": 8, "max_length": 512, "peer": [["--packing"], []]},
     "gsm8k-8shot": {"rows": 12, "batch": 4, "max_length": 2048, "peer": [[]]},
     "alpaca, gemma-3-270m": {"data": "alpaca", "model": "gemma-3-270m", "rows": 16, "batch": 4, "max_length": 512, "peer": [[]]},
     "banking77, all weights": {"data": "banking77", "rows": 80, "batch": 8, "max_length": 512, "peer": [["--full"]], "full": True},
@@ -56,12 +56,20 @@ def peer_rows(work: str) -> list[tuple[str, str]]:
     return rows
 
 
+def as_columns(prompt: str, response: str) -> dict[str, str]:
+    """The same text, with what rows share (the block of solved examples) as instruction, as a user would write it."""
+    shared, question, rest = prompt.rpartition("\n\nQuestion: ")
+    if not question:
+        return {"instruction": prompt, "input": "", "output": response}
+    return {"instruction": shared, "input": f"Question: {rest}", "output": response}
+
+
 def run_ours(work: str, plan: dict[str, Any], folder: Path) -> dict[str, Any]:
     rows = peer_rows(plan.get("data", work))
     parts = {"train": rows[: plan["rows"]], "dev": rows[plan["rows"] :][:DEV_ROWS], "test": rows[plan["rows"] + DEV_ROWS :][:DEV_ROWS]}
     for name, part in parts.items():
-        messages = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": r}]} for q, r in part]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(m) + "\n" for m in messages), encoding="utf-8")
+        lines = [json.dumps(as_columns(prompt, response)) + "\n" for prompt, response in part]
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     command = [
         str(Path(sys.executable).with_name("luthier")), "train", str(folder / "train.jsonl"), "--dev", str(folder / "dev.jsonl"),
         "--test", str(folder / "test.jsonl"), "--model", str(resolve(plan.get("model", "smollm2-135m"))), "--batch", str(plan["batch"]),
@@ -162,6 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", nargs="*", choices=list(WORKS), default=list(WORKS))
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--fastest-only", action="store_true", help="only the first variant of the peer, its fastest so far")
     options = parser.parse_args()
     if not os.environ.get("PEER_PYTHON") or not PEER.is_file():
         sys.exit("set PEER_PYTHON to the peer's Python, and have ../shared/bench/trl_sft.py; see the head of this file")
@@ -171,7 +180,8 @@ def main() -> None:
     results["environment"] = {k: v for k, v in describe_environment().items() if k in wanted}
     results["environment"]["bf16 product GFLOP/s"] = f"{gemm_gflop_per_s(torch.bfloat16):.0f}"
     for work in options.work:
-        results["works"][work] = measure(work, WORKS[work], options.repeats)
+        plan = {**WORKS[work], "peer": WORKS[work]["peer"][:1]} if options.fastest_only else WORKS[work]
+        results["works"][work] = measure(work, plan, options.repeats)
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         write_table(results)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,56 @@ def test_when_a_rank_dies_all_end_and_another_number_of_ranks_goes_on(place: Pat
     assert process.returncode != 0
     assert not [pid for pid in ranks if Path(f"/proc/{pid}").exists()]
     _same(_result(_go(_command(place, run_dir.name, ranks=1 if victim else 4))), alone)
+
+
+def _ip(words: str) -> None:
+    subprocess.run(["ip", *words.split()], check=True, capture_output=True)
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[list[str]]:
+    """Two network namespaces joined by one cable: as far as sockets can tell, two machines."""
+    names = [f"luthier{os.getpid()}{side}" for side in "ab"]
+    cables = [f"lu{os.getpid()}{side}"[:15] for side in "ab"]
+    try:
+        for name in names:
+            _ip(f"netns add {name}")
+        _ip(f"link add {cables[0]} type veth peer name {cables[1]}")
+        for i, (name, cable) in enumerate(zip(names, cables, strict=True)):
+            _ip(f"link set {cable} netns {name}")
+            for words in (f"addr add 10.213.7.{i + 1}/24 dev {cable}", f"link set {cable} up", "link set lo up"):
+                _ip(f"netns exec {name} ip {words}")
+    except (OSError, subprocess.CalledProcessError) as error:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+        pytest.skip(f"network namespaces need root and iproute2: {error}")
+    yield [f"{name} {cable}" for name, cable in zip(names, cables, strict=True)]
+    for name in names:
+        subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+@pytest.mark.skipif(shutil.which("ip") is None, reason="network namespaces are made with ip")
+def test_two_hosts_with_a_folder_each(place: Path, alone: dict, two_hosts: list[str]) -> None:
+    processes: list[subprocess.Popen[str]] = []
+    for rank, host in enumerate(two_hosts):
+        name, cable = host.split()
+        command = _command(place, f"host-{rank}", ranks=1)
+        start = ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+        start += ["--node-rank", str(rank), "--master-addr", "10.213.7.1", "--master-port", "29500"]
+        env = {**_env(), "GLOO_SOCKET_IFNAME": cable}
+        words = [*start, *command[1:]]
+        processes.append(
+            subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
+        )
+    try:
+        outputs = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    _same(json.loads(next(line for line in outputs[0][0].splitlines() if line.startswith("{"))), alone)
+    assert not (place / "host-1").exists()  # rank 0 alone writes
 
 
 def test_run_alone_takes_over_what_ranks_trained_and_refuses_ranks(place: Path) -> None:

@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Up to this many leaf tokens plain batched products beat CPU flash attention with a mask (docs/log.md); above it the
-# [R, H, L, P + L] scores that autograd would keep cost more memory than they save time.
+from luthier.kernels.segment_attention import segment_attention
+
+# Up to this many tokens of leaf or prefix all leaves are computed in one batch; above it the [R, H, L, P + L] weights that autograd would
+# keep cost more memory than they save time, and leaves are computed one by one (segment_attention).
 MATMUL_MAX_LEAF = 160
 # Up to so many keys of the prefix, one copy for each leaf, it is repeated: copying costs less than a softmax over two parts.
 MAX_REPEATED_KEYS = 4096
@@ -135,6 +137,7 @@ class TreePlan:
 
     leaves: ShortLeaves | None = None
     prefix: ShortLeaves | None = None
+    segments: list[tuple[int, int]] | None = None
 
 
 def tree_attention(
@@ -153,40 +156,25 @@ def tree_attention(
     `leaf_grid_RL[r, i]` is the flat position of token i of leaf r (padding repeats the leaf's last token), and
     `flat_slot_T[t]` the slot of leaf token t in the flattened grid, for t >= num_prefix.
     """
-    H, _, D = q_HTD.shape
-    P = num_prefix
-    R, L = leaf_grid_RL.shape
-    G = H // k_KTD.shape[0]
-    before_HPD = q_HTD[:, :0]
-    if P:
-        before_HPD = _prefix_attention(q_HTD[:, :P], k_KTD[:, :P], v_KTD[:, :P], scaling, plan)
-    if L <= MATMUL_MAX_LEAF and R * P <= MAX_REPEATED_KEYS:
-        if plan.leaves is None:
-            plan.leaves = plan_short_leaves(P, leaf_grid_RL, flat_slot_T, groups=G, dtype=q_HTD.dtype)
-        leaves_HxD = short_leaf_attention(q_HTD, k_KTD, v_KTD, plan.leaves, scaling)
-        return torch.cat([before_HPD, leaves_HxD], dim=1) if P else leaves_HxD
-    k_prefix, v_prefix = (k_KTD[:, :P], v_KTD[:, :P]) if P else (None, None)
-    grid = leaf_grid_RL.reshape(-1)
-
-    def to_grid(x_HTD: Tensor) -> Tensor:
-        return x_HTD.index_select(1, grid).view(x_HTD.shape[0], R, L, D).transpose(0, 1)
-
-    q_RHLD, k_RKLD, v_RKLD = to_grid(q_HTD), to_grid(k_KTD), to_grid(v_KTD)
-    causal_LL = torch.ones(L, L, dtype=torch.bool, device=q_HTD.device).tril()
-    if L <= MATMUL_MAX_LEAF:
-        leaves = leaf_attention(q_RHLD, k_RKLD, v_RKLD, k_prefix, v_prefix, causal_LL[None], scaling)
-    else:
-        leaves = flash_leaf_attention(q_RHLD, k_RKLD, v_RKLD, k_prefix, v_prefix, causal_LL[None], scaling)
-    leaves_HxD = leaves.transpose(0, 1).reshape(H, R * L, D).index_select(1, flat_slot_T[P:])
-    return torch.cat([before_HPD, leaves_HxD], dim=1) if P else leaves_HxD
+    P, (R, L) = num_prefix, leaf_grid_RL.shape
+    G = q_HTD.shape[0] // k_KTD.shape[0]
+    if L > MATMUL_MAX_LEAF or P > MATMUL_MAX_LEAF or R * P > MAX_REPEATED_KEYS:
+        if plan.segments is None:
+            plan.segments = segments_of(P, leaf_grid_RL)
+        return segment_attention(q_HTD, k_KTD, v_KTD, plan.segments, num_prefix=P, scaling=scaling)
+    if plan.leaves is None:
+        plan.leaves = plan_short_leaves(P, leaf_grid_RL, flat_slot_T, groups=G, dtype=q_HTD.dtype)
+    leaves_HxD = short_leaf_attention(q_HTD, k_KTD, v_KTD, plan.leaves, scaling)
+    if not P:
+        return leaves_HxD
+    if plan.prefix is None:  # one leaf without a prefix
+        own_P = torch.arange(P)
+        plan.prefix = plan_short_leaves(0, own_P[None], own_P, groups=G, dtype=q_HTD.dtype)
+    before_HPD = short_leaf_attention(q_HTD[:, :P], k_KTD[:, :P], v_KTD[:, :P], plan.prefix, scaling)
+    return torch.cat([before_HPD, leaves_HxD], dim=1)
 
 
-def _prefix_attention(q_HPD: Tensor, k_KPD: Tensor, v_KPD: Tensor, scaling: float, plan: TreePlan) -> Tensor:
-    """Causal attention of the prefix over itself; [H, P, D]. Short ones as one leaf without a prefix."""
-    P = q_HPD.shape[1]
-    if P <= MATMUL_MAX_LEAF:
-        if plan.prefix is None:
-            own_P = torch.arange(P)
-            plan.prefix = plan_short_leaves(0, own_P[None], own_P, groups=q_HPD.shape[0] // k_KPD.shape[0], dtype=q_HPD.dtype)
-        return short_leaf_attention(q_HPD, k_KPD, v_KPD, plan.prefix, scaling)
-    return F.scaled_dot_product_attention(q_HPD[None], k_KPD[None], v_KPD[None], is_causal=True, scale=scaling, enable_gqa=True)[0]
+def segments_of(num_prefix: int, leaf_grid_RL: Tensor) -> list[tuple[int, int]]:
+    """Where the prefix, if any, and every leaf begin and end."""
+    leaves = [(int(row[0]), int(row[-1]) + 1) for row in leaf_grid_RL]
+    return [(0, num_prefix), *leaves] if num_prefix else leaves

@@ -17,7 +17,7 @@ from luthier.pipeline.record import Predicted, TrainRecord
 from luthier.pipeline.settings import Settings
 from luthier.pipeline.tune import tune
 from luthier.store.layout import RunFolder, open_run
-from luthier.train.parallel import ALONE, World, join_world, share_json
+from luthier.train.parallel import ALONE, World, join_world, refuse_several, share_json
 from luthier.train.precision import choose_precision
 
 GIB_IN_GB = 2**30 / 1e9
@@ -39,6 +39,7 @@ def train(settings: Settings, progress: Progress) -> dict[str, object]:
 
 def estimate(settings: Settings, progress: Progress) -> dict[str, object]:
     """What `train` would need, from a few of its updates. Nothing is left behind."""
+    refuse_several("luthier estimate")
     with stop_on_signals() as should_stop, _scratch_folder(settings) as folder:
         prepared = prepare(settings, folder, progress)
         write_data_files(folder, prepared.data)

@@ -26,7 +26,7 @@ from torch import Tensor
 from luthier.core.hashing import sha256_file
 from luthier.store.files import disk_error
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had the moments of AdamW alone, and random state
 MANIFEST = "manifest.json"
 
 

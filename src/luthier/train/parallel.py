@@ -98,7 +98,7 @@ def refuse_several(command: str) -> None:
         raise ConfigError(
             f"{command} measures with one process, WORLD_SIZE is {os.environ['WORLD_SIZE']}",
             where="environment",
-            fix="torchrun … -m luthier train … first; then luthier run with the same options alone, which takes over the trained weights",
+            fix=f"start {command} without torchrun; what `torchrun … -m luthier train` has trained with the same options is taken over",
         )
 
 

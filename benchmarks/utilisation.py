@@ -1,0 +1,126 @@
+"""How close to the machine's limit a training is: necessary floating-point work a second, over the measured peak of bf16 products.
+
+    python benchmarks/utilisation.py [--data DIR] [--batch 8] [--updates 12]
+
+Necessary work of an update, LoRA on frozen weights, for T computed tokens (a shared prefix once) and N label tokens:
+4 * linear weights * T (forward, and backward to the inputs), 6 * adapter weights * T, 4 * vocabulary * hidden * N (output layer),
+12 * heads * head size * query-key pairs (attention, three times 4). Nothing that is computed twice counts twice. Products of
+2,048 x 2,048 are timed between the updates, so that both see the same machine; the best of them is the peak. Writes
+results/utilisation.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from luthier.core.environment import describe_environment
+from luthier.core.types import Example, TokenRow
+from luthier.models.backbone import use_layout_attention
+from luthier.models.catalogue import resolve
+from luthier.models.load import open_model
+from luthier.models.lora import LoraSettings, add_lora
+from luthier.models.surgery import use_fast_kernels
+from luthier.models.tokenizer import open_tokenizer
+from luthier.tokens.template import open_chat
+from luthier.tokens.tree import tree_batch
+from luthier.train.optim import make_optimiser
+from luthier.train.order import epoch_batches
+from luthier.train.step import MICRO_TOKENS, Pieces, train_step
+
+HERE = Path(__file__).resolve().parent
+INSTRUCTION = "Classify the intent of this banking customer query. Answer with the intent name only."
+
+
+def encode_rows(data: Path, model_path: Path, count: int) -> list[TokenRow]:
+    with (data / "train.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    random.Random(0).shuffle(rows)
+    encoder = open_chat(open_tokenizer(model_path))
+    return [
+        encoder.encode_example(
+            Example(
+                id=str(i), path="train.csv", line=i, kind="instruct", instruction=INSTRUCTION, input=row["text"], response=row["category"]
+            )
+        )
+        for i, row in enumerate(rows[:count])
+    ]
+
+
+def necessary_flop(rows: list[TokenRow], *, linear: int, adapter: int, vocab_x_hidden: int, layers: int, heads_x_size: int) -> float:
+    total = 0.0
+    for piece in Pieces().of(rows, max_tokens=MICRO_TOKENS):
+        batch = tree_batch(piece)
+        tokens, labels = batch.input_ids_T.numel(), batch.target_N.numel()
+        prefix = batch.tree.num_prefix
+        leaves = [len(row.input_ids) - prefix for row in piece]
+        pairs = prefix * (prefix + 1) / 2 + sum(n * prefix + n * (n + 1) / 2 for n in leaves)
+        total += (4 * linear + 6 * adapter) * tokens + 4 * vocab_x_hidden * labels + 12 * heads_x_size * layers * pairs
+    return total
+
+
+def gemm_s(a: torch.Tensor, b: torch.Tensor) -> float:
+    start = time.perf_counter()
+    a @ b
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data" / "banking77")
+    parser.add_argument("--batch", type=int, nargs="*", default=[8, 16])
+    parser.add_argument("--updates", type=int, default=12)
+    options = parser.parse_args()
+    path = resolve("smollm2-135m")
+    base = open_model(path, dtype=torch.bfloat16)
+    linear = sum(m.weight.numel() for name, m in base.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head")
+    config = base.config
+    model = add_lora(base, LoraSettings(r=16, alpha=32, dropout=0.0), seed=0)
+    use_layout_attention(model.get_base_model())
+    optimiser = make_optimiser(model, weight_decay=0.0, compute_dtype=torch.bfloat16)
+    use_fast_kernels(model)
+    model.train()
+    sizes = {
+        "linear": linear, "adapter": optimiser.flat_M.numel(), "vocab_x_hidden": config.vocab_size * config.hidden_size,
+        "layers": config.num_hidden_layers, "heads_x_size": config.hidden_size,
+    }  # fmt: skip
+    found = []
+    a, b = torch.ones(2048, 2048, dtype=torch.bfloat16), torch.ones(2048, 2048, dtype=torch.bfloat16)
+    for size in options.batch:
+        rows = encode_rows(options.data, path, size * (options.updates + 2))
+        rates, row_tokens_per_s, products = [], [], [gemm_s(a, b) for _ in range(5)]
+        for number, indices in enumerate(epoch_batches([len(r.input_ids) for r in rows], batch=size, seed=0, epoch=0)):
+            batch = [rows[i] for i in indices]
+            start = time.perf_counter()
+            train_step(model, optimiser, batch, pieces=Pieces(), lr=2e-4, max_grad_norm=1.0)
+            seconds = time.perf_counter() - start
+            products.append(gemm_s(a, b))
+            if number >= 2:
+                rates.append(necessary_flop(batch, **sizes) / seconds / 1e9)
+                row_tokens_per_s.append(sum(len(r.input_ids) for r in batch) / seconds)
+        peak = 2 * 2048**3 / min(products) / 1e9
+        shares = sorted(rate / peak for rate in rates)
+        found.append(
+            {
+                "batch": size, "n_updates": len(rates), "peak_gflop_per_s": round(peak), "product_median_gflop_per_s":
+                round(2 * 2048**3 / statistics.median(products) / 1e9), "achieved_gflop_per_s": round(statistics.median(rates)),
+                "share_median": round(statistics.median(shares), 3), "share_least": round(shares[0], 3), "share_most": round(shares[-1], 3),
+                "tokens_per_s": round(statistics.median(row_tokens_per_s)),
+            }
+        )  # fmt: skip
+        print(found[-1], flush=True)
+    wanted = ("python", "cpu", "cpu_flags", "cores", "torch", "transformers", "git_revision")
+    environment = {k: v for k, v in describe_environment().items() if k in wanted}
+    report = {"work": "banking77 rows", "environment": environment, "found": found}
+    (HERE / "results" / "utilisation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

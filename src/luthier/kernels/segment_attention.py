@@ -1,0 +1,107 @@
+"""Attention over a token tree with long leaves or a long prefix: leaf by leaf, in blocks of queries, as plain products.
+
+CPU flash attention with a mask runs at a quarter of the speed of the products it is made of, and its padding to the longest leaf is
+computed too: together more than a third of an update of long rows (docs/log.md). Here each leaf is as long as it is, a block of queries
+sees only the keys before its end, and scores live for one block: nothing but q, k and v is kept for the backward pass, which computes
+them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK_QUERIES = 192
+
+
+class _SegmentAttention(torch.autograd.Function):
+    """Per block, with W = softmax(scale * q k^T) and g = dL/dout:
+
+    dv = W^T g,   dS = softmax'(g v^T),   dq = scale * dS k,   dk = scale * dS^T q.   Sums over leaves (the prefix) are kept in fp32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, segments: Sequence[tuple[int, int]], num_prefix: int, scaling: float
+    ) -> Tensor:
+        K, T, D = k_KTD.shape
+        q_KGTD = q_HTD.reshape(K, -1, T, D)
+        out_KGTD = torch.empty_like(q_KGTD)
+        for keys, start, end in _blocks(segments, num_prefix):
+            k_KCD, v_KCD = _seen(k_KTD, keys), _seen(v_KTD, keys)
+            _, w_KQC = _weights(q_KGTD[:, :, start:end], k_KCD, scaling)
+            out_KGTD[:, :, start:end] = torch.bmm(w_KQC, v_KCD).view(K, -1, end - start, D)
+        ctx.save_for_backward(q_HTD, k_KTD, v_KTD)
+        ctx.plan = (segments, num_prefix, scaling)
+        return out_KGTD.view_as(q_HTD)
+
+    @staticmethod
+    def backward(ctx: Any, g_HTD: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        q_HTD, k_KTD, v_KTD = ctx.saved_tensors
+        segments, num_prefix, scaling = ctx.plan
+        K, T, D = k_KTD.shape
+        q_KGTD, g_KGTD = q_HTD.reshape(K, -1, T, D), g_HTD.reshape(K, -1, T, D)
+        dq_KGTD = torch.empty_like(q_KGTD)
+        dk_KTD, dv_KTD = (torch.zeros(K, T, D, dtype=torch.float32, device=k_KTD.device) for _ in range(2))
+        for keys, start, end in _blocks(segments, num_prefix):
+            k_KCD, v_KCD = _seen(k_KTD, keys), _seen(v_KTD, keys)
+            q_KQD, w_KQC = _weights(q_KGTD[:, :, start:end], k_KCD, scaling)
+            g_KQD = g_KGTD[:, :, start:end].reshape(K, -1, D)
+            dw_KQC = torch.bmm(g_KQD, v_KCD.transpose(1, 2))
+            ds_KQC = torch._softmax_backward_data(dw_KQC, w_KQC, -1, w_KQC.dtype).mul_(scaling)
+            dq_KGTD[:, :, start:end] = torch.bmm(ds_KQC, k_KCD).view(K, -1, end - start, D)
+            _add(dk_KTD, keys, torch.bmm(ds_KQC.transpose(1, 2), q_KQD))
+            _add(dv_KTD, keys, torch.bmm(w_KQC.transpose(1, 2), g_KQD))
+        return dq_KGTD.view_as(q_HTD), dk_KTD.to(k_KTD.dtype), dv_KTD.to(v_KTD.dtype), None, None, None
+
+
+Keys = tuple[tuple[int, int], ...]  # ranges of flat positions, in order
+
+
+def _blocks(segments: Sequence[tuple[int, int]], num_prefix: int) -> Iterator[tuple[Keys, int, int]]:
+    """What each block of queries sees: the prefix, and its own segment up to its own end."""
+    for first, last in segments:
+        before: Keys = ((0, num_prefix),) if first >= num_prefix > 0 else ()
+        for start in range(first, last, BLOCK_QUERIES):
+            end = min(start + BLOCK_QUERIES, last)
+            yield (*before, (first, end)), start, end
+
+
+def _seen(x_KTD: Tensor, keys: Keys) -> Tensor:
+    """The keys or values of some ranges, [K, C, D]."""
+    parts = [x_KTD[:, a:b] for a, b in keys]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _add(total_KTD: Tensor, keys: Keys, part_KCD: Tensor) -> None:
+    at = 0
+    for a, b in keys:
+        total_KTD[:, a:b] += part_KCD[:, at : at + b - a]
+        at += b - a
+
+
+def _weights(q_KGMD: Tensor, k_KCD: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """The block's queries, those of the G heads of a key head one after another [K, G*M, D], and their weights [K, G*M, C].
+
+    The last M keys are the queries' own: there, later ones are hidden.
+    """
+    K, G, M, D = q_KGMD.shape
+    C = k_KCD.shape[1]
+    q_KQD = q_KGMD.reshape(K, G * M, D)
+    scores_KQC = torch.baddbmm(q_KQD.new_empty(1, 1, 1), q_KQD, k_KCD.transpose(1, 2), beta=0, alpha=scaling)
+    later_MM = torch.ones(M, M, dtype=torch.bool, device=q_KQD.device).triu(1)
+    scores_KQC.view(K, G, M, C)[..., C - M :].masked_fill_(later_MM, float("-inf"))
+    return q_KQD, torch.softmax(scores_KQC, dim=-1)
+
+
+def segment_attention(
+    q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, segments: Sequence[tuple[int, int]], *, num_prefix: int, scaling: float
+) -> Tensor:
+    """Attention of a flat tree, [H, T, D]. `segments` are the ranges of the prefix, if any, and of every leaf; together all tokens.
+
+    Plain twin: `reference.tree_attention`.
+    """
+    return _SegmentAttention.apply(q_HTD, k_KTD, v_KTD, segments, num_prefix, scaling)  # pyright: ignore[reportReturnType]
