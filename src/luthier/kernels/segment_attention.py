@@ -51,7 +51,7 @@ class _SegmentAttention(torch.autograd.Function):
             q_KQD, w_KQC = _weights(q_KGTD[:, :, start:end], k_KCD, scaling)
             g_KQD = g_KGTD[:, :, start:end].reshape(K, -1, D)
             dw_KQC = torch.bmm(g_KQD, v_KCD.transpose(1, 2))
-            ds_KQC = torch._softmax_backward_data(dw_KQC, w_KQC, -1, w_KQC.dtype).mul_(scaling)
+            ds_KQC = torch.ops.aten._softmax_backward_data(dw_KQC, w_KQC, -1, w_KQC.dtype).mul_(scaling)
             dq_KGTD[:, :, start:end] = torch.bmm(ds_KQC, k_KCD).view(K, -1, end - start, D)
             _add(dk_KTD, keys, torch.bmm(ds_KQC.transpose(1, 2), q_KQD))
             _add(dv_KTD, keys, torch.bmm(w_KQC.transpose(1, 2), g_KQD))
