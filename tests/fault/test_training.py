@@ -52,6 +52,7 @@ def _equal(got: dict, want: dict) -> None:
     assert sha256_file(Path(got["adapter"])) == sha256_file(Path(want["adapter"]))
 
 
+@pytest.mark.timeout(3600)
 def test_killed_at_random_instants_the_same_command_ends_the_same(place: Path, whole: dict) -> None:
     """A run is killed again and again until it is through, then the next begins; every one ends bit-equal."""
     rng = random.Random(7)
@@ -93,6 +94,7 @@ def test_asked_to_stop_it_saves_says_how_to_go_on_and_ends_the_same(place: Path,
         _equal(_result(_go(command)), whole)
 
 
+@pytest.mark.timeout(900)
 def test_repeated_it_is_bit_equal(place: Path, whole: dict) -> None:
     for i in range(REPEATS):
         _equal(_result(_go(_command(place, f"again-{i}", ranks=1, epochs=4))), whole)
