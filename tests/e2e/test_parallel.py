@@ -15,16 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.e2e.test_run import _rows
-from tests.fixtures.tiny_model import make_tiny_model
+from tests.fixtures.workplace import make_workplace
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("ranks")
-    make_tiny_model(root / "model")
-    (root / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in _rows(150, seed=1)), encoding="utf-8")
-    return root
+    return make_workplace(tmp_path_factory.mktemp("ranks"))
 
 
 def _command(place: Path, run_dir: str, *, ranks: int, epochs: int = 2, more: tuple[str, ...] = ()) -> list[str]:

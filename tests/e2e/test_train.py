@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.test_parallel import _command, _go, _result
-from tests.e2e.test_run import _rows
-from tests.fixtures.tiny_model import make_tiny_model
+from tests.fixtures.workplace import make_workplace
 
 from luthier.core.errors import RunError
 from luthier.store.files import require_free
@@ -17,10 +16,7 @@ from luthier.store.files import require_free
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("train")
-    make_tiny_model(root / "model")
-    (root / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in _rows(150, seed=1)), encoding="utf-8")
-    return root
+    return make_workplace(tmp_path_factory.mktemp("train"))
 
 
 def test_estimate_and_dry_run_say_what_a_training_needs_and_leave_nothing(place: Path) -> None:

@@ -18,8 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.e2e.test_parallel import _command, _env, _go, _result
-from tests.e2e.test_run import _rows
 from tests.fixtures.tiny_model import make_tiny_model
+from tests.fixtures.workplace import make_workplace
 
 from luthier.core.hashing import sha256_file
 from luthier.models.load import open_model
@@ -34,10 +34,7 @@ STOPS = 14 if LARGE else 4
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("faults")
-    make_tiny_model(root / "model")
-    (root / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in _rows(150, seed=1)), encoding="utf-8")
-    return root
+    return make_workplace(tmp_path_factory.mktemp("faults"))
 
 
 @pytest.fixture(scope="module")

@@ -190,7 +190,7 @@ def _plain_config(config: Any) -> dict[str, Any]:
 def load_adapter(model: PreTrainedModel, path: Path, *, base_info: ModelInfo | None = None) -> PeftModel:
     """Put the adapter of a folder on `model` (in place), in eval mode without gradients, in the dtype it was stored in.
 
-    Raises ModelError for: no adapter, pickled weights, a method other than plain LoRA, layers or shapes `model` does not have, and
+    Raises ModelError for: no adapter, pickled weights, a method other than LoRA and DoRA, layers or shapes `model` does not have, and
     another base than the one it was trained on (where luthier.json names that; the base's digest is `base_info`'s, or is taken
     from the folder `model` was opened from).
     """

@@ -18,11 +18,11 @@ from torch import nn
 
 from luthier.core.types import TokenRow
 from luthier.tokens.tree import common_prefix_length
-from luthier.train.loop import FitSettings, FitState, with_room
+from luthier.train.loop import FitSettings, FitState, attempt_update
 from luthier.train.optim import Optimiser
 from luthier.train.order import epoch_batches
 from luthier.train.parallel import ALONE, World
-from luthier.train.step import MICRO_TOKENS, Pieces, eval_pieces, evaluate_loss, train_step
+from luthier.train.step import MICRO_TOKENS, Pieces, eval_pieces, evaluate_loss
 
 TIMED_SHARES = (0.25, 0.5, 1.0)  # of the updates by size
 
@@ -38,7 +38,6 @@ class Forecast:
     search_seconds: float  # of the search for a learning rate
     checkpoint_bytes: int  # of the tensors in one checkpoint
     best_bytes: int  # of the copy of the best weights, which the largest update did not see yet
-    halvings: int  # of the pieces an update is computed in, made because memory ran out in the largest
 
 
 def forecast(
@@ -79,7 +78,6 @@ def forecast(
         search_seconds=searched_rates * (probe_updates * mean_update_s + look_s),
         checkpoint_bytes=checkpoint_bytes,
         best_bytes=best_bytes,
-        halvings=state.halvings,
     )
 
 
@@ -105,23 +103,7 @@ def _time_update(
     """Seconds of one update at learning rate 0. A loss that is not finite is the training's to report."""
     started = time.perf_counter()
     try:
-        with_room(
-            lambda pieces: train_step(
-                model,
-                optimiser,
-                rows,
-                pieces=pieces,
-                lr=0.0,
-                max_grad_norm=settings.max_grad_norm,
-                neftune_alpha=settings.neftune_alpha,
-                world=world,
-            ),
-            optimiser,
-            rows,
-            settings,
-            state,
-            world,
-        )
+        attempt_update(model, optimiser, rows, settings, state, world, lr=0.0)
     except FloatingPointError:
         optimiser.drop_gradients()
     return time.perf_counter() - started

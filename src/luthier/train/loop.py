@@ -19,7 +19,7 @@ from luthier.train.checkpoint import latest_checkpoint, save_checkpoint
 from luthier.train.optim import Optimiser, Schedule, lr_at
 from luthier.train.order import epoch_batches
 from luthier.train.parallel import ALONE, World, any_rank, share_json
-from luthier.train.step import Pieces, evaluate_loss, train_step
+from luthier.train.step import Pieces, StepResult, evaluate_loss, train_step
 
 MAX_SKIPPED_UPDATES = 3  # one after another
 T = TypeVar("T")
@@ -181,23 +181,7 @@ def _update(
     state.step += 1
     loss, grad_norm, note = None, None, ""
     try:
-        result = with_room(
-            lambda pieces: train_step(
-                model,
-                optimiser,
-                rows,
-                pieces=pieces,
-                lr=lr,
-                max_grad_norm=settings.max_grad_norm,
-                neftune_alpha=settings.neftune_alpha,
-                world=world,
-            ),
-            optimiser,
-            rows,
-            settings,
-            state,
-            world,
-        )
+        result = attempt_update(model, optimiser, rows, settings, state, world, lr=lr)
         loss, grad_norm, state.skipped_in_a_row = result.loss, result.grad_norm, 0
     except FloatingPointError as error:
         state.skipped += 1
@@ -219,6 +203,29 @@ def _update(
         num_label_tokens=sum(row.num_labels for row in rows),
         seconds=time.perf_counter() - started,
         note="; ".join(part for part in (note, smaller) if part),
+    )
+
+
+def attempt_update(
+    model: nn.Module, optimiser: Optimiser, rows: Sequence[TokenRow], settings: FitSettings, state: FitState, world: World, *, lr: float
+) -> StepResult:
+    """One update at a learning rate, in pieces that fit into memory. Raises as `train_step` and `with_room` do."""
+    return with_room(
+        lambda pieces: train_step(
+            model,
+            optimiser,
+            rows,
+            pieces=pieces,
+            lr=lr,
+            max_grad_norm=settings.max_grad_norm,
+            neftune_alpha=settings.neftune_alpha,
+            world=world,
+        ),
+        optimiser,
+        rows,
+        settings,
+        state,
+        world,
     )
 
 
