@@ -122,15 +122,15 @@ def test_a_trained_model_is_a_model_folder_of_its_own(model_path: Path, tmp_path
 
 def test_activation_checkpointing_computes_more_and_the_same(model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    from luthier.models import backbone
+    from luthier.models import surgery
 
-    attend = backbone.TreeLayout.attend
+    attend = surgery.tree_attention
 
-    def counted(self: Any, *args: Any) -> torch.Tensor:
+    def counted(*args: Any, **options: Any) -> torch.Tensor:
         calls.append(1)
-        return attend(self, *args)
+        return attend(*args, **options)
 
-    monkeypatch.setattr(backbone.TreeLayout, "attend", counted)
+    monkeypatch.setattr(surgery, "tree_attention", counted)
     _, usual = _tune(model_path, tmp_path / "a")
     num_usual = len(calls)
     _, spared = _tune(model_path, tmp_path / "b", checkpoint_activations=True)

@@ -11,10 +11,12 @@ from tests.fixtures.tiny_model import make_tiny_model
 
 from luthier.core.types import TokenRow
 from luthier.kernels import chunked_ce, reference, tree_attention
+from luthier.kernels.decoder_layer import Adapted, Norm, Turn, attention_input, attention_output
 from luthier.kernels.lora_linear import lora_linear
 from luthier.kernels.rms_norm import rms_norm
 from luthier.kernels.swiglu import swiglu
 from luthier.kernels.tree_layout import layout_tree
+from luthier.models.backbone import TreeLayout, body_and_head, use_layout_attention, wanted_states
 from luthier.models.load import open_model
 from luthier.models.lora import LoraSettings, add_lora
 from luthier.models.surgery import use_fast_kernels
@@ -36,10 +38,11 @@ def test_tree_attention_equals_reference(
     monkeypatch.setattr(tree_attention, "MAX_REPEATED_KEYS", repeated_keys)
     tree = layout_tree(num_prefix, leaves)
     inputs = _qkv(num_prefix + sum(leaves), heads, kv_heads, 8)
-    places = {"leaf_grid_RL": tree.leaf_grid_RL, "flat_slot_T": tree.flat_slot_T}
     plan = tree_attention.TreePlan()
+    x_TSD = torch.cat(inputs).transpose(0, 1)
     for _ in range(2):  # the second layer takes the first one's plan
-        fast = tree_attention.tree_attention(*inputs, num_prefix=num_prefix, **places, scaling=0.3, plan=plan)
+        fast_THD = tree_attention.tree_attention(x_TSD, tree, plan, num_query_heads=heads, scaling=0.3)
+    fast = fast_THD.transpose(0, 1)
     slow = reference.tree_attention(*inputs, num_prefix=num_prefix, leaf_grid_RL=tree.leaf_grid_RL, scaling=0.3)
     torch.testing.assert_close(fast, slow, atol=2e-6, rtol=2e-5)
     weight = torch.randn(fast.shape, generator=torch.Generator().manual_seed(1))
@@ -107,6 +110,64 @@ def test_swiglu_equals_its_plain_twin() -> None:
     _same(swiglu, reference.swiglu, torch.randn(3, 5, 8, generator=gen), torch.randn(3, 5, 8, generator=gen))
 
 
+@pytest.mark.parametrize(("num_prefix", "leaves"), [(0, [5, 1, 3]), (2, [4, 4]), (11, [1, 2])])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_decoder_layer_equals_its_plain_twin(num_prefix: int, leaves: list[int], has_bias: bool) -> None:
+    gen = torch.Generator().manual_seed(6)
+    E, D, width, r = 12, 4, 10, 3
+    H, K, T = 4, 2, num_prefix + sum(leaves)
+    tree = layout_tree(num_prefix, leaves)
+    sizes = {"q": (H * D, E), "k": (K * D, E), "v": (K * D, E), "o": (E, H * D), "gate": (width, E), "up": (width, E), "down": (E, width)}
+    weights = {name: 0.2 * torch.randn(*shape, generator=gen) for name, shape in sizes.items()}
+    biases = {name: torch.randn(shape[0], generator=gen) if has_bias else None for name, shape in sizes.items()}
+    norms = ((torch.randn(E, generator=gen), 1e-5), (torch.randn(E, generator=gen), 1e-5))
+    angle_TX = torch.arange(T)[:, None] * torch.tensor([1.0, 0.3])
+    cos_TD, sin_TD = (torch.cat([f(angle_TX)] * 2, dim=1) for f in (torch.cos, torch.sin))
+    adapters = [0.2 * torch.randn(*shape, generator=gen) for out, size in sizes.values() for shape in ((r, size), (out, r))]
+
+    def linears(trained: tuple[torch.Tensor, ...]) -> dict[str, Any]:
+        return {name: (weights[name], biases[name], trained[2 * i], trained[2 * i + 1], 1.7) for i, name in enumerate(sizes)}
+
+    def fast(x: torch.Tensor, *trained: torch.Tensor) -> torch.Tensor:
+        layers = {name: Adapted(*parts) for name, parts in linears(trained).items()}
+        first, second = (Norm(*norm) for norm in norms)
+        q, k, v, *others = layers.values()
+        heads = attention_input(x, first, q, k, v, Turn(cos_TD[:, None], sin_TD[:, None]))
+        out = tree_attention.tree_attention(heads, tree, tree_attention.TreePlan(), num_query_heads=H, scaling=D**-0.5)
+        return attention_output(x, out.flatten(1), second, *others)
+
+    def plain(x: torch.Tensor, *trained: torch.Tensor) -> torch.Tensor:
+        places = {"num_prefix": num_prefix, "leaf_grid_RL": tree.leaf_grid_RL}
+        return reference.decoder_layer(x, norms, linears(trained), cos_TD, sin_TD, **places)
+
+    _same(fast, plain, torch.randn(T, E, generator=gen), *adapters)
+
+
+def test_the_last_layer_makes_only_what_is_read(tmp_path: Path) -> None:
+    rows = [TokenRow(example_id=str(n), input_ids=(1, 2, 3, 4, 5 + n), is_label=(False, False, False, True, True)) for n in range(3)]
+    path = make_tiny_model(tmp_path / "m")
+    losses: list[torch.Tensor] = []
+    for is_fast in (False, True):
+        model = add_lora(open_model(path, dtype=torch.float32), LoraSettings(r=4, alpha=8, dropout=0.0), seed=0)
+        use_layout_attention(model.get_base_model())
+        if is_fast:
+            assert use_fast_kernels(model)["decoder_layer"] == 2
+        batch = tree_batch(rows)
+        layout = TreeLayout(batch.tree, wanted_N=batch.source_N)
+        states_NE = wanted_states(body_and_head(model)[0], batch.input_ids_T, batch.position_ids_T, layout)
+        assert states_NE.shape[0] == batch.source_N.numel() and layout.plan.narrowed == is_fast
+        losses.append(states_NE)
+    torch.testing.assert_close(losses[0], losses[1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("changed", [{"dropout": 0.1}, {"use_dora": True}])
+def test_layers_of_other_adapters_keep_their_own_way(tmp_path: Path, changed: dict[str, Any]) -> None:
+    settings = LoraSettings(**{"r": 4, "alpha": 8, "dropout": 0.0, **changed})
+    model = add_lora(open_model(make_tiny_model(tmp_path / "m"), dtype=torch.float32), settings, seed=0)
+    use_layout_attention(model.get_base_model())
+    assert use_fast_kernels(model)["decoder_layer"] == 0
+
+
 def _same(fast: Any, plain: Any, *tensors: torch.Tensor) -> None:
     """Values and every gradient, in fp32; and the check itself sees an error of one part in a thousand."""
     results: list[list[torch.Tensor]] = []
@@ -125,9 +186,9 @@ def _same(fast: Any, plain: Any, *tensors: torch.Tensor) -> None:
 def test_fast_kernels_are_used_where_they_answer_alike_and_nowhere_else(tmp_path: Path) -> None:
     path = make_tiny_model(tmp_path / "m")
     for options, want in (
-        (LoraSettings(r=4, alpha=8, dropout=0.0), {"lora_linear": 14, "rms_norm": 5, "swiglu": 2}),
-        (LoraSettings(r=4, alpha=8, dropout=0.1), {"lora_linear": 0, "rms_norm": 5, "swiglu": 2}),
-        (LoraSettings(r=4, alpha=8, dropout=0.0, use_dora=True), {"lora_linear": 0, "rms_norm": 5, "swiglu": 2}),
+        (LoraSettings(r=4, alpha=8, dropout=0.0), {"lora_linear": 14, "rms_norm": 5, "swiglu": 2, "decoder_layer": 0}),
+        (LoraSettings(r=4, alpha=8, dropout=0.1), {"lora_linear": 0, "rms_norm": 5, "swiglu": 2, "decoder_layer": 0}),
+        (LoraSettings(r=4, alpha=8, dropout=0.0, use_dora=True), {"lora_linear": 0, "rms_norm": 5, "swiglu": 2, "decoder_layer": 0}),
     ):
         model = add_lora(open_model(path, dtype=torch.float32), options, seed=0).eval()
         for name, p in model.named_parameters():
@@ -141,4 +202,4 @@ def test_fast_kernels_are_used_where_they_answer_alike_and_nowhere_else(tmp_path
     for layer in model.model.layers:
         layer.mlp.act_fn = torch.nn.GELU()
         layer.input_layernorm.forward = lambda x: x * 2
-    assert use_fast_kernels(model) == {"lora_linear": 0, "rms_norm": 3, "swiglu": 0}
+    assert use_fast_kernels(model) == {"lora_linear": 0, "rms_norm": 3, "swiglu": 0, "decoder_layer": 0}

@@ -41,3 +41,29 @@ def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
 def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
     """silu(gate) * up."""
     return F.silu(gate_TF) * up_TF
+
+
+def decoder_layer(
+    x_TE: Tensor,
+    norms: tuple[tuple[Tensor, float], tuple[Tensor, float]],
+    linears: dict[str, tuple[Tensor, Tensor | None, Tensor, Tensor, float]],
+    cos_TD: Tensor,
+    sin_TD: Tensor,
+    *,
+    num_prefix: int,
+    leaf_grid_RL: Tensor,
+) -> Tensor:
+    """A Llama layer with adapters, one operation after another. `linears` by q, k, v, o, gate, up, down: what `lora_linear` takes."""
+    h_TE = rms_norm(x_TE, *norms[0])
+    size = cos_TD.shape[1]
+    q, k, v = (lora_linear(h_TE, *linears[name]).unflatten(1, (-1, size)).transpose(0, 1) for name in ("q", "k", "v"))
+    q, k = (heads * cos_TD + _half_turned(heads) * sin_TD for heads in (q, k))
+    out_HTD = tree_attention(q, k, v, num_prefix=num_prefix, leaf_grid_RL=leaf_grid_RL, scaling=size**-0.5)
+    x1_TE = x_TE + lora_linear(out_HTD.transpose(0, 1).flatten(1), *linears["o"])
+    h_TE = rms_norm(x1_TE, *norms[1])
+    return x1_TE + lora_linear(swiglu(lora_linear(h_TE, *linears["gate"]), lora_linear(h_TE, *linears["up"])), *linears["down"])
+
+
+def _half_turned(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([-second, first], dim=-1)

@@ -25,37 +25,53 @@ class _SegmentAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, segments: Sequence[tuple[int, int]], num_prefix: int, scaling: float
+        ctx: Any, x_TSD: Tensor, segments: Sequence[tuple[int, int]], num_prefix: int, num_query_heads: int, scaling: float
     ) -> Tensor:
-        K, T, D = k_KTD.shape
-        q_KGTD = q_HTD.reshape(K, -1, T, D)
-        out_KGTD = torch.empty_like(q_KGTD)
+        q_KGTD, k_KTD, v_KTD = _heads(x_TSD, num_query_heads)
+        out_THD = x_TSD.new_empty(x_TSD.shape[0], num_query_heads, x_TSD.shape[2])
+        out_KGTD = _by_key_head(out_THD, k_KTD.shape[0])
         for keys, start, end in _blocks(segments, num_prefix):
             k_KCD, v_KCD = _seen(k_KTD, keys), _seen(v_KTD, keys)
             _, w_KQC = _weights(q_KGTD[:, :, start:end], k_KCD, scaling)
-            out_KGTD[:, :, start:end] = torch.bmm(w_KQC, v_KCD).view(K, -1, end - start, D)
-        ctx.save_for_backward(q_HTD, k_KTD, v_KTD)
-        ctx.plan = (segments, num_prefix, scaling)
-        return out_KGTD.view_as(q_HTD)
+            out_KGTD[:, :, start:end] = torch.bmm(w_KQC, v_KCD).view(*q_KGTD.shape[:2], end - start, -1)
+        ctx.save_for_backward(x_TSD)
+        ctx.plan = (segments, num_prefix, num_query_heads, scaling)
+        return out_THD
 
     @staticmethod
-    def backward(ctx: Any, g_HTD: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        q_HTD, k_KTD, v_KTD = ctx.saved_tensors
-        segments, num_prefix, scaling = ctx.plan
-        K, T, D = k_KTD.shape
-        q_KGTD, g_KGTD = q_HTD.reshape(K, -1, T, D), g_HTD.reshape(K, -1, T, D)
-        dq_KGTD = torch.empty_like(q_KGTD)
-        dk_KTD, dv_KTD = (torch.zeros(K, T, D, dtype=torch.float32, device=k_KTD.device) for _ in range(2))
+    def backward(ctx: Any, g_THD: Tensor) -> tuple[Tensor, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (x_TSD,) = ctx.saved_tensors
+        segments, num_prefix, num_query_heads, scaling = ctx.plan
+        q_KGTD, k_KTD, v_KTD = _heads(x_TSD, num_query_heads)
+        K, _, D = k_KTD.shape
+        g_KGTD = _by_key_head(g_THD, K)
+        dx_TSD = torch.empty_like(x_TSD)
+        dq_KGTD = _by_key_head(dx_TSD[:, :num_query_heads], K)
+        dk_KTD, dv_KTD = (torch.zeros(k_KTD.shape, dtype=torch.float32, device=k_KTD.device) for _ in range(2))
         for keys, start, end in _blocks(segments, num_prefix):
             k_KCD, v_KCD = _seen(k_KTD, keys), _seen(v_KTD, keys)
             q_KQD, w_KQC = _weights(q_KGTD[:, :, start:end], k_KCD, scaling)
             g_KQD = g_KGTD[:, :, start:end].reshape(K, -1, D)
             dw_KQC = torch.bmm(g_KQD, v_KCD.transpose(1, 2))
             ds_KQC = torch.ops.aten._softmax_backward_data(dw_KQC, w_KQC, -1, w_KQC.dtype).mul_(scaling)
-            dq_KGTD[:, :, start:end] = torch.bmm(ds_KQC, k_KCD).view(K, -1, end - start, D)
+            dq_KGTD[:, :, start:end] = torch.bmm(ds_KQC, k_KCD).view(*q_KGTD.shape[:2], end - start, D)
             _add(dk_KTD, keys, torch.bmm(ds_KQC.transpose(1, 2), q_KQD))
             _add(dv_KTD, keys, torch.bmm(w_KQC.transpose(1, 2), g_KQD))
-        return dq_KGTD.view_as(q_HTD), dk_KTD.to(k_KTD.dtype), dv_KTD.to(v_KTD.dtype), None, None, None
+        dx_TSD[:, num_query_heads : num_query_heads + K] = dk_KTD.transpose(0, 1)
+        dx_TSD[:, num_query_heads + K :] = dv_KTD.transpose(0, 1)
+        return dx_TSD, None, None, None, None
+
+
+def _heads(x_TSD: Tensor, num_query_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries by key head [K, G, T, D] as a view; keys and values [K, T, D], each in one piece of memory as products like it."""
+    K = (x_TSD.shape[1] - num_query_heads) // 2
+    q_THD, k_TKD, v_TKD = x_TSD.split([num_query_heads, K, K], dim=1)
+    return _by_key_head(q_THD, K), k_TKD.transpose(0, 1).contiguous(), v_TKD.transpose(0, 1).contiguous()
+
+
+def _by_key_head(x_THD: Tensor, key_heads: int) -> Tensor:
+    """[T, H, D] seen as [K, G, T, D]."""
+    return x_THD.unflatten(1, (key_heads, -1)).permute(1, 2, 0, 3)
 
 
 Keys = tuple[tuple[int, int], ...]  # ranges of flat positions, in order
@@ -98,10 +114,10 @@ def _weights(q_KGMD: Tensor, k_KCD: Tensor, scaling: float) -> tuple[Tensor, Ten
 
 
 def segment_attention(
-    q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, segments: Sequence[tuple[int, int]], *, num_prefix: int, scaling: float
+    x_TSD: Tensor, segments: Sequence[tuple[int, int]], *, num_prefix: int, num_query_heads: int, scaling: float
 ) -> Tensor:
-    """Attention of a flat tree, [H, T, D]. `segments` are the ranges of the prefix, if any, and of every leaf; together all tokens.
+    """Attention of a flat tree, [T, H, D], from its S = H + 2K heads of queries, keys and values.
 
-    Plain twin: `reference.tree_attention`.
+    `segments` are the ranges of the prefix, if any, and of every leaf; together all tokens. Plain twin: `reference.tree_attention`.
     """
-    return _SegmentAttention.apply(q_HTD, k_KTD, v_KTD, segments, num_prefix, scaling)  # pyright: ignore[reportReturnType]
+    return _SegmentAttention.apply(x_TSD, segments, num_prefix, num_query_heads, scaling)  # pyright: ignore[reportReturnType]

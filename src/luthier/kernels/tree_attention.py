@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from luthier.kernels.segment_attention import segment_attention
+from luthier.kernels.short_attention import ShortLeaves, plan_short_leaves, short_attention
+from luthier.kernels.tree_layout import TokenTree
 
 # Up to this many tokens of leaf or prefix all leaves are computed in one batch; above it the [R, H, L, P + L] weights that autograd would
 # keep cost more memory than they save time, and leaves are computed one by one (segment_attention).
@@ -86,92 +88,31 @@ def flash_leaf_attention(
     return F.scaled_dot_product_attention(q_RHLD, k_RKLD, v_RKLD, attn_mask=visible_RLC[:, None], scale=scaling, enable_gqa=True)
 
 
-@dataclass(frozen=True, slots=True)
-class ShortLeaves:
-    """Where each number of a batch with short leaves comes from and goes to: made once, used in every layer.
-
-    Every leaf gets its own copy of the prefix's keys, so that one product gives all scores of a batch. N = K * R products of
-    Q = G * L queries with C = P + L keys; the queries of the G heads that share a key head lie one after another.
-    """
-
-    keys_x: Tensor  # R * C flat positions: for each leaf the prefix, then itself
-    queries_x: Tensor  # R * Q positions among G * T queries of a key head
-    back_x: Tensor  # G * T' places of the leaf tokens' answers among R * Q
-    bias_1QC: Tensor  # 0 where a query sees a key, else -inf
-    num_leaves: int
-
-
-def plan_short_leaves(num_prefix: int, leaf_grid_RL: Tensor, flat_slot_T: Tensor, *, groups: int, dtype: torch.dtype) -> ShortLeaves:
-    """The plan of one batch; `groups` query heads share a key head."""
-    P, (R, L), G, T = num_prefix, leaf_grid_RL.shape, groups, flat_slot_T.shape[0]
-    group_G = torch.arange(G)
-    keys_RC = torch.cat([torch.arange(P).expand(R, P), leaf_grid_RL], dim=1)
-    queries_RGL = leaf_grid_RL[:, None, :] + group_G[None, :, None] * T
-    slot_T = flat_slot_T[P:]
-    back_GT = (slot_T // L * (G * L) + slot_T % L)[None, :] + group_G[:, None] * L
-    hidden_LC = torch.cat([torch.zeros(L, P, dtype=torch.bool), torch.ones(L, L, dtype=torch.bool).triu(1)], dim=1)
-    bias_LC = torch.zeros(L, P + L, dtype=dtype).masked_fill_(hidden_LC, float("-inf"))
-    return ShortLeaves(keys_RC.reshape(-1), queries_RGL.reshape(-1), back_GT.reshape(-1), bias_LC.repeat(G, 1)[None], R)
-
-
-def short_leaf_attention(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, plan: ShortLeaves, scaling: float) -> Tensor:
-    """Attention of the leaf tokens over the prefix and their own leaf, [H, T', D].
-
-    1. Gather keys, values and queries leaf by leaf.
-    2. Scores with scale and mask in one product, one softmax (fp32 inside), one product with the values.
-    3. Put the answers back in flat order.
-    """
-    H, _, D = q_HTD.shape
-    K, R = k_KTD.shape[0], plan.num_leaves
-    Q, C = plan.bias_1QC.shape[1:]
-    k_NCD = k_KTD.index_select(1, plan.keys_x).view(K * R, C, D)
-    v_NCD = v_KTD.index_select(1, plan.keys_x).view(K * R, C, D)
-    q_NQD = q_HTD.reshape(K, -1, D).index_select(1, plan.queries_x).view(K * R, Q, D)
-    weights_NQC = torch.softmax(torch.baddbmm(plan.bias_1QC, q_NQD, k_NCD.transpose(1, 2), alpha=scaling), dim=-1)
-    return torch.bmm(weights_NQC, v_NCD).view(K, R * Q, D).index_select(1, plan.back_x).view(H, -1, D)
-
-
 @dataclass(slots=True)
 class TreePlan:
     """What the layers of one forward pass have in common; filled by the first."""
 
     leaves: ShortLeaves | None = None
-    prefix: ShortLeaves | None = None
     segments: list[tuple[int, int]] | None = None
+    narrowed: bool = False  # the last layer made only the states that will be read
 
 
-def tree_attention(
-    q_HTD: Tensor,
-    k_KTD: Tensor,
-    v_KTD: Tensor,
-    *,
-    num_prefix: int,
-    leaf_grid_RL: Tensor,
-    flat_slot_T: Tensor,
-    scaling: float,
-    plan: TreePlan,
-) -> Tensor:
-    """Attention of a flat tree (prefix, then the leaves one after another); returns [H, T, D].
+def tree_attention(x_TSD: Tensor, tree: TokenTree, plan: TreePlan, *, num_query_heads: int, scaling: float) -> Tensor:
+    """Attention of a flat tree (prefix, then the leaves one after another), [T, H, D].
 
-    `leaf_grid_RL[r, i]` is the flat position of token i of leaf r (padding repeats the leaf's last token), and
-    `flat_slot_T[t]` the slot of leaf token t in the flattened grid, for t >= num_prefix.
+    `x_TSD` holds the S = H + 2K heads of each token: queries, keys, values.
     """
-    P, (R, L) = num_prefix, leaf_grid_RL.shape
-    G = q_HTD.shape[0] // k_KTD.shape[0]
+    P, (R, L) = tree.num_prefix, tree.leaf_grid_RL.shape
     if L > MATMUL_MAX_LEAF or P > MATMUL_MAX_LEAF or R * P > MAX_REPEATED_KEYS:
         if plan.segments is None:
-            plan.segments = segments_of(P, leaf_grid_RL)
-        return segment_attention(q_HTD, k_KTD, v_KTD, plan.segments, num_prefix=P, scaling=scaling)
+            plan.segments = segments_of(P, tree.leaf_grid_RL)
+        return segment_attention(x_TSD, plan.segments, num_prefix=P, num_query_heads=num_query_heads, scaling=scaling)
     if plan.leaves is None:
-        plan.leaves = plan_short_leaves(P, leaf_grid_RL, flat_slot_T, groups=G, dtype=q_HTD.dtype)
-    leaves_HxD = short_leaf_attention(q_HTD, k_KTD, v_KTD, plan.leaves, scaling)
-    if not P:
-        return leaves_HxD
-    if plan.prefix is None:  # one leaf without a prefix
-        own_P = torch.arange(P)
-        plan.prefix = plan_short_leaves(0, own_P[None], own_P, groups=G, dtype=q_HTD.dtype)
-    before_HPD = short_leaf_attention(q_HTD[:, :P], k_KTD[:, :P], v_KTD[:, :P], plan.prefix, scaling)
-    return torch.cat([before_HPD, leaves_HxD], dim=1)
+        key_heads = (x_TSD.shape[1] - num_query_heads) // 2
+        plan.leaves = plan_short_leaves(
+            P, tree.leaf_grid_RL, tree.flat_slot_T, heads=num_query_heads, key_heads=key_heads, dtype=x_TSD.dtype
+        )
+    return short_attention(x_TSD, plan.leaves, scaling=scaling)
 
 
 def segments_of(num_prefix: int, leaf_grid_RL: Tensor) -> list[tuple[int, int]]:

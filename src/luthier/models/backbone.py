@@ -28,24 +28,17 @@ class AttentionLayout(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TreeLayout:
-    """Training: all tokens at once, B = 1."""
+    """Training: all tokens at once, B = 1. Only the states of `wanted_N` will be read: the last layer need not make others."""
 
     tree: TokenTree
     plan: TreePlan = field(default_factory=TreePlan)
+    wanted_N: Tensor | None = None
 
     def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scaling: float) -> Tensor:
         """See `tree_attention`."""
         del layer
-        return tree_attention(
-            q_BHTD[0],
-            k_BKTD[0],
-            v_BKTD[0],
-            num_prefix=self.tree.num_prefix,
-            leaf_grid_RL=self.tree.leaf_grid_RL,
-            flat_slot_T=self.tree.flat_slot_T,
-            scaling=scaling,
-            plan=self.plan,
-        )[None]
+        x_TSD = torch.cat([part[0].transpose(0, 1) for part in (q_BHTD, k_BKTD, v_BKTD)], dim=1)
+        return tree_attention(x_TSD, self.tree, self.plan, num_query_heads=q_BHTD.shape[1], scaling=scaling).transpose(0, 1)[None]
 
 
 @dataclass(slots=True)
@@ -156,6 +149,15 @@ def body_and_head(model: nn.Module) -> tuple[nn.Module, Tensor]:
     if getattr(head, "bias", None) is not None:
         raise ModelError("the output layer has a bias, which this engine does not compute", fix="choose another base model")
     return causal.get_decoder(), head.weight
+
+
+def wanted_states(
+    body: nn.Module, input_ids_T: Tensor, position_ids_T: Tensor, layout: TreeLayout, *, noise_TE: Tensor | None = None
+) -> Tensor:
+    """Last hidden states of the tokens `layout.wanted_N`, [N, E]."""
+    assert layout.wanted_N is not None
+    states_XE = hidden_states(body, input_ids_T[None], position_ids_T[None], layout, noise_TE=noise_TE)[0]
+    return states_XE if layout.plan.narrowed else states_XE.index_select(0, layout.wanted_N)
 
 
 def hidden_states(

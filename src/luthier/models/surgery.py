@@ -7,24 +7,30 @@ the layer's own answer on random input. A layer of another kind (another activat
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import Tensor, nn
 
+from luthier.kernels.decoder_layer import Adapted, Norm, Turn, attention_input, attention_output
 from luthier.kernels.lora_linear import lora_linear
 from luthier.kernels.rms_norm import rms_norm
 from luthier.kernels.swiglu import swiglu
+from luthier.kernels.tree_attention import tree_attention
+from luthier.kernels.tree_layout import layout_tree
+from luthier.models.backbone import TreeLayout
 
 CHECKED_TOKENS = 3
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 ADAPTER = "default"
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def use_fast_kernels(model: nn.Module) -> dict[str, int]:
     """Replace what can be replaced (in place); how many layers of each kind were."""
-    found = {"lora_linear": 0, "rms_norm": 0, "swiglu": 0}
+    found = {"lora_linear": 0, "rms_norm": 0, "swiglu": 0, "decoder_layer": 0}
     for module in model.modules():
         layer: Any = module
         if isinstance(module, PeftLoraLinear):
@@ -36,7 +42,87 @@ def use_fast_kernels(model: nn.Module) -> dict[str, int]:
                 found["rms_norm"] += any(_replace(layer, fast, width=width) for fast in _fast_norms(layer, float(eps)))
         elif all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
             found["swiglu"] += _replace(layer, _fast_mlp(layer), width=layer.gate_proj.in_features)
+    layers = [module for module in model.modules() if hasattr(module, "self_attn")]
+    found["decoder_layer"] = sum(_replace_layer(layer, is_last=layer is layers[-1]) for layer in layers)
     return found
+
+
+def _replace_layer(layer: Any, *, is_last: bool) -> bool:
+    """Use the functions of `decoder_layer` for passes over a token tree, if they answer as the layer does; other passes keep its own."""
+    if not _is_adapted_llama(layer):
+        return False
+    own = layer.forward
+
+    def forward(hidden_states: Tensor, **given: Any) -> Tensor:
+        layout = given.get("layout")
+        if not isinstance(layout, TreeLayout):
+            return own(hidden_states, **given)
+        compute = partial(_fast_layer, layer, turn=given["position_embeddings"], layout=layout, is_last=is_last)
+        # transformers 5.23 puts activation checkpointing into the `forward` replaced here, earlier versions around it
+        if layer.training and getattr(layer, "gradient_checkpointing", False) and hasattr(type(layer).forward, "__wrapped__"):
+            return layer._gradient_checkpointing_func(compute, hidden_states)
+        return compute(hidden_states)
+
+    example = _example_pass(layer)
+    with torch.no_grad():
+        want, got = own(**example), forward(**example)
+    if not isinstance(want, Tensor) or not _alike(got, want):
+        return False
+    layer.forward = forward
+    return True
+
+
+def _is_adapted_llama(layer: Any) -> bool:
+    """Whether a layer has the seven linear layers and two norms of Llama, and adapters alone are trained."""
+    parts = (layer.self_attn, getattr(layer, "mlp", None))
+    linears = [getattr(part, name) for name in LINEARS for part in parts if hasattr(part, name)]
+    norms = [getattr(layer, name, None) for name in ("input_layernorm", "post_attention_layernorm")]
+    return (
+        len(linears) == len(LINEARS)
+        and all(isinstance(linear, PeftLoraLinear) and _fast_lora(linear) is not None for linear in linears)
+        and all(norm is not None and hasattr(norm, "variance_epsilon") and not norm.weight.requires_grad for norm in norms)
+    )
+
+
+def _fast_layer(layer: Any, x_1TE: Tensor, *, turn: tuple[Tensor, Tensor], layout: TreeLayout, is_last: bool) -> Tensor:
+    """[1, T, E], or from the last layer [1, N, E] for the tokens that will be read.
+
+    Parameters are looked up at each pass: a sharded model holds them only during it.
+    """
+    attention, mlp = layer.self_attn, layer.mlp
+    q, k, v, o = (_adapted(linear) for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj))
+    cos_T1D, sin_T1D = (table[0][:, None] for table in turn)
+    x_TE = x_1TE[0]
+    x_TSD = attention_input(x_TE, _norm(layer.input_layernorm), q, k, v, Turn(cos_T1D, sin_T1D))
+    num_query_heads = q.weight_OI.shape[0] // attention.head_dim
+    out_TO = tree_attention(x_TSD, layout.tree, layout.plan, num_query_heads=num_query_heads, scaling=attention.scaling).flatten(1)
+    if is_last and layout.wanted_N is not None:
+        x_TE, out_TO = x_TE.index_select(0, layout.wanted_N), out_TO.index_select(0, layout.wanted_N)
+        layout.plan.narrowed = True
+    gate, up, down = (_adapted(linear) for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+    return attention_output(x_TE, out_TO, _norm(layer.post_attention_layernorm), o, gate, up, down)[None]
+
+
+def _adapted(linear: Any) -> Adapted:
+    base: nn.Linear = linear.base_layer
+    return Adapted(base.weight, base.bias, linear.lora_A[ADAPTER].weight, linear.lora_B[ADAPTER].weight, float(linear.scaling[ADAPTER]))
+
+
+def _norm(norm: Any) -> Norm:
+    return Norm(norm.weight, float(norm.variance_epsilon))
+
+
+def _example_pass(layer: Any) -> dict[str, Any]:
+    """A pass of eight random tokens: a prefix of two and three leaves."""
+    weight, head_size = layer.self_attn.q_proj.base_layer.weight, int(layer.self_attn.head_dim)
+    angle_TX = torch.arange(8.0)[:, None] * torch.linspace(1.0, 0.1, head_size // 2)
+    angle_1TD = torch.cat([angle_TX, angle_TX], dim=1)[None]
+    return {
+        "hidden_states": torch.randn(1, 8, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight.dtype),
+        "position_embeddings": (angle_1TD.cos().to(weight.dtype), angle_1TD.sin().to(weight.dtype)),
+        "layout": TreeLayout(layout_tree(2, [3, 1, 2])),
+        "attention_mask": None,
+    }
 
 
 def _replace(layer: Any, fast: Callable[[Tensor], Tensor] | None, *, width: int) -> bool:
@@ -47,11 +133,15 @@ def _replace(layer: Any, fast: Callable[[Tensor], Tensor] | None, *, width: int)
     x = torch.randn(1, CHECKED_TOKENS, width, generator=torch.Generator().manual_seed(0)).to(dtype)
     with torch.no_grad():
         want, got = layer(x), fast(x)
-    scale = float(want.float().abs().max())
-    if got.dtype != want.dtype or not float((got.float() - want.float()).abs().max()) <= TOLERANCE.get(dtype, 0.0) * scale:
+    if not _alike(got, want):
         return False
     layer.forward = fast
     return True
+
+
+def _alike(got: Tensor, want: Tensor) -> bool:
+    tolerance = TOLERANCE.get(want.dtype, 0.0) * float(want.float().abs().max())
+    return got.dtype == want.dtype and float((got.float() - want.float()).abs().max()) <= tolerance
 
 
 def _fast_lora(layer: Any) -> Callable[[Tensor], Tensor] | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.kernels.chunked_ce import chunked_cross_entropy
-from luthier.models.backbone import TreeLayout, body_and_head, hidden_states
+from luthier.models.backbone import TreeLayout, body_and_head, wanted_states
 from luthier.tokens.tree import TreeBatch
 
 
@@ -32,8 +32,9 @@ def sft_loss(model: nn.Module, batch: TreeBatch, *, neftune_alpha: float = 0.0) 
     """
     body, head_VE = body_and_head(model)
     noise_TE = neftune_noise(batch, head_VE.shape[1], alpha=neftune_alpha).to(head_VE.dtype) if neftune_alpha else None
-    h_TE = hidden_states(body, batch.input_ids_T[None], batch.position_ids_T[None], TreeLayout(batch.tree), noise_TE=noise_TE)[0]
-    total = chunked_cross_entropy(h_TE.index_select(0, batch.source_N), head_VE, batch.target_N)
+    layout = TreeLayout(batch.tree, wanted_N=batch.source_N)
+    h_NE = wanted_states(body, batch.input_ids_T, batch.position_ids_T, layout, noise_TE=noise_TE)
+    total = chunked_cross_entropy(h_NE, head_VE, batch.target_N)
     return LossSum(total, batch.target_N.numel(), {})
 
 
