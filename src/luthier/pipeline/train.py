@@ -29,7 +29,7 @@ def train(settings: Settings, progress: Progress) -> dict[str, object]:
 
     Of several processes only rank 0 writes to the run folder and has anything to say.
     """
-    with stop_on_signals() as should_stop, join_world() as world, _folder(settings, world) as folder:
+    with stop_on_signals() as should_stop, join_world(shards=settings.train.shard) as world, _folder(settings, world) as folder:
         prepared = _agreed(prepare(settings, folder, progress), world)
         write_data_files(folder, prepared.data)
         told = progress if world.writes else quiet
@@ -45,7 +45,8 @@ def estimate(settings: Settings, progress: Progress) -> dict[str, object]:
         write_data_files(folder, prepared.data)
         inputs = TrainInputs.of(prepared, progress, should_stop, ALONE)
         plan = make_plan(settings, inputs)
-        predicted = measure_forecast(plan, begin(plan), inputs, folder.root)
+        plan, optimiser = begin(plan, ALONE)
+        predicted = measure_forecast(plan, optimiser, inputs, folder.root)
         lines = [
             f"{plan.trained.method.words}; {len(inputs.train):,} rows; {prepared.precision.reason}",
             forecast_words(predicted),

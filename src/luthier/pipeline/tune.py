@@ -25,6 +25,7 @@ from luthier.train.loop import FitSettings, FitState, StepRecord, fit
 from luthier.train.optim import Optimiser
 from luthier.train.parallel import share_json
 from luthier.train.search import LrProbe, best_learning_rate, probe_learning_rate
+from luthier.train.sharded import put_together
 
 DISK_ROOM = 1.5  # times what is left in the end: a third checkpoint is written before the first of two goes
 
@@ -41,12 +42,12 @@ def tune(settings: Settings, folder: RunFolder, inputs: TrainInputs) -> TrainRec
         return _read_record(record_path)
     folder.train.mkdir(parents=True, exist_ok=True)
     plan = make_plan(settings, inputs)
-    optimiser = begin(plan)
+    plan, optimiser = begin(plan, inputs.world)
     predicted = _predicted(folder, plan, optimiser, inputs, key)
     probes = _search(settings, folder, inputs, plan, key)
     wanted = replace(plan.fit, lr=settings.train.lr if settings.train.lr is not None else next(p.lr for p in probes if p.chosen))
     state = fit(
-        plan.trained.model,
+        plan.model,
         optimiser,
         inputs.train,
         inputs.dev,
@@ -57,7 +58,9 @@ def tune(settings: Settings, folder: RunFolder, inputs: TrainInputs) -> TrainRec
         should_stop=inputs.should_stop,
         world=inputs.world,
     )
-    if plan.trained.method.makes_adapter:  # stored in fp32; a whole model is stored as it computes
+    if inputs.world.shards:
+        put_together(plan.trained.model, optimiser, inputs.world, masters=plan.trained.method.makes_adapter)
+    elif plan.trained.method.makes_adapter:  # stored in fp32; a whole model is stored as it computes
         with torch.no_grad():
             for name, param in optimiser.params.items():
                 param.data = optimiser.masters[name].data
@@ -130,7 +133,7 @@ def _record(
 
 def _key(settings: Settings, inputs: TrainInputs) -> str:
     """Digest of all that the trained weights depend on; how often to save, and in what pieces a batch is computed, are not part of it."""
-    train = settings.train.model_dump(mode="json", exclude={"save_every", "micro_batch", "checkpoint_activations"})
+    train = settings.train.model_dump(mode="json", exclude={"save_every", "micro_batch", "checkpoint_activations", "shard"})
     epochs, _ = choose_epochs(settings.train.epochs, len(inputs.train))
     rows = [[row.input_ids, row.is_label] for row in (*inputs.train, *inputs.dev)]
     return digest([train, settings.seed, epochs, inputs.model_info.sha256, str(inputs.precision.dtype), digest(rows)])
@@ -162,7 +165,7 @@ def _search(settings: Settings, folder: RunFolder, inputs: TrainInputs, plan: Pl
             inputs.on_progress("learning rate", done, total, f"lr {lr:g}: loss {_show(step.loss)}")
 
         probe = probe_learning_rate(
-            plan.trained.model,
+            plan.model,
             inputs.train,
             inputs.dev,
             plan.fit,

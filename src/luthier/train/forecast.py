@@ -21,7 +21,7 @@ from luthier.tokens.tree import common_prefix_length
 from luthier.train.loop import FitSettings, FitState, attempt_update
 from luthier.train.optim import Optimiser
 from luthier.train.order import epoch_batches
-from luthier.train.parallel import ALONE, World
+from luthier.train.parallel import ALONE, World, sum_over_ranks
 from luthier.train.step import MICRO_TOKENS, Pieces, eval_pieces, evaluate_loss
 
 TIMED_SHARES = (0.25, 0.5, 1.0)  # of the updates by size
@@ -37,7 +37,7 @@ class Forecast:
     seconds: float  # of the final training, looks at dev included
     search_seconds: float  # of the search for a learning rate
     checkpoint_bytes: int  # of the tensors in one checkpoint
-    best_bytes: int  # of the copy of the best weights, which the largest update did not see yet
+    best_bytes: int  # of this rank's copy of the best weights, which the largest update did not see yet
 
 
 def forecast(
@@ -67,11 +67,13 @@ def forecast(
     s_per_token = spent / sum(sizes[i] for i in timed)
     best_bytes = optimiser.flat_M.numel() * optimiser.flat_M.element_size()
     checkpoint_bytes = best_bytes + sum(tensor.numel() * tensor.element_size() for tensor in optimiser.state().values())
+    if world.shards:
+        checkpoint_bytes = int(sum_over_ranks(world, checkpoint_bytes))
     optimiser.forget()
     looks = -(-settings.total_updates // settings.eval_every) if settings.eval_every else 1
     mean_update_s = s_per_token * sum(sizes) / len(sizes)
     return Forecast(
-        num_trained_weights=optimiser.flat_M.numel(),
+        num_trained_weights=optimiser.num_weights,
         updates=settings.total_updates,
         row_tokens=sum(len(row.input_ids) for rows in plan for row in rows),
         seconds=s_per_token * sum(sizes) + looks * look_s,

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from luthier.core.types import TokenRow
 from luthier.train.loop import Diverged, FitSettings, FitState, StepRecord, fit
-from luthier.train.optim import Optimiser
+from luthier.train.optim import Optimiser, local
 from luthier.train.parallel import ALONE, World
 
 
@@ -63,7 +64,9 @@ def probe_learning_rate(
         return LrProbe(lr=lr, dev_loss=None, updates=probe_updates, seconds=time.perf_counter() - started)
     finally:
         for name, p in model.named_parameters():
-            if name in start:
+            if name in start and isinstance(p, DTensor):  # FSDP2 keeps hold of its memory
+                local(p.data).copy_(local(start[name]))
+            elif name in start:
                 p.data = start[name].clone()
     return LrProbe(lr=lr, dev_loss=state.best_dev_loss, updates=state.step, seconds=state.train_seconds)
 
