@@ -79,5 +79,6 @@ DEBUG = Flag(names=("--debug",), type=bool, help="Show the traceback of an error
 ALWAYS = (JSON, DEBUG)
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 an error of ours; 2 something to mend in files, settings or options; 130, 143 stopped by SIGINT, SIGTERM."
+    "Exit codes: 0 done; 1 an error of ours; 2 something to mend in files, settings or options; 75 it hung and was given up, repeat the "
+    "command; 130, 143 stopped by SIGINT, SIGTERM."
 )

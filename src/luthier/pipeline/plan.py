@@ -29,6 +29,7 @@ from luthier.train.optim import Optimiser, make_optimiser
 from luthier.train.parallel import World
 from luthier.train.precision import Precision
 from luthier.train.sharded import rows_of, shard_model
+from luthier.train.watchdog import UNWATCHED, Watchdog
 
 MAX_DEV_ROWS = 128  # rows of dev that the training loss is checked on; the arms are chosen on `arms.dev_items`
 AUTO_EPOCH_ROWS = 3000  # rows seen, when the user names no number of epochs
@@ -51,10 +52,16 @@ class TrainInputs:
     on_progress: Callable[[str, float, float, str], None]
     should_stop: Callable[[], bool]
     world: World
+    watch: Watchdog = UNWATCHED
 
     @classmethod
     def of(
-        cls, prepared: Prepared, on_progress: Callable[[str, float, float, str], None], should_stop: Callable[[], bool], world: World
+        cls,
+        prepared: Prepared,
+        on_progress: Callable[[str, float, float, str], None],
+        should_stop: Callable[[], bool],
+        world: World,
+        watch: Watchdog,
     ) -> TrainInputs:
         """From what `prepare` returned."""
         return cls(
@@ -66,6 +73,7 @@ class TrainInputs:
             on_progress=on_progress,
             should_stop=should_stop,
             world=world,
+            watch=watch,
         )
 
 
@@ -194,6 +202,7 @@ def measure_forecast(plan: Plan, optimiser: Optimiser, inputs: TrainInputs, fold
         searched_rates=len(plan.rates),
         probe_updates=plan.probe_updates,
         world=inputs.world,
+        watch=inputs.watch,
     )
     peak = peak_memory_gib()
     predicted = Predicted(

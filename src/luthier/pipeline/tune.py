@@ -23,7 +23,7 @@ from luthier.store.layout import RunFolder
 from luthier.store.stages import finish_stage, stage_is_done
 from luthier.train.loop import FitSettings, FitState, StepRecord, fit
 from luthier.train.optim import Optimiser
-from luthier.train.parallel import share_json
+from luthier.train.parallel import World, share_json
 from luthier.train.search import LrProbe, best_learning_rate, probe_learning_rate
 from luthier.train.sharded import put_together
 
@@ -41,8 +41,8 @@ def tune(settings: Settings, folder: RunFolder, inputs: TrainInputs) -> TrainRec
     if share_json(inputs.world, stage_is_done(folder, "train", key) if inputs.world.writes else None):
         return _read_record(record_path)
     folder.train.mkdir(parents=True, exist_ok=True)
-    plan = make_plan(settings, inputs)
-    plan, optimiser = begin(plan, inputs.world)
+    with inputs.watch.setup():
+        plan, optimiser = begin(make_plan(settings, inputs), inputs.world)
     predicted = _predicted(folder, plan, optimiser, inputs, key)
     probes = _search(settings, folder, inputs, plan, key)
     wanted = replace(plan.fit, lr=settings.train.lr if settings.train.lr is not None else next(p.lr for p in probes if p.chosen))
@@ -57,22 +57,30 @@ def tune(settings: Settings, folder: RunFolder, inputs: TrainInputs) -> TrainRec
         on_step=_reporter(inputs, wanted, folder),
         should_stop=inputs.should_stop,
         world=inputs.world,
+        watch=inputs.watch,
     )
-    if inputs.world.shards:
-        put_together(plan.trained.model, optimiser, inputs.world, masters=plan.trained.method.makes_adapter)
-    elif plan.trained.method.makes_adapter:  # stored in fp32; a whole model is stored as it computes
-        with torch.no_grad():
-            for name, param in optimiser.params.items():
-                param.data = optimiser.masters[name].data
-    if not inputs.world.writes:
-        return _record(folder, inputs, wanted, state, probes, plan, predicted, weights=folder.root, weights_sha256="")
-    target = folder.adapter if plan.trained.method.makes_adapter else folder.model
-    weights = save_trained(plan.trained, target, base=inputs.model_path, base_info=inputs.model_info)
-    sha256 = sha256_file(weights) if weights.is_file() else weights_sha256(weights, weight_files(weights))
+    with inputs.watch.save():
+        _make_whole(plan, optimiser, inputs.world)
+        if not inputs.world.writes:
+            return _record(folder, inputs, wanted, state, probes, plan, predicted, weights=folder.root, weights_sha256="")
+        target = folder.adapter if plan.trained.method.makes_adapter else folder.model
+        weights = save_trained(plan.trained, target, base=inputs.model_path, base_info=inputs.model_info)
+        sha256 = sha256_file(weights) if weights.is_file() else weights_sha256(weights, weight_files(weights))
     record = _record(folder, inputs, wanted, state, probes, plan, predicted, weights=weights, weights_sha256=sha256)
     atomic_write_json(record_path, asdict(record))
     finish_stage(folder, "train", key, [record_path, *sorted(p for p in target.iterdir() if p.is_file())])
     return record
+
+
+def _make_whole(plan: Plan, optimiser: Optimiser, world: World) -> None:
+    """Weights as they are stored: an adapter in fp32, a whole model as it computes. Sharded ones come together on rank 0."""
+    is_adapter = plan.trained.method.makes_adapter
+    if world.shards:
+        put_together(plan.trained.model, optimiser, world, masters=is_adapter)
+    elif is_adapter:
+        with torch.no_grad():
+            for name, param in optimiser.params.items():
+                param.data = optimiser.masters[name].data
 
 
 def _predicted(folder: RunFolder, plan: Plan, optimiser: Optimiser, inputs: TrainInputs, key: str) -> Predicted:
@@ -175,6 +183,7 @@ def _search(settings: Settings, folder: RunFolder, inputs: TrainInputs, plan: Pl
             on_step=tell,
             should_stop=inputs.should_stop,
             world=inputs.world,
+            watch=inputs.watch,
         )
         known[lr] = {"key": key, **asdict(probe)}
         if inputs.world.writes:

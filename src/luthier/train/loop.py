@@ -22,8 +22,10 @@ from luthier.train.order import epoch_batches
 from luthier.train.parallel import ALONE, World, any_rank, share_json
 from luthier.train.sharded import checkpoint_blocks, read_rows
 from luthier.train.step import Pieces, StepResult, evaluate_loss, train_step
+from luthier.train.watchdog import UNWATCHED, Watchdog
 
 MAX_SKIPPED_UPDATES = 3  # one after another
+WATCHED_UPDATES = 100  # whose median says how long the next may take
 T = TypeVar("T")
 
 
@@ -130,6 +132,7 @@ def fit(
     on_step: Callable[[StepRecord, FitState], None],
     should_stop: Callable[[], bool],
     world: World = ALONE,
+    watch: Watchdog = UNWATCHED,
 ) -> FitState:
     """Train until `total_updates`, early stopping or a stop request; leaves the best weights (by dev loss) in the model.
 
@@ -140,7 +143,8 @@ def fit(
     """
     lengths = [len(row.input_ids) for row in train]
     best: dict[str, Tensor] = {}
-    state = _restore(checkpoints, key, optimiser, best, world)
+    with watch.setup():
+        state = _restore(checkpoints, key, optimiser, best, world)
     per_epoch = -(-len(train) // settings.batch)
     epoch, batches = -1, ()
     model.train()
@@ -150,16 +154,20 @@ def fit(
             epoch = state.step // per_epoch
             batches = epoch_batches(lengths, batch=settings.batch, seed=settings.seed, epoch=epoch)
         rows = [train[i] for i in batches[state.step % per_epoch]]
-        record = _update(model, optimiser, rows, settings, state, started, world)
+        before = [done.seconds for done in state.history[-WATCHED_UPDATES:]]
+        with watch.update(before):
+            record = _update(model, optimiser, rows, settings, state, started, world)
         if state.step == settings.total_updates or (settings.eval_every and state.step % settings.eval_every == 0):
-            record = _evaluate(model, optimiser, dev, settings, state, best, record, world)
+            with watch.update(before, updates=max(1.0, len(dev) / settings.batch)):
+                record = _evaluate(model, optimiser, dev, settings, state, best, record, world)
         state.train_seconds += time.perf_counter() - started
         state.history.append(record)
         on_step(record, state)
         stop = any_rank(world, should_stop())
         due = settings.save_every and state.step % settings.save_every == 0
         if checkpoints is not None and (due or stop or state.step == settings.total_updates or state.stopped_early):
-            _save(checkpoints, optimiser, best, state, key=key, world=world)
+            with watch.save():
+                _save(checkpoints, optimiser, best, state, key=key, world=world)
         if stop:
             raise KeyboardInterrupt
     for name, tensor in best.items():
