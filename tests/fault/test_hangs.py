@@ -54,10 +54,10 @@ def whole(place: Path) -> dict:
     return _result(_go(_command(place, "whole", ranks=1)))
 
 
-def _hang(place: Path, section: str, kind: str, *, ranks: int = 1, **more: str) -> subprocess.CompletedProcess[str]:
+def _hang(place: Path, section: str, kind: str, *, ranks: int = 1, shard: tuple[str, ...] = (), **more: str) -> subprocess.CompletedProcess[str]:
     script = place / "hang.py"
     script.write_text(HANG, encoding="utf-8")
-    words = _command(place, f"{section}-{kind}-{ranks}", ranks=ranks)
+    words = _command(place, f"{section}-{kind}-{ranks}{''.join(shard)}", ranks=ranks, more=shard)
     at = words.index("luthier")
     command = [*words[: at - 1], str(script), section, kind, *words[at + 1 :]]
     env = {**_env(), f"LUTHIER_{section.upper()}_LIMIT_S": "3", **more}
@@ -90,7 +90,7 @@ def test_a_hang_that_keeps_python_s_lock_ends_too(place: Path) -> None:
 @pytest.mark.parametrize("shard", [(), ("--shard",)])
 def test_one_rank_that_hangs_ends_all(place: Path, shard: tuple[str, ...]) -> None:
     started = time.monotonic()
-    done = _hang(place, "update", "sleeps", ranks=2, HANGING_RANK="1")
+    done = _hang(place, "update", "sleeps", ranks=2, shard=shard, HANGING_RANK="1")
     assert done.returncode != 0 and time.monotonic() - started < 60
     assert "update: not done after 3 s" in done.stderr and "exitcode  : 75" in done.stderr, done.stderr
 

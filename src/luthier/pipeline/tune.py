@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,8 +39,10 @@ def tune(settings: Settings, folder: RunFolder, inputs: TrainInputs) -> TrainRec
     """
     key = _key(settings, inputs)
     record_path = folder.train / "train.json"
-    if share_json(inputs.world, stage_is_done(folder, "train", key) if inputs.world.writes else None):
-        return _read_record(record_path)
+    is_done = inputs.world.writes and stage_is_done(folder, "train", key)
+    known = share_json(inputs.world, json.loads(record_path.read_text(encoding="utf-8")) if is_done else None)
+    if known is not None:
+        return _read_record(known)
     folder.train.mkdir(parents=True, exist_ok=True)
     with inputs.watch.setup():
         plan, optimiser = begin(make_plan(settings, inputs), inputs.world)
@@ -147,8 +150,7 @@ def _key(settings: Settings, inputs: TrainInputs) -> str:
     return digest([train, settings.seed, epochs, inputs.model_info.sha256, str(inputs.precision.dtype), digest(rows)])
 
 
-def _read_record(path: Path) -> TrainRecord:
-    record = dict(json.loads(path.read_text(encoding="utf-8")))
+def _read_record(record: dict[str, Any]) -> TrainRecord:
     record["probes"] = tuple(Probe(**p) for p in record["probes"])
     record["curve"] = tuple(CurveStep(**c) for c in record["curve"])
     record["predicted"] = None if record["predicted"] is None else Predicted(**record["predicted"])
