@@ -5,7 +5,6 @@ Through the real command, in which one function is replaced by one that never re
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -54,7 +53,9 @@ def whole(place: Path) -> dict:
     return _result(_go(_command(place, "whole", ranks=1)))
 
 
-def _hang(place: Path, section: str, kind: str, *, ranks: int = 1, shard: tuple[str, ...] = (), **more: str) -> subprocess.CompletedProcess[str]:
+def _hang(
+    place: Path, section: str, kind: str, *, ranks: int = 1, shard: tuple[str, ...] = (), **more: str
+) -> subprocess.CompletedProcess[str]:
     script = place / "hang.py"
     script.write_text(HANG, encoding="utf-8")
     words = _command(place, f"{section}-{kind}-{ranks}{''.join(shard)}", ranks=ranks, more=shard)

@@ -62,7 +62,17 @@ def probe_learning_rate(
     started = time.perf_counter()
     try:
         state = fit(
-            model, optimiser, train, dev, probe, checkpoints=None, key="", on_step=on_step, should_stop=should_stop, world=world, watch=watch
+            model,
+            optimiser,
+            train,
+            dev,
+            probe,
+            checkpoints=None,
+            key="",
+            on_step=on_step,
+            should_stop=should_stop,
+            world=world,
+            watch=watch,
         )
     except Diverged:  # that is what a probe is for
         return LrProbe(lr=lr, dev_loss=None, updates=probe_updates, seconds=time.perf_counter() - started)

@@ -152,9 +152,7 @@ def read_rows(found: Checkpoint | None, optimiser: Optimiser, world: World) -> d
     return out
 
 
-def _flat_rows(
-    name: str, file: TensorFile | None, shapes: Mapping[str, torch.Size], dtype: torch.dtype, world: World
-) -> Iterator[Tensor]:
+def _flat_rows(name: str, file: TensorFile | None, shapes: Mapping[str, torch.Size], dtype: torch.dtype, world: World) -> Iterator[Tensor]:
     """The moments of all weights are one tensor, weight after weight: this rank's rows of each of them."""
     at = 0
     for shape in shapes.values():

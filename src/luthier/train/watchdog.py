@@ -10,7 +10,6 @@ import faulthandler
 import math
 import os
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Generator, Sequence
@@ -44,9 +43,7 @@ class Watchdog:
     woken for an earlier one alone. The stacks go to stderr and to the file `stacks` (None: stderr alone).
     """
 
-    def __init__(
-        self, *, stacks: Path | None = None, setup_s: float = SETUP_S, update_s: float = UPDATE_S, save_s: float = SAVE_S
-    ) -> None:
+    def __init__(self, *, stacks: Path | None = None, setup_s: float = SETUP_S, update_s: float = UPDATE_S, save_s: float = SAVE_S) -> None:
         self.stacks = stacks
         self.setup_s = setup_s  # reading, tokenising, opening the model, the forecast; and the first update, which knows no median
         self.update_s = update_s  # at least, of an update or a look at dev
