@@ -83,10 +83,8 @@ def row(model: Model, method: str, gpus: int) -> str:
     trained = model.params if is_full else model.adapter_params
     # Forward, forward again for what was not kept, backward to the inputs, and for trained weights to these.
     flop = (8 if is_full else 6) * model.params * TOKENS_PER_GPU
-    if is_sharded:
-        sent = share * (2 * 2 * model.params + 4 * trained)  # bf16 gathered forward and backward; fp32 gradients reduced and scattered
-    else:
-        sent = 2 * share * 4 * trained  # one all-reduce of one flat fp32 gradient for each update
+    # bf16 gathered forward and backward, fp32 gradients reduced and scattered; or one all-reduce of one flat fp32 gradient.
+    sent = share * (2 * 2 * model.params + 4 * trained if is_sharded else 2 * 4 * trained)
     memory = memory_bytes(model, gpus, is_full=is_full, is_sharded=is_sharded)
     compute_s = flop / (PEAK_FLOP_PER_S * EFFICIENCY)
     link_s = sent / bandwidth(gpus)
@@ -102,10 +100,8 @@ def row(model: Model, method: str, gpus: int) -> str:
 
 
 def table() -> str:
-    lines = [
-        "| model | method | GPUs | computing s | sent GB | link s | update s | computing share | GiB a GPU | checkpoint s | minutes | USD |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    columns = "model|method|GPUs|computing s|sent GB|link s|update s|computing share|GiB a GPU|checkpoint s|minutes|USD".split("|")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     return "\n".join(lines + [row(model, method, gpus) for model in MODELS for method in METHODS for gpus in (8, 64, 512)])
 
 
