@@ -100,7 +100,20 @@ def row(model: Model, method: str, gpus: int) -> str:
 
 
 def table() -> str:
-    columns = "model|method|GPUs|computing s|sent GB|link s|update s|computing share|GiB a GPU|checkpoint s|minutes|USD".split("|")
+    columns = [
+        "model",
+        "method",
+        "GPUs",
+        "computing s",
+        "sent GB",
+        "link s",
+        "update s",
+        "computing share",
+        "GiB a GPU",
+        "checkpoint s",
+        "minutes",
+        "USD",
+    ]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     return "\n".join(lines + [row(model, method, gpus) for model in MODELS for method in METHODS for gpus in (8, 64, 512)])
 
