@@ -1,4 +1,4 @@
-"""Several processes as one training, started by torchrun through the real command: 2 and 4 ranks, one killed, another number on resume."""
+"""Several processes as one training, started by torchrun through the real command: 2 and 4 ranks, two hosts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,46 +72,6 @@ def test_dropout_differs_by_rank_and_repeats(place: Path) -> None:
     first, again = (_result(_go(_command(place, name, ranks=2, epochs=1, more=more))) for name in ("drop-a", "drop-b"))
     assert first["losses"] == again["losses"]
     assert first["losses"] != _result(_go(_command(place, "drop-c", ranks=1, epochs=1, more=more)))["losses"]
-
-
-def _ranks_of(launcher: int) -> list[int]:
-    found: list[tuple[int, int]] = []
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            if f"\nPPid:\t{launcher}\n" in status.read_text(encoding="utf-8"):
-                environ = (status.parent / "environ").read_bytes().decode(errors="replace")
-                found.append((int(environ.split("\0RANK=")[1].split("\0")[0]), int(status.parent.name)))
-        except (OSError, IndexError):
-            continue
-    return [pid for _, pid in sorted(found)]
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="ranks are found through /proc")
-@pytest.mark.parametrize("victim", [0, 1])
-def test_when_a_rank_dies_all_end_and_another_number_of_ranks_goes_on(place: Path, alone: dict, victim: int) -> None:
-    run_dir = place / f"killed-{victim}"
-    process = subprocess.Popen(
-        _command(place, run_dir.name, ranks=2),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=_env(),
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not list((run_dir / "train" / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        ranks = _ranks_of(process.pid)
-        assert len(ranks) == 2
-        os.kill(ranks[victim], signal.SIGKILL)
-        process.communicate(timeout=60)  # no hang
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode != 0
-    assert not [pid for pid in ranks if Path(f"/proc/{pid}").exists()]
-    _same(_result(_go(_command(place, run_dir.name, ranks=1 if victim else 4))), alone)
 
 
 def _ip(words: str) -> None:

@@ -54,6 +54,7 @@ TRAIN = (
     _setting("train.lora_r", "--lora-r", int, "Rank of the adapters."),
     _setting("train.lr", "--lr", float, "Learning rate; without it the best of a few is found on dev."),
     _setting("train.save_every", "--save-every", int, "Updates between checkpoints."),
+    _setting("train.shard", "--shard", bool, "Under torchrun: each process holds its share of the weights (FSDP2)."),
     _setting("run_dir", "--run-dir", str, "Folder of the run; default: runs/ and the name of the first file."),
     _setting("fresh", "--fresh", bool, "Throw away what is in the run folder and start over."),
 )
@@ -78,5 +79,6 @@ DEBUG = Flag(names=("--debug",), type=bool, help="Show the traceback of an error
 ALWAYS = (JSON, DEBUG)
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 an error of ours; 2 something to mend in files, settings or options; 130, 143 stopped by SIGINT, SIGTERM."
+    "Exit codes: 0 done; 1 an error of ours; 2 something to mend in files, settings or options; 75 it hung and was given up, repeat the "
+    "command; 130, 143 stopped by SIGINT, SIGTERM."
 )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
+
+import torch
+from torch import nn
 
 from luthier.core.console import duration
 from luthier.core.types import TokenRow
@@ -25,6 +28,8 @@ from luthier.train.loop import FitSettings
 from luthier.train.optim import Optimiser, make_optimiser
 from luthier.train.parallel import World
 from luthier.train.precision import Precision
+from luthier.train.sharded import rows_of, shard_model
+from luthier.train.watchdog import UNWATCHED, Watchdog
 
 MAX_DEV_ROWS = 128  # rows of dev that the training loss is checked on; the arms are chosen on `arms.dev_items`
 AUTO_EPOCH_ROWS = 3000  # rows seen, when the user names no number of epochs
@@ -47,10 +52,16 @@ class TrainInputs:
     on_progress: Callable[[str, float, float, str], None]
     should_stop: Callable[[], bool]
     world: World
+    watch: Watchdog = UNWATCHED
 
     @classmethod
     def of(
-        cls, prepared: Prepared, on_progress: Callable[[str, float, float, str], None], should_stop: Callable[[], bool], world: World
+        cls,
+        prepared: Prepared,
+        on_progress: Callable[[str, float, float, str], None],
+        should_stop: Callable[[], bool],
+        world: World,
+        watch: Watchdog,
     ) -> TrainInputs:
         """From what `prepare` returned."""
         return cls(
@@ -62,6 +73,7 @@ class TrainInputs:
             on_progress=on_progress,
             should_stop=should_stop,
             world=world,
+            watch=watch,
         )
 
 
@@ -70,7 +82,9 @@ class Plan:
     """A training that is ready to begin. `fit` has no learning rate yet where it is still to be found."""
 
     trained: Trainable
+    model: nn.Module  # what computes: `trained.model`, or its sharded form
     make_optimiser: Callable[[], Optimiser]
+    dtype: torch.dtype  # that the model computes in
     fit: FitSettings
     rates: tuple[float, ...]  # to be tried; empty where the learning rate is set
     probe_updates: int
@@ -140,6 +154,7 @@ def make_plan(settings: Settings, inputs: TrainInputs) -> Plan:
     wanted = fit_settings(settings, len(inputs.train), epochs, lr=train.lr or 0.0)
     return Plan(
         trained=trained,
+        model=trained.model,
         make_optimiser=partial(
             make_optimiser,
             trained.model,
@@ -147,6 +162,7 @@ def make_plan(settings: Settings, inputs: TrainInputs) -> Plan:
             compute_dtype=inputs.precision.dtype,
             name=train.optimiser,
         ),
+        dtype=inputs.precision.dtype,
         fit=wanted,
         rates=rates,
         probe_updates=min(train.lr_probe_steps, wanted.total_updates),
@@ -154,11 +170,23 @@ def make_plan(settings: Settings, inputs: TrainInputs) -> Plan:
     )
 
 
-def begin(plan: Plan) -> Optimiser:
-    """An optimiser, and the model in the dtype it computes in, with fast kernels where they fit."""
+def begin(plan: Plan, world: World) -> tuple[Plan, Optimiser]:
+    """An optimiser, and the model in the dtype it computes in, with fast kernels where they fit, and sharded where that is wanted."""
+    model = plan.trained.model
+    if not world.shards:
+        optimiser = plan.make_optimiser()
+        use_fast_kernels(model)
+        return plan, optimiser
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    starts = {name: rows_of(p.detach(), world).clone() for name, p in trained.items() if p.dtype != plan.dtype}  # adapters start in fp32
+    for p in trained.values():
+        p.data = p.data.to(plan.dtype)
+    use_fast_kernels(model)
+    plan = replace(plan, model=shard_model(model, world))
     optimiser = plan.make_optimiser()
-    use_fast_kernels(plan.trained.model)
-    return optimiser
+    for name, start in starts.items():
+        optimiser.masters[name].copy_(start)
+    return plan, optimiser
 
 
 def measure_forecast(plan: Plan, optimiser: Optimiser, inputs: TrainInputs, folder: Path) -> Predicted:
@@ -166,7 +194,7 @@ def measure_forecast(plan: Plan, optimiser: Optimiser, inputs: TrainInputs, fold
     inputs.on_progress("forecast", 0, 1, "a few updates without effect, the largest first")
     before = peak_memory_gib()
     found = forecast(
-        plan.trained.model,
+        plan.model,
         optimiser,
         inputs.train,
         inputs.dev,
@@ -174,6 +202,7 @@ def measure_forecast(plan: Plan, optimiser: Optimiser, inputs: TrainInputs, fold
         searched_rates=len(plan.rates),
         probe_updates=plan.probe_updates,
         world=inputs.world,
+        watch=inputs.watch,
     )
     peak = peak_memory_gib()
     predicted = Predicted(

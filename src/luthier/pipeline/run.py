@@ -42,13 +42,16 @@ from luthier.store.index import rebuild_index
 from luthier.store.layout import RunFolder, open_run
 from luthier.store.stages import finish_stage, stage_holds, stage_is_done
 from luthier.train.parallel import ALONE, refuse_several
+from luthier.train.watchdog import Watchdog
 
 
 def run(settings: Settings, progress: Progress) -> dict[str, object]:
     """The whole main job. Returns lines for people and one JSON object; killed anywhere, the same call goes on."""
     refuse_several("luthier run")
     with stop_on_signals() as should_stop, open_run(Path(settings.run_dir), settings) as folder:
-        prepared = prepare(settings, folder, progress)
+        watch = Watchdog.from_environment(folder.stacks)
+        with watch.setup():
+            prepared = prepare(settings, folder, progress)
         _refuse_text(prepared.data.split)
         write_data_files(folder, prepared.data)
         key = digest(settings.identity())
@@ -56,7 +59,7 @@ def run(settings: Settings, progress: Progress) -> dict[str, object]:
             if not folder.index.exists():
                 rebuild_index(folder)
             return _decide_and_report(settings, folder, read_record(folder.results))
-        trained = tune(settings, folder, TrainInputs.of(prepared, progress, should_stop, ALONE))
+        trained = tune(settings, folder, TrainInputs.of(prepared, progress, should_stop, ALONE, watch))
         arms = _measure_all(settings, folder, prepared, trained, progress, should_stop)
         record = make_record(settings, prepared, trained, arms)
         atomic_write_text(folder.results, to_json(record))

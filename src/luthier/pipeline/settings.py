@@ -26,7 +26,7 @@ DIGEST_CHARS = 16
 # What may change between two calls on one run folder without changing what was measured. The rest of `decide` is here because
 # verdict and report are made anew from the record; the metric is not, because the arms are chosen on dev with it.
 BENIGN = frozenset(
-    {"threads", "run_dir", "fresh", "train.micro_batch", "train.checkpoint_activations", "train.save_every"}
+    {"threads", "run_dir", "fresh", "train.micro_batch", "train.checkpoint_activations", "train.save_every", "train.shard"}
     | {f"decide.{name}" for name in ("margin", "min_quality", "volume", "usd_per_hour", "hosting", "labelling", "months")}
 )  # fmt: skip
 
@@ -113,6 +113,11 @@ class TrainSettings(_Group):
     checkpoint_activations: bool = Field(
         default=False, strict=True, description="keep less for the backward pass and compute it again: less memory, about a third slower"
     )
+    shard: bool = Field(
+        default=False,
+        strict=True,
+        description="under torchrun: each process holds only its share of weights, gradients and moments (FSDP2); same result to rounding",
+    )
     lr: Rate | None = Field(default=None, description="learning rate; null tries the candidates and takes the best on dev")
     lr_candidates: Rates | None = Field(
         default=None,
@@ -156,6 +161,11 @@ class TrainSettings(_Group):
         for key in ("lora_r", "lora_alpha", "lora_dropout", "lora_rslora", "lora_init"):
             if self.method in ("freeze", "full") and getattr(self, key) != fields[key].default:
                 raise ValueError(f"train.{key} only with adapters, and train.method {self.method} has none | --set train.method=lora")
+        if self.shard and self.optimiser != "adamw":
+            raise ValueError(
+                f"train.optimiser adamw with train.shard: {self.optimiser} works on whole matrices, and each process holds some rows"
+                " | --set train.optimiser=adamw"
+            )
         if self.method == "dora" and self.lora_init == "pissa":
             raise ValueError(
                 "train.lora_init uniform with train.method dora: PiSSA changes the weights whose lengths DoRA measures"

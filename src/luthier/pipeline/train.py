@@ -19,6 +19,7 @@ from luthier.pipeline.tune import tune
 from luthier.store.layout import RunFolder, open_run
 from luthier.train.parallel import ALONE, World, join_world, refuse_several, share_json
 from luthier.train.precision import choose_precision
+from luthier.train.watchdog import UNWATCHED, Watchdog
 
 GIB_IN_GB = 2**30 / 1e9
 MIB_IN_MB = 2**20 / 1e6
@@ -29,11 +30,13 @@ def train(settings: Settings, progress: Progress) -> dict[str, object]:
 
     Of several processes only rank 0 writes to the run folder and has anything to say.
     """
-    with stop_on_signals() as should_stop, join_world() as world, _folder(settings, world) as folder:
-        prepared = _agreed(prepare(settings, folder, progress), world)
+    with stop_on_signals() as should_stop, join_world(shards=settings.train.shard) as world, _folder(settings, world) as folder:
+        watch = Watchdog.from_environment(folder.stacks if world.writes else None)
+        with watch.setup():
+            prepared = _agreed(prepare(settings, folder, progress), world)
         write_data_files(folder, prepared.data)
         told = progress if world.writes else quiet
-        record = tune(settings, folder, TrainInputs.of(prepared, told, should_stop, world))
+        record = tune(settings, folder, TrainInputs.of(prepared, told, should_stop, world, watch))
         return _outcome(folder, record) if world.writes else {}
 
 
@@ -43,9 +46,10 @@ def estimate(settings: Settings, progress: Progress) -> dict[str, object]:
     with stop_on_signals() as should_stop, _scratch_folder(settings) as folder:
         prepared = prepare(settings, folder, progress)
         write_data_files(folder, prepared.data)
-        inputs = TrainInputs.of(prepared, progress, should_stop, ALONE)
+        inputs = TrainInputs.of(prepared, progress, should_stop, ALONE, UNWATCHED)
         plan = make_plan(settings, inputs)
-        predicted = measure_forecast(plan, begin(plan), inputs, folder.root)
+        plan, optimiser = begin(plan, ALONE)
+        predicted = measure_forecast(plan, optimiser, inputs, folder.root)
         lines = [
             f"{plan.trained.method.words}; {len(inputs.train):,} rows; {prepared.precision.reason}",
             forecast_words(predicted),

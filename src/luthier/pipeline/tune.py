@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,8 +24,9 @@ from luthier.store.layout import RunFolder
 from luthier.store.stages import finish_stage, stage_is_done
 from luthier.train.loop import FitSettings, FitState, StepRecord, fit
 from luthier.train.optim import Optimiser
-from luthier.train.parallel import share_json
+from luthier.train.parallel import World, share_json
 from luthier.train.search import LrProbe, best_learning_rate, probe_learning_rate
+from luthier.train.sharded import put_together
 
 DISK_ROOM = 1.5  # times what is left in the end: a third checkpoint is written before the first of two goes
 
@@ -37,16 +39,18 @@ def tune(settings: Settings, folder: RunFolder, inputs: TrainInputs) -> TrainRec
     """
     key = _key(settings, inputs)
     record_path = folder.train / "train.json"
-    if share_json(inputs.world, stage_is_done(folder, "train", key) if inputs.world.writes else None):
-        return _read_record(record_path)
+    is_done = inputs.world.writes and stage_is_done(folder, "train", key)
+    known = share_json(inputs.world, json.loads(record_path.read_text(encoding="utf-8")) if is_done else None)
+    if known is not None:
+        return _read_record(known)
     folder.train.mkdir(parents=True, exist_ok=True)
-    plan = make_plan(settings, inputs)
-    optimiser = begin(plan)
+    with inputs.watch.setup():
+        plan, optimiser = begin(make_plan(settings, inputs), inputs.world)
     predicted = _predicted(folder, plan, optimiser, inputs, key)
     probes = _search(settings, folder, inputs, plan, key)
     wanted = replace(plan.fit, lr=settings.train.lr if settings.train.lr is not None else next(p.lr for p in probes if p.chosen))
     state = fit(
-        plan.trained.model,
+        plan.model,
         optimiser,
         inputs.train,
         inputs.dev,
@@ -56,20 +60,30 @@ def tune(settings: Settings, folder: RunFolder, inputs: TrainInputs) -> TrainRec
         on_step=_reporter(inputs, wanted, folder),
         should_stop=inputs.should_stop,
         world=inputs.world,
+        watch=inputs.watch,
     )
-    if plan.trained.method.makes_adapter:  # stored in fp32; a whole model is stored as it computes
-        with torch.no_grad():
-            for name, param in optimiser.params.items():
-                param.data = optimiser.masters[name].data
-    if not inputs.world.writes:
-        return _record(folder, inputs, wanted, state, probes, plan, predicted, weights=folder.root, weights_sha256="")
-    target = folder.adapter if plan.trained.method.makes_adapter else folder.model
-    weights = save_trained(plan.trained, target, base=inputs.model_path, base_info=inputs.model_info)
-    sha256 = sha256_file(weights) if weights.is_file() else weights_sha256(weights, weight_files(weights))
+    with inputs.watch.save():
+        _make_whole(plan, optimiser, inputs.world)
+        if not inputs.world.writes:
+            return _record(folder, inputs, wanted, state, probes, plan, predicted, weights=folder.root, weights_sha256="")
+        target = folder.adapter if plan.trained.method.makes_adapter else folder.model
+        weights = save_trained(plan.trained, target, base=inputs.model_path, base_info=inputs.model_info)
+        sha256 = sha256_file(weights) if weights.is_file() else weights_sha256(weights, weight_files(weights))
     record = _record(folder, inputs, wanted, state, probes, plan, predicted, weights=weights, weights_sha256=sha256)
     atomic_write_json(record_path, asdict(record))
     finish_stage(folder, "train", key, [record_path, *sorted(p for p in target.iterdir() if p.is_file())])
     return record
+
+
+def _make_whole(plan: Plan, optimiser: Optimiser, world: World) -> None:
+    """Weights as they are stored: an adapter in fp32, a whole model as it computes. Sharded ones come together on rank 0."""
+    is_adapter = plan.trained.method.makes_adapter
+    if world.shards:
+        put_together(plan.trained.model, optimiser, world, masters=is_adapter)
+    elif is_adapter:
+        with torch.no_grad():
+            for name, param in optimiser.params.items():
+                param.data = optimiser.masters[name].data
 
 
 def _predicted(folder: RunFolder, plan: Plan, optimiser: Optimiser, inputs: TrainInputs, key: str) -> Predicted:
@@ -130,14 +144,13 @@ def _record(
 
 def _key(settings: Settings, inputs: TrainInputs) -> str:
     """Digest of all that the trained weights depend on; how often to save, and in what pieces a batch is computed, are not part of it."""
-    train = settings.train.model_dump(mode="json", exclude={"save_every", "micro_batch", "checkpoint_activations"})
+    train = settings.train.model_dump(mode="json", exclude={"save_every", "micro_batch", "checkpoint_activations", "shard"})
     epochs, _ = choose_epochs(settings.train.epochs, len(inputs.train))
     rows = [[row.input_ids, row.is_label] for row in (*inputs.train, *inputs.dev)]
     return digest([train, settings.seed, epochs, inputs.model_info.sha256, str(inputs.precision.dtype), digest(rows)])
 
 
-def _read_record(path: Path) -> TrainRecord:
-    record = dict(json.loads(path.read_text(encoding="utf-8")))
+def _read_record(record: dict[str, Any]) -> TrainRecord:
     record["probes"] = tuple(Probe(**p) for p in record["probes"])
     record["curve"] = tuple(CurveStep(**c) for c in record["curve"])
     record["predicted"] = None if record["predicted"] is None else Predicted(**record["predicted"])
@@ -162,7 +175,7 @@ def _search(settings: Settings, folder: RunFolder, inputs: TrainInputs, plan: Pl
             inputs.on_progress("learning rate", done, total, f"lr {lr:g}: loss {_show(step.loss)}")
 
         probe = probe_learning_rate(
-            plan.trained.model,
+            plan.model,
             inputs.train,
             inputs.dev,
             plan.fit,
@@ -172,6 +185,7 @@ def _search(settings: Settings, folder: RunFolder, inputs: TrainInputs, plan: Pl
             on_step=tell,
             should_stop=inputs.should_stop,
             world=inputs.world,
+            watch=inputs.watch,
         )
         known[lr] = {"key": key, **asdict(probe)}
         if inputs.world.writes:

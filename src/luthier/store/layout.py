@@ -6,6 +6,7 @@ lock, owner.json        who works on it
 journal/                events, generations, steps: append-only
 check.json, rejects.jsonl, split.json, split/{train,dev,test}.jsonl
 train/                  checkpoints, probes, the forecast
+stacks.txt              where every thread was when a section took too long
 adapter/ or model/      what was trained: an adapter in the standard PEFT format, or a whole model folder
 latency.json, larger/   single-request times, those of larger models in a folder each
 results.json            everything measured
@@ -97,6 +98,11 @@ class RunFolder:
     def train(self) -> Path:
         """Checkpoints and probes."""
         return self.root / "train"
+
+    @property
+    def stacks(self) -> Path:
+        """Where every thread was when the watchdog gave up; not there otherwise."""
+        return self.root / "stacks.txt"
 
     @property
     def adapter(self) -> Path:
@@ -234,7 +240,7 @@ def clear(folder: RunFolder) -> None:
     files = (folder.config, folder.check, folder.rejects, folder.split, folder.latency, folder.results, folder.verdict, folder.report)
     for path in folders:
         shutil.rmtree(path, ignore_errors=True)
-    for path in (*files, folder.card, folder.index, folder.manifest):
+    for path in (*files, folder.stacks, folder.card, folder.index, folder.manifest):
         path.unlink(missing_ok=True)
     still_there = [path.name for path in (*folders, folder.manifest) if path.exists()]
     if still_there:

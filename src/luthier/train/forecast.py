@@ -21,8 +21,9 @@ from luthier.tokens.tree import common_prefix_length
 from luthier.train.loop import FitSettings, FitState, attempt_update
 from luthier.train.optim import Optimiser
 from luthier.train.order import epoch_batches
-from luthier.train.parallel import ALONE, World
+from luthier.train.parallel import ALONE, World, sum_over_ranks
 from luthier.train.step import MICRO_TOKENS, Pieces, eval_pieces, evaluate_loss
+from luthier.train.watchdog import UNWATCHED, Watchdog
 
 TIMED_SHARES = (0.25, 0.5, 1.0)  # of the updates by size
 
@@ -37,7 +38,7 @@ class Forecast:
     seconds: float  # of the final training, looks at dev included
     search_seconds: float  # of the search for a learning rate
     checkpoint_bytes: int  # of the tensors in one checkpoint
-    best_bytes: int  # of the copy of the best weights, which the largest update did not see yet
+    best_bytes: int  # of this rank's copy of the best weights, which the largest update did not see yet
 
 
 def forecast(
@@ -50,6 +51,7 @@ def forecast(
     searched_rates: int,
     probe_updates: int,
     world: World = ALONE,
+    watch: Watchdog = UNWATCHED,
 ) -> Forecast:
     """Measure as the module says and add up. The model and the optimiser are left as they were; torch's random state moves.
 
@@ -60,18 +62,22 @@ def forecast(
     sizes = [_computed_tokens(rows, settings.micro_batch) for rows in plan]
     order = sorted(range(len(plan)), key=lambda i: sizes[i])
     model.train()
-    _time_update(model, optimiser, plan[order[-1]], settings, state, world)
-    look_s = _time_look(model, dev, settings, state, world)
+    with watch.update([]):
+        first_s = _time_update(model, optimiser, plan[order[-1]], settings, state, world)
     timed = [order[round(share * (len(order) - 1))] for share in TIMED_SHARES]
-    spent = sum(_time_update(model, optimiser, plan[i], settings, state, world) for i in timed)
+    with watch.update([first_s], updates=len(timed)):
+        look_s = _time_look(model, dev, settings, state, world)
+        spent = sum(_time_update(model, optimiser, plan[i], settings, state, world) for i in timed)
     s_per_token = spent / sum(sizes[i] for i in timed)
     best_bytes = optimiser.flat_M.numel() * optimiser.flat_M.element_size()
     checkpoint_bytes = best_bytes + sum(tensor.numel() * tensor.element_size() for tensor in optimiser.state().values())
+    if world.shards:
+        checkpoint_bytes = int(sum_over_ranks(world, checkpoint_bytes))
     optimiser.forget()
     looks = -(-settings.total_updates // settings.eval_every) if settings.eval_every else 1
     mean_update_s = s_per_token * sum(sizes) / len(sizes)
     return Forecast(
-        num_trained_weights=optimiser.flat_M.numel(),
+        num_trained_weights=optimiser.num_weights,
         updates=settings.total_updates,
         row_tokens=sum(len(row.input_ids) for rows in plan for row in rows),
         seconds=s_per_token * sum(sizes) + looks * look_s,

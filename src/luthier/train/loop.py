@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,13 +16,16 @@ from torch import Tensor, nn
 from luthier.core.errors import RunError
 from luthier.core.seeds import seed_for
 from luthier.core.types import TokenRow
-from luthier.train.checkpoint import latest_checkpoint, save_checkpoint
-from luthier.train.optim import Optimiser, Schedule, lr_at
+from luthier.train.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from luthier.train.optim import Optimiser, Schedule, local, lr_at
 from luthier.train.order import epoch_batches
 from luthier.train.parallel import ALONE, World, any_rank, share_json
+from luthier.train.sharded import checkpoint_blocks, read_rows
 from luthier.train.step import Pieces, StepResult, evaluate_loss, train_step
+from luthier.train.watchdog import UNWATCHED, Watchdog
 
 MAX_SKIPPED_UPDATES = 3  # one after another
+WATCHED_UPDATES = 100  # whose median says how long the next may take
 T = TypeVar("T")
 
 
@@ -78,35 +82,42 @@ class FitState:
     history: list[StepRecord] = field(default_factory=list[StepRecord])
 
 
-def _to_json(state: FitState) -> dict[str, Any]:
-    return asdict(state)
-
-
 def _from_json(data: dict[str, Any]) -> FitState:
     state = FitState(**data)
     state.history = [StepRecord(**record) for record in data["history"]]
     return state
 
 
-def _tensors(optimiser: Optimiser, best: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {**optimiser.state(), **{f"best.{k}": v for k, v in best.items()}}
+def _save(root: Path, optimiser: Optimiser, best: dict[str, Tensor], state: FitState, *, key: str, world: World) -> None:
+    """Rank 0 writes a checkpoint. Where weights are sharded the others send it theirs."""
+    tensors = {**optimiser.state(), **{f"best.{k}": v for k, v in best.items()}}
+    blocks = checkpoint_blocks(optimiser, best, world) if world.shards else None
+    if world.writes:
+        save_checkpoint(root, step=state.step, tensors=blocks or tensors, state=asdict(state), key=key)
+    elif blocks is not None:
+        deque(blocks.values, maxlen=0)
 
 
 def _restore(root: Path | None, key: str, optimiser: Optimiser, best: dict[str, Tensor], world: World) -> FitState:
-    """Rank 0 reads the newest valid checkpoint; the others are sent it, for they may not see the same disk."""
+    """Rank 0 reads the newest valid checkpoint; the others are sent it, or their share of it, for they may not see the same disk."""
     found = latest_checkpoint(root, key=key) if root is not None and world.writes else None
-    tensors = {} if found is None else found.tensors
-    shapes = {name: (list(tensor.shape), str(tensor.dtype).removeprefix("torch.")) for name, tensor in tensors.items()}
-    state, shapes = share_json(world, (None if found is None else found.state, shapes))
+    state = share_json(world, None if found is None else found.state)
     if state is None:
         return FitState()
-    for name, (shape, dtype) in shapes.items():
-        if name not in tensors:
-            tensors[name] = torch.zeros(shape, dtype=getattr(torch, dtype))
-        world.share(tensors[name])
+    tensors = read_rows(found, optimiser, world) if world.shards else _read_whole(found, world)
     optimiser.load_state(tensors)
     best.update({name.removeprefix("best."): t for name, t in tensors.items() if name.startswith("best.")})
     return _from_json(state)
+
+
+def _read_whole(found: Checkpoint | None, world: World) -> dict[str, Tensor]:
+    tensors = {} if found is None else found.tensors
+    shapes = {name: (list(tensor.shape), str(tensor.dtype).removeprefix("torch.")) for name, tensor in tensors.items()}
+    for name, (shape, dtype) in share_json(world, shapes).items():
+        if name not in tensors:
+            tensors[name] = torch.zeros(shape, dtype=getattr(torch, dtype))
+        world.share(tensors[name])
+    return tensors
 
 
 def fit(
@@ -121,6 +132,7 @@ def fit(
     on_step: Callable[[StepRecord, FitState], None],
     should_stop: Callable[[], bool],
     world: World = ALONE,
+    watch: Watchdog = UNWATCHED,
 ) -> FitState:
     """Train until `total_updates`, early stopping or a stop request; leaves the best weights (by dev loss) in the model.
 
@@ -131,7 +143,8 @@ def fit(
     """
     lengths = [len(row.input_ids) for row in train]
     best: dict[str, Tensor] = {}
-    state = _restore(checkpoints, key, optimiser, best, world)
+    with watch.setup():
+        state = _restore(checkpoints, key, optimiser, best, world)
     per_epoch = -(-len(train) // settings.batch)
     epoch, batches = -1, ()
     model.train()
@@ -141,21 +154,25 @@ def fit(
             epoch = state.step // per_epoch
             batches = epoch_batches(lengths, batch=settings.batch, seed=settings.seed, epoch=epoch)
         rows = [train[i] for i in batches[state.step % per_epoch]]
-        record = _update(model, optimiser, rows, settings, state, started, world)
+        before = [done.seconds for done in state.history[-WATCHED_UPDATES:]]
+        with watch.update(before):
+            record = _update(model, optimiser, rows, settings, state, started, world)
         if state.step == settings.total_updates or (settings.eval_every and state.step % settings.eval_every == 0):
-            record = _evaluate(model, optimiser, dev, settings, state, best, record, world)
+            with watch.update(before, updates=max(1.0, len(dev) / settings.batch)):
+                record = _evaluate(model, optimiser, dev, settings, state, best, record, world)
         state.train_seconds += time.perf_counter() - started
         state.history.append(record)
         on_step(record, state)
         stop = any_rank(world, should_stop())
         due = settings.save_every and state.step % settings.save_every == 0
-        if checkpoints is not None and world.writes and (due or stop or state.step == settings.total_updates or state.stopped_early):
-            save_checkpoint(checkpoints, step=state.step, tensors=_tensors(optimiser, best), state=_to_json(state), key=key)
+        if checkpoints is not None and (due or stop or state.step == settings.total_updates or state.stopped_early):
+            with watch.save():
+                _save(checkpoints, optimiser, best, state, key=key, world=world)
         if stop:
             raise KeyboardInterrupt
     for name, tensor in best.items():
         optimiser.masters[name].data.copy_(tensor)
-        optimiser.params[name].data.copy_(tensor)
+        local(optimiser.params[name].data).copy_(tensor)
     model.eval()
     return state
 

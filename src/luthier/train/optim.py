@@ -14,11 +14,19 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from luthier.train.parallel import ALONE, World, sum_over_ranks
 
 Schedule = Literal["linear", "cosine", "constant", "wsd"]
 OptimiserName = Literal["adamw", "adafactor", "muon"]
 WSD_DECAY_SHARE = 0.2  # of the updates; 10 to 20 % is what "warmup-stable-decay" runs use (arXiv 2404.06395, section 4)
 ALL = "all"
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, sharing its memory: all, unless the weights are sharded (`sharded.py`)."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @dataclass(slots=True)
@@ -27,6 +35,7 @@ class Optimiser:
 
     `masters` are views into `flat_M`, the M trainable weights one after another, and `grad_M` is their gradient: norm, clipping
     and AdamW are then one operation each instead of one for each of several hundred small tensors, and ranks exchange one tensor.
+    Where weights are sharded, all of these are this rank's share: masters, gradients and moments of the rows it holds.
     """
 
     params: dict[str, nn.Parameter]
@@ -39,11 +48,11 @@ class Optimiser:
     def accumulate(self) -> None:
         """Add the gradients of one backward pass to `grad_M`, in fp32, and clear them."""
         at = 0
-        for param in self.params.values():
+        for param, master in zip(self.params.values(), self.masters.values(), strict=True):
             if param.grad is not None:
-                self.grad_M[at : at + param.numel()].add_(param.grad.reshape(-1))
+                self.grad_M[at : at + master.numel()].add_(local(param.grad).reshape(-1))
                 param.grad = None
-            at += param.numel()
+            at += master.numel()
 
     def drop_gradients(self) -> None:
         """Forget what was accumulated."""
@@ -65,7 +74,7 @@ class Optimiser:
         with torch.no_grad():
             for name, master in self.masters.items():
                 master.copy_(state[f"master.{name}"])
-                self.params[name].copy_(master)
+                local(self.params[name]).copy_(master)
         for optimiser in self.torch_optimisers:
             mine = {id(p) for group in optimiser.param_groups for p in group["params"]}
             for name, tensor in self.owned.items():
@@ -73,6 +82,11 @@ class Optimiser:
                 found = {key.removeprefix(start): value.clone() for key, value in state.items() if key.startswith(start)}
                 if id(tensor) in mine and found:
                     optimiser.state[tensor] = found
+
+    @property
+    def num_weights(self) -> int:
+        """Trained weights, over all ranks."""
+        return sum(p.numel() for p in self.params.values())
 
     def forget(self) -> None:
         """Drop gradients and moments, as if no update had been made."""
@@ -82,13 +96,15 @@ class Optimiser:
 
 
 def make_optimiser(model: nn.Module, *, weight_decay: float, compute_dtype: torch.dtype, name: OptimiserName = "adamw") -> Optimiser:
-    """fp32 masters of all trainable parameters; the parameters themselves are cast to the compute dtype."""
+    """fp32 masters of all trainable parameters; the parameters themselves are cast to the compute dtype (sharded ones have it)."""
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    flat_M = torch.cat([p.detach().float().reshape(-1) for p in params.values()])
-    pieces = flat_M.detach().split([p.numel() for p in params.values()])
-    masters = {name: piece.view(p.shape) for (name, p), piece in zip(params.items(), pieces, strict=True)}
+    held = {name: local(p.detach()) for name, p in params.items()}
+    flat_M = torch.cat([p.float().reshape(-1) for p in held.values()])
+    pieces = flat_M.detach().split([p.numel() for p in held.values()])
+    masters = {name: piece.view(p.shape) for (name, p), piece in zip(held.items(), pieces, strict=True)}
     for p in params.values():
-        p.data = p.data.to(compute_dtype)
+        if p.dtype != compute_dtype:
+            p.data = p.data.to(compute_dtype)
     owned = {ALL: flat_M.requires_grad_()} if name == "adamw" else masters
     embeddings = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     is_matrix = {name: p.ndim == 2 and id(p) not in embeddings for name, p in params.items()}
@@ -114,13 +130,15 @@ def _adamw(tensors: list[Tensor], weight_decay: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(tensors, lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=True)
 
 
-def apply_update(optimiser: Optimiser, *, lr: float, max_grad_norm: float, weight: int) -> float:
+def apply_update(optimiser: Optimiser, *, lr: float, max_grad_norm: float, weight: int, world: World = ALONE) -> float:
     """Divide the accumulated gradient by `weight`, check, clip, step; returns the gradient norm.
 
     Raises FloatingPointError when learning rate or norm is not finite; nothing is applied, the weights are as before.
     """
     grad_M = optimiser.grad_M.div_(weight)
     norm = float(torch.linalg.vector_norm(grad_M))
+    if world.shards:
+        norm = math.sqrt(sum_over_ranks(world, norm * norm))
     if not math.isfinite(norm) or not math.isfinite(lr):
         optimiser.drop_gradients()
         raise FloatingPointError(f"gradient norm is {norm}" if not math.isfinite(norm) else f"learning rate is {lr}")
@@ -138,7 +156,7 @@ def apply_update(optimiser: Optimiser, *, lr: float, max_grad_norm: float, weigh
         tensor.grad = None
     with torch.no_grad():
         for param, master in zip(optimiser.params.values(), optimiser.masters.values(), strict=True):
-            param.copy_(master)
+            local(param).copy_(master)
     grad_M.zero_()
     return norm
 

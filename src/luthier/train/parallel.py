@@ -1,9 +1,10 @@
 """Several processes as one training, started by torchrun; gloo between CPUs.
 
-Every rank holds the whole model, computes its share of each update's rows, and adds up one flat fp32 gradient with the others.
-That is data parallelism as DDP does it, with one exchange for each update instead of one for each layer's bucket: the trainable
-weights of an adapter are few, and micro-batches need no exchange of their own. Order of rows, divisor, learning rate and
-clipping are functions of what every rank knows, so ranks cannot drift apart, and a checkpoint fits any number of ranks.
+Every rank computes its share of each update's rows. As it stands, it holds the whole model and adds up one flat fp32 gradient with the
+others. That is data parallelism as DDP does it, with one exchange for each update instead of one for each layer's bucket: the trainable
+weights of an adapter are few, and micro-batches need no exchange of their own. With `shards` weights, gradients and moments are
+divided among the ranks (`sharded.py`). Order of rows, divisor, learning rate and clipping are functions of what every rank knows, so
+ranks cannot drift apart, and a checkpoint fits any number of ranks.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ DIED = "another process of this training ended or can no longer be reached"
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Which of how many processes this is. Rank 0 alone writes."""
+    """Which of how many processes this is. Rank 0 alone writes. `shards`: each holds its share of every weight, not all of them."""
 
     rank: int = 0
     size: int = 1
+    shards: bool = False
 
     @property
     def writes(self) -> bool:
@@ -39,30 +41,17 @@ class World:
         return self.rank == 0
 
     def add_up(self, tensor: Tensor) -> None:
-        """Replace `tensor` by its sum over all ranks. Raises RunError when a rank is gone."""
-        if self.size == 1:
-            return
-        try:
+        """Replace `tensor` by its sum over all ranks."""
+        if self.size > 1:
             dist.all_reduce(tensor)
-        except RuntimeError as error:
-            raise _lost(error) from error
 
     def share(self, tensor: Tensor) -> None:
-        """Replace `tensor` by rank 0's. Raises RunError when a rank is gone."""
-        if self.size == 1:
-            return
-        try:
+        """Replace `tensor` by rank 0's."""
+        if self.size > 1:
             dist.broadcast(tensor, src=0)
-        except RuntimeError as error:
-            raise _lost(error) from error
 
 
 ALONE = World()
-
-
-def _lost(error: RuntimeError) -> RunError:
-    first = str(error).splitlines()[0][:200]
-    return RunError(f"{DIED}: {first}", where="torchrun", fix="repeat the same command: it goes on from the last checkpoint")
 
 
 def sum_over_ranks(world: World, value: float) -> float:
@@ -103,10 +92,10 @@ def refuse_several(command: str) -> None:
 
 
 @contextmanager
-def join_world() -> Generator[World]:
-    """The processes torchrun started (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or this one alone.
+def join_world(*, shards: bool = False) -> Generator[World]:
+    """The processes torchrun started (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or this one alone, which has nothing to shard.
 
-    Raises ConfigError for half of those variables, RunError where the others cannot be reached.
+    Raises ConfigError for half of those variables, RunError where the others cannot be reached, then or later in the block.
     """
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     found = [name for name in names if os.environ.get(name)]
@@ -121,9 +110,12 @@ def join_world() -> Generator[World]:
         )
     try:
         dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=TIMEOUT_S))
+        try:
+            yield World(dist.get_rank(), dist.get_world_size(), shards)
+        finally:
+            dist.destroy_process_group()
     except RuntimeError as error:
-        raise _lost(error) from error
-    try:
-        yield World(dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        first = str(error).splitlines()[0][:200]
+        raise RunError(f"{DIED}: {first}", where="torchrun", fix="repeat the same command: it goes on from the last checkpoint") from error

@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from luthier.core.types import TokenRow
 from luthier.train.loop import Diverged, FitSettings, FitState, StepRecord, fit
-from luthier.train.optim import Optimiser
+from luthier.train.optim import Optimiser, local
 from luthier.train.parallel import ALONE, World
+from luthier.train.watchdog import UNWATCHED, Watchdog
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,7 @@ def probe_learning_rate(
     on_step: Callable[[StepRecord, FitState], None],
     should_stop: Callable[[], bool],
     world: World = ALONE,
+    watch: Watchdog = UNWATCHED,
 ) -> LrProbe:
     """Train `probe_updates` updates at `lr` with an optimiser from `make`; the model's trainable weights are put back afterwards.
 
@@ -58,12 +61,26 @@ def probe_learning_rate(
     )
     started = time.perf_counter()
     try:
-        state = fit(model, optimiser, train, dev, probe, checkpoints=None, key="", on_step=on_step, should_stop=should_stop, world=world)
+        state = fit(
+            model,
+            optimiser,
+            train,
+            dev,
+            probe,
+            checkpoints=None,
+            key="",
+            on_step=on_step,
+            should_stop=should_stop,
+            world=world,
+            watch=watch,
+        )
     except Diverged:  # that is what a probe is for
         return LrProbe(lr=lr, dev_loss=None, updates=probe_updates, seconds=time.perf_counter() - started)
     finally:
         for name, p in model.named_parameters():
-            if name in start:
+            if name in start and isinstance(p, DTensor):  # FSDP2 keeps hold of its memory
+                local(p.data).copy_(local(start[name]))
+            elif name in start:
                 p.data = start[name].clone()
     return LrProbe(lr=lr, dev_loss=state.best_dev_loss, updates=state.step, seconds=state.train_seconds)
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from luthier.core.types import TokenRow
 from luthier.tokens.tree import common_prefix_length, tree_batch
 from luthier.train.objectives.sft import sft_loss
 from luthier.train.optim import Optimiser, apply_update
 from luthier.train.parallel import ALONE, World, sum_over_ranks
+from luthier.train.sharded import compute_loss
 
 EVAL_TOKENS = 1024  # larger pieces only raise the peak of memory over that of training
 MICRO_TOKENS = 1280  # computed at once: matrix products gain nothing from more, and what is kept for backward grows with it
@@ -83,34 +84,52 @@ def train_step(
     """Forward and backward over this rank's share of the rows, then one update by the weight of all of them.
 
     Every rank knows all rows of the update, so the divisor needs no communication, and every rank applies the same update to the
-    same weights. Raises FloatingPointError, on every rank, if loss or gradient is not finite; then nothing was applied.
+    same weights, or to its share of them. Raises FloatingPointError, on every rank, if loss or gradient is not finite; then nothing
+    was applied.
     """
     weight = sum(sum(row.is_label[1:]) for row in rows)
     loss_sum = 0.0
-    mine = rows[world.rank :: world.size]
-    for piece in pieces.of(mine, max_tokens=MICRO_TOKENS):
-        loss = sft_loss(model, tree_batch(piece, share_prefix=neftune_alpha == 0), neftune_alpha=neftune_alpha)
-        value = float(loss.sum.detach())
+    for piece in _mine(lambda rank: pieces.of(rows[rank :: world.size], max_tokens=MICRO_TOKENS), world):
+        loss = _loss(model, piece, rows, neftune_alpha=neftune_alpha)
+        value = float(loss.detach())
         loss_sum += value
-        if not math.isfinite(value):
-            break  # the other ranks are told by the sum
-        loss.sum.backward()  # pyright: ignore[reportUnknownMemberType]
+        if not math.isfinite(value) and not world.shards:
+            break  # the other ranks are told by the sum; those that hold shares need this one in every exchange
+        loss.backward()  # pyright: ignore[reportUnknownMemberType]
         optimiser.accumulate()
     loss_sum = sum_over_ranks(world, loss_sum)
     if not math.isfinite(loss_sum):
         optimiser.drop_gradients()
         raise FloatingPointError(f"loss is {loss_sum}")
-    world.add_up(optimiser.grad_M)
-    norm = apply_update(optimiser, lr=lr, max_grad_norm=max_grad_norm, weight=weight)
+    if not world.shards:
+        world.add_up(optimiser.grad_M)
+    norm = apply_update(optimiser, lr=lr, max_grad_norm=max_grad_norm, weight=weight, world=world)
     return StepResult(loss_sum / weight, norm)
+
+
+def _mine(pieces_of: Callable[[int], Sequence[Sequence[TokenRow]]], world: World) -> list[Sequence[TokenRow]]:
+    """This rank's pieces; where weights are sharded, with empty ones up to as many as any rank has.
+
+    Every pass then gathers weights from all ranks, so all must make the same number of passes.
+    """
+    mine = pieces_of(world.rank)
+    most = max(len(pieces_of(rank)) for rank in range(world.size)) if world.shards else len(mine)
+    return [*mine, *([()] * (most - len(mine)))]
+
+
+def _loss(model: nn.Module, piece: Sequence[TokenRow], rows: Sequence[TokenRow], *, neftune_alpha: float = 0.0) -> Tensor:
+    """The loss of a piece; of an empty one nothing, by a pass over the shortest row."""
+    batch = tree_batch(piece or [min(rows, key=lambda row: len(row.input_ids))], share_prefix=neftune_alpha == 0)
+    total = compute_loss(model, lambda whole: sft_loss(whole, batch, neftune_alpha=neftune_alpha).sum)
+    return total if piece else total * 0.0
 
 
 @torch.no_grad()
 def evaluate_loss(model: nn.Module, rows: Sequence[TokenRow], *, pieces: Pieces, world: World = ALONE) -> float:
     """Mean loss over all label tokens of the rows, in order of length (less padding), the same for every batch size."""
     weight = sum(sum(row.is_label[1:]) for row in rows)
-    mine = eval_pieces(rows, pieces)[world.rank :: world.size]
-    total = sum(float(sft_loss(model, tree_batch(piece)).sum) for piece in mine)
+    parts = eval_pieces(rows, pieces)
+    total = sum(float(_loss(model, piece, rows)) for piece in _mine(lambda rank: parts[rank :: world.size], world))
     return sum_over_ranks(world, total) / weight
 
 
