@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from torch import nn
 
@@ -20,7 +21,7 @@ from luthier.core.types import TokenRow
 from luthier.tokens.tree import common_prefix_length
 from luthier.train.loop import FitSettings, FitState, attempt_update
 from luthier.train.optim import Optimiser
-from luthier.train.order import epoch_batches
+from luthier.train.order import updates
 from luthier.train.parallel import ALONE, World
 from luthier.train.step import MICRO_TOKENS, Pieces, eval_pieces, evaluate_loss
 
@@ -83,13 +84,8 @@ def forecast(
 
 def planned_updates(train: Sequence[TokenRow], settings: FitSettings) -> list[list[TokenRow]]:
     """The rows of every update of the run, in order."""
-    lengths = [len(row.input_ids) for row in train]
-    per_epoch = -(-len(train) // settings.batch)
-    plan: list[list[TokenRow]] = []
-    for epoch in range(-(-settings.total_updates // per_epoch)):
-        batches = epoch_batches(lengths, batch=settings.batch, seed=settings.seed, epoch=epoch)
-        plan += [[train[i] for i in batch] for batch in batches]
-    return plan[: settings.total_updates]
+    order = updates([len(row.input_ids) for row in train], batch=settings.batch, seed=settings.seed)
+    return [[train[i] for i in batch] for batch in islice(order, settings.total_updates)]
 
 
 def _computed_tokens(rows: Sequence[TokenRow], micro_batch: int | None) -> int:

@@ -17,7 +17,7 @@ from luthier.core.seeds import seed_for
 from luthier.core.types import TokenRow
 from luthier.train.checkpoint import latest_checkpoint, save_checkpoint
 from luthier.train.optim import Optimiser, Schedule, lr_at
-from luthier.train.order import epoch_batches
+from luthier.train.order import updates
 from luthier.train.parallel import ALONE, World, any_rank, share_json
 from luthier.train.step import Pieces, StepResult, evaluate_loss, train_step
 
@@ -129,18 +129,13 @@ def fit(
     Raises Diverged after `MAX_SKIPPED_UPDATES` updates in a row that were not finite, RunError when memory does not suffice for a single
     row or another rank is gone, and KeyboardInterrupt when asked to stop (after saving).
     """
-    lengths = [len(row.input_ids) for row in train]
     best: dict[str, Tensor] = {}
     state = _restore(checkpoints, key, optimiser, best, world)
-    per_epoch = -(-len(train) // settings.batch)
-    epoch, batches = -1, ()
+    order = updates([len(row.input_ids) for row in train], batch=settings.batch, seed=settings.seed, start=state.step)
     model.train()
     while state.step < settings.total_updates and not state.stopped_early:
         started = time.perf_counter()
-        if state.step // per_epoch != epoch:
-            epoch = state.step // per_epoch
-            batches = epoch_batches(lengths, batch=settings.batch, seed=settings.seed, epoch=epoch)
-        rows = [train[i] for i in batches[state.step % per_epoch]]
+        rows = [train[i] for i in next(order)]
         record = _update(model, optimiser, rows, settings, state, started, world)
         if state.step == settings.total_updates or (settings.eval_every and state.step % settings.eval_every == 0):
             record = _evaluate(model, optimiser, dev, settings, state, best, record, world)
