@@ -31,7 +31,6 @@ AUTO_EPOCH_ROWS = 3000  # rows seen, when the user names no number of epochs
 MAX_AUTO_EPOCHS = 5
 ADAPTER_RATES, WEIGHT_RATES = (5e-4, 1e-3, 2e-3), (3e-5, 1e-4, 3e-4)
 KEPT_CHECKPOINTS = 2
-BETWEEN_BLOCKS = 0.15  # of what the updates took: memory lost between blocks over a long run, measured in docs/log.md
 JOURNAL_BYTES = 640  # of one update: journal line, curve, and history in each kept checkpoint
 
 
@@ -164,7 +163,6 @@ def begin(plan: Plan) -> Optimiser:
 def measure_forecast(plan: Plan, optimiser: Optimiser, inputs: TrainInputs, folder: Path) -> Predicted:
     """Run a few updates without effect and add up; `folder` holds what was written so far."""
     inputs.on_progress("forecast", 0, 1, "a few updates without effect, the largest first")
-    before = peak_memory_gib()
     found = forecast(
         plan.trained.model,
         optimiser,
@@ -175,14 +173,13 @@ def measure_forecast(plan: Plan, optimiser: Optimiser, inputs: TrainInputs, fold
         probe_updates=plan.probe_updates,
         world=inputs.world,
     )
-    peak = peak_memory_gib()
     predicted = Predicted(
         num_trained_weights=found.num_trained_weights,
         updates=found.updates,
         row_tokens=found.row_tokens,
         seconds=found.seconds,
         search_seconds=found.search_seconds,
-        peak_mem_gib=None if peak is None or before is None else peak + BETWEEN_BLOCKS * (peak - before) + found.best_bytes / 2**30,
+        peak_mem_gib=peak_memory_gib(),
         disk_mib=(folder_bytes(folder) + _written_bytes(plan, found)) / 2**20,
     )
     inputs.on_progress("forecast", 1, 1, forecast_words(predicted))

@@ -1,11 +1,13 @@
 """What a training will cost, from a few of its own updates: time, memory, disk.
 
-1. The largest update of the whole run is computed first: it warms up kernels and allocators.
-2. Two pieces of the dev rows, the largest one of them, are timed without gradient.
+1. The update that holds the largest piece of the whole run is computed first: pieces, not updates, make the peak of memory. It warms up
+   kernels and allocators too.
+2. The weights are copied, as a run copies its best ones, and two pieces of the dev rows, the largest one of them, are timed without gradient.
 3. Three updates, of the first quarter, the middle and the end of all sizes, are timed; time is taken as proportional to the tokens that
    are really computed (a shared prefix once). The largest comes again because memory between the blocks of a look at dev is not
    used twice: the peak of a run is seen only after one.
-Learning rate 0: no weight moves, and the moments are forgotten afterwards.
+Learning rate 0: no weight moves, and the moments are forgotten afterwards. Nothing is added to the peak that is measured: a run needs no
+more memory for a thousand updates than for its largest (docs/log.md).
 """
 
 from __future__ import annotations
@@ -38,7 +40,6 @@ class Forecast:
     seconds: float  # of the final training, looks at dev included
     search_seconds: float  # of the search for a learning rate
     checkpoint_bytes: int  # of the tensors in one checkpoint
-    best_bytes: int  # of the copy of the best weights, which the largest update did not see yet
 
 
 def forecast(
@@ -58,16 +59,17 @@ def forecast(
     """
     state = FitState()
     plan = planned_updates(train, settings)
-    sizes = [_computed_tokens(rows, settings.micro_batch) for rows in plan]
+    pieces = [_pieces_tokens(rows, settings.micro_batch) for rows in plan]
+    sizes = [sum(tokens) for tokens in pieces]
     order = sorted(range(len(plan)), key=lambda i: sizes[i])
     model.train()
-    _time_update(model, optimiser, plan[order[-1]], settings, state, world)
+    _time_update(model, optimiser, plan[max(order, key=lambda i: max(pieces[i]))], settings, state, world)
+    best = optimiser.copy_masters()
     look_s = _time_look(model, dev, settings, state, world)
     timed = [order[round(share * (len(order) - 1))] for share in TIMED_SHARES]
     spent = sum(_time_update(model, optimiser, plan[i], settings, state, world) for i in timed)
     s_per_token = spent / sum(sizes[i] for i in timed)
-    best_bytes = optimiser.flat_M.numel() * optimiser.flat_M.element_size()
-    checkpoint_bytes = best_bytes + sum(tensor.numel() * tensor.element_size() for tensor in optimiser.state().values())
+    checkpoint_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*best.values(), *optimiser.state().values()))
     optimiser.forget()
     looks = -(-settings.total_updates // settings.eval_every) if settings.eval_every else 1
     mean_update_s = s_per_token * sum(sizes) / len(sizes)
@@ -78,7 +80,6 @@ def forecast(
         seconds=s_per_token * sum(sizes) + looks * look_s,
         search_seconds=searched_rates * (probe_updates * mean_update_s + look_s),
         checkpoint_bytes=checkpoint_bytes,
-        best_bytes=best_bytes,
     )
 
 
@@ -88,9 +89,9 @@ def planned_updates(train: Sequence[TokenRow], settings: FitSettings) -> list[li
     return [[train[i] for i in batch] for batch in islice(order, settings.total_updates)]
 
 
-def _computed_tokens(rows: Sequence[TokenRow], micro_batch: int | None) -> int:
-    """Tokens that go through the model in one update: each piece has its shared prefix once."""
-    return sum(map(_piece_tokens, Pieces(micro_batch=micro_batch).of(rows, max_tokens=MICRO_TOKENS)))
+def _pieces_tokens(rows: Sequence[TokenRow], micro_batch: int | None) -> list[int]:
+    """Tokens that go through the model at once, for each piece of one update: its shared prefix counts once."""
+    return [_piece_tokens(piece) for piece in Pieces(micro_batch=micro_batch).of(rows, max_tokens=MICRO_TOKENS)]
 
 
 def _time_update(

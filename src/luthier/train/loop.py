@@ -284,7 +284,7 @@ def _evaluate(
         return replace(record, note="; ".join(part for part in (record.note, f"dev loss is {dev_loss}") if part))
     if state.best_dev_loss is None or dev_loss < state.best_dev_loss:
         state.best_dev_loss, state.best_step, state.evaluations_without_gain = dev_loss, state.step, 0
-        best.update({name: tensor.detach().clone() for name, tensor in optimiser.masters.items()})
+        best.update(optimiser.copy_masters())
     else:
         state.evaluations_without_gain += 1
         state.stopped_early = 0 < settings.patience <= state.evaluations_without_gain

@@ -51,6 +51,10 @@ class Optimiser:
         for param in self.params.values():
             param.grad = None
 
+    def copy_masters(self) -> dict[str, Tensor]:
+        """The weights as they are now, in one block of memory: hundreds of small ones would break up the free memory between updates."""
+        return _views(self.flat_M.detach().clone(), self.params)
+
     def state(self) -> dict[str, Tensor]:
         """Everything needed to go on exactly, as named tensors."""
         out = {f"master.{name}": tensor for name, tensor in self.masters.items()}
@@ -85,14 +89,19 @@ def make_optimiser(model: nn.Module, *, weight_decay: float, compute_dtype: torc
     """fp32 masters of all trainable parameters; the parameters themselves are cast to the compute dtype."""
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     flat_M = torch.cat([p.detach().float().reshape(-1) for p in params.values()])
-    pieces = flat_M.detach().split([p.numel() for p in params.values()])
-    masters = {name: piece.view(p.shape) for (name, p), piece in zip(params.items(), pieces, strict=True)}
+    masters = _views(flat_M.detach(), params)
     for p in params.values():
         p.data = p.data.to(compute_dtype)
     owned = {ALL: flat_M.requires_grad_()} if name == "adamw" else masters
     embeddings = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     is_matrix = {name: p.ndim == 2 and id(p) not in embeddings for name, p in params.items()}
     return Optimiser(params, masters, flat_M, torch.zeros_like(flat_M), _torch_optimisers(name, owned, is_matrix, weight_decay), owned)
+
+
+def _views(flat_M: Tensor, params: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The flat tensor cut into the shapes of the parameters, by name; no copies."""
+    pieces = flat_M.split([p.numel() for p in params.values()])
+    return {name: piece.view(p.shape) for (name, p), piece in zip(params.items(), pieces, strict=True)}
 
 
 def _torch_optimisers(
@@ -126,8 +135,7 @@ def apply_update(optimiser: Optimiser, *, lr: float, max_grad_norm: float, weigh
         raise FloatingPointError(f"gradient norm is {norm}" if not math.isfinite(norm) else f"learning rate is {lr}")
     if norm > max_grad_norm > 0:
         grad_M.mul_(max_grad_norm / norm)
-    views = grad_M.split([master.numel() for master in optimiser.masters.values()])
-    by_name = {name: view.view(master.shape) for (name, master), view in zip(optimiser.masters.items(), views, strict=True)}
+    by_name = _views(grad_M, optimiser.params)
     for name, tensor in optimiser.owned.items():
         tensor.grad = grad_M if name == ALL else by_name[name]
     for torch_optimiser in optimiser.torch_optimisers:
