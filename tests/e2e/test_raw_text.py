@@ -24,8 +24,10 @@ def _text(n: int) -> str:
     return "\n\n".join(f"Page {i}: {' '.join(rng.choice(WORDS) for _ in range(6 + i % 9))}." for i in range(n)) + "\n"
 
 
-def _train(path: Path, model: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    how = ("--epochs", "4", "--batch", "8", "--lr", "5e-3", "--threads", "1", "--set", "model.dtype=float32", "--json")
+def _train(
+    path: Path, model: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *more: str
+) -> dict[str, Any]:
+    how = (*more, "--epochs", "4", "--batch", "8", "--lr", "5e-3", "--threads", "1", "--set", "model.dtype=float32", "--json")
     monkeypatch.setattr(sys, "argv", ["luthier", "train", str(path), "--model", str(model), "--run-dir", str(run_dir), *how])
     with pytest.raises(SystemExit) as left:
         main()
@@ -56,3 +58,21 @@ def test_raw_text_is_trained_on_whole(
     # every token is a label but the very first, which nothing stands before; BOS stands there where the model has one
     assert sum(step["num_label_tokens"] for step in first_epoch) == num_tokens - (0 if bos_first else len(rows))
     assert sum(step["num_row_tokens"] for step in first_epoch) == num_tokens + (len(rows) if bos_first else 0)
+
+
+def test_documents_longer_than_a_row_are_trained_on_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_tiny_model(tmp_path / "model")
+    pages = _text(120).strip().split("\n\n")
+    documents = [" ".join(pages[i : i + 6]) for i in range(0, 120, 3)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
+    found = _train(tmp_path / "long.jsonl", model, tmp_path / "run", monkeypatch, capsys, "--max-length", "32")
+    assert found["losses"][-1] < 0.6 * found["losses"][0]
+    run = tmp_path / "run"
+    steps = [json.loads(line) for line in (run / "journal" / "steps.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line)["response"] for line in (run / "split" / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    encoder = open_chat(open_tokenizer(model))
+    assert min(encoder.count_tokens(text) for text in rows) > 64
+    per_epoch = len(steps) // 4
+    assert sum(step["num_label_tokens"] for step in steps[:per_epoch]) == sum(encoder.count_tokens(text) for text in rows)
