@@ -1,4 +1,4 @@
-"""Models, adapters, settings and disks that cannot serve, through the real command: one error, exit code 2, a remedy, nothing half-written."""
+"""Models, adapters, settings and disks that cannot serve, through the real command: one error, exit code 2, nothing half-written."""
 
 from __future__ import annotations
 
@@ -103,9 +103,12 @@ def test_a_model_that_cannot_serve_is_refused_and_leaves_no_trace(go: Go, place:
     assert code == 0, err
 
 
-@pytest.mark.parametrize(
-    "options", [{"has_pad": False}, {"pad_is_eos": False}, {"has_eos": False}, {"chat_template": None}, {"chat_template": None, "bos_first": True}]
-)
+WITHOUT: tuple[dict[str, Any], ...] = (
+    {"has_pad": False}, {"pad_is_eos": False}, {"has_eos": False}, {"chat_template": None}, {"chat_template": None, "bos_first": True},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("options", WITHOUT)
 def test_a_model_without_pad_or_eos_or_template_trains(go: Go, place: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     """Padding is by position, a template may end answers itself, and base models have none."""
     code, found, err = go(*_train(place, tmp_path / "run", model=make_tiny_model(tmp_path / "model", **options)))

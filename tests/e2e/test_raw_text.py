@@ -20,7 +20,7 @@ WORDS = ("the loom", "a heddle", "warp and weft", "the reed", "is threaded", "is
 
 
 def _text(n: int) -> str:
-    rng = random.Random("0/text")  # noqa: S311
+    rng = random.Random("0/text")
     return "\n\n".join(f"Page {i}: {' '.join(rng.choice(WORDS) for _ in range(6 + i % 9))}." for i in range(n)) + "\n"
 
 
@@ -50,7 +50,8 @@ def test_raw_text_is_trained_on_whole(
     assert found["dev_losses"][-1][1] < 0.7 * found["losses"][0]  # pages it never saw are of the same language
 
     steps = [json.loads(line) for line in (tmp_path / "run" / "journal" / "steps.jsonl").read_text(encoding="utf-8").splitlines()]
-    rows = [Example(**row) for row in map(json.loads, (tmp_path / "run" / "split" / "train.jsonl").read_text(encoding="utf-8").splitlines())]
+    lines = (tmp_path / "run" / "split" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [Example(**json.loads(line)) for line in lines]
     encoder = open_chat(open_tokenizer(model))
     num_tokens = sum(encoder.count_tokens(row.response) + 1 for row in rows)  # and the end of each
     first_epoch = steps[: -(-len(rows) // 8)]

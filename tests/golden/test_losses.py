@@ -1,4 +1,4 @@
-"""The losses of one training of 40 updates, number by number: a change of data order, labels, loss, optimiser or schedule cannot pass unseen.
+"""The losses of 40 updates, number by number: a change of data order, labels, loss, optimiser or schedule cannot pass unseen.
 
 On the kind of machine they were written on, to the last bit; on another, to rounding. After an intended change:
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from luthier.core.console import duration
 from luthier.core.types import TokenRow
@@ -15,7 +15,7 @@ from luthier.models.backbone import use_layout_attention
 from luthier.models.load import ModelInfo, open_model
 from luthier.models.lora import LoraSettings
 from luthier.models.surgery import use_fast_kernels
-from luthier.models.trainable import Method, MethodName, Trainable, make_trainable
+from luthier.models.trainable import Method, Trainable, make_trainable
 from luthier.pipeline.prepare import Prepared
 from luthier.pipeline.record import Predicted
 from luthier.pipeline.settings import Settings
@@ -79,7 +79,7 @@ class Plan:
 def method_of(settings: Settings) -> Method:
     """The method the settings name."""
     train = settings.train
-    name = cast("MethodName", train.method)
+    name = train.method
     if name == "full":
         return Method(name=name)
     if name == "freeze":

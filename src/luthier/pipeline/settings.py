@@ -166,7 +166,9 @@ class TrainSettings(_Group):
             )
         for key in ("lr_candidates", "lr_probe_steps"):
             if self.lr is not None and getattr(self, key) != fields[key].default:
-                raise ValueError(f"train.{key} only without a learning rate: train.lr {self.lr:g} leaves nothing to try | --set train.lr=null")
+                raise ValueError(
+                    f"train.{key} only without a learning rate: train.lr {self.lr:g} leaves nothing to try | --set train.lr=null"
+                )
         if self.method != "freeze" and self.last_layers != fields["last_layers"].default:
             raise ValueError(f"train.last_layers only with train.method freeze, not {self.method} | --set train.method=freeze")
         return self

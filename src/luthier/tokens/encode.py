@@ -37,8 +37,9 @@ def encode_examples(
     Rows of more than `max_length` tokens are left out and listed: a warning above 1 %, InputError above 10 %. With
     `allow_truncation` they are cut instead, at the end of the response, which then has no end of turn; the prompt is never cut,
     because half a prompt is another task, so a row whose prompt alone fills `max_length` is still left out and listed.
-    Longer raw text becomes several rows (`windows`), and is counted. Raw text of a single token, and KTO rows with an unwanted response, are left out and counted: these are not to be imitated. `longer` is
-    the remedy named for rows that are too long, where a greater `max_length` is none.
+    Longer raw text becomes several rows (`windows`), and is counted. Raw text of a single token, and KTO rows with an unwanted
+    response, are left out and counted: these are not to be imitated. `longer` is the remedy named for rows that are too long, where a
+    greater `max_length` is none.
     Raises InputError with file and line for a row with nothing to learn but the end of the turn, and if no row is left.
     """
     longer = longer or f"allow longer rows: --set model.max_length={2 * max_length}"

@@ -2,7 +2,8 @@
 
 1. The update that holds the largest piece of the whole run is computed first: pieces, not updates, make the peak of memory. It warms up
    kernels and allocators too.
-2. The weights are copied, as a run copies its best ones, and two pieces of the dev rows, the largest one of them, are timed without gradient.
+2. The weights are copied, as a run copies its best ones, and two pieces of the dev rows, the largest one of them, are timed without
+   gradient.
 3. Three updates, of the first quarter, the middle and the end of all sizes, are timed; time is taken as proportional to the tokens that
    are really computed (a shared prefix once). The largest comes again because memory between the blocks of a look at dev is not
    used twice: the peak of a run is seen only after one.

@@ -232,7 +232,9 @@ def test_useless_templates(tmp_path: Path, template: str, reason: str) -> None:
         encoder_for(tmp_path, chat_template=template)
 
 
-DATED = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') + ' ' }}{{ strftime_now(\n  format=\"%Y-%j\" ) }}{% endif %}\n" + CHATML
+DATED = (
+    "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') + ' ' }}{{ strftime_now(\n  format=\"%Y-%j\" ) }}{% endif %}\n" + CHATML
+)
 
 
 def test_the_date_in_a_template_stands_still(tmp_path: Path) -> None:
