@@ -29,6 +29,27 @@ def test_estimate_and_dry_run_say_what_a_training_needs_and_leave_nothing(place:
         assert not (place / "none").exists()
 
 
+def test_the_measured_command_says_what_is_asked_of_it(place: Path) -> None:
+    """The command training is measured by, word for word but for its paths, and the keys its last line must have."""
+    words = [
+        "train", str(place / "train.jsonl"), "--instruction", "Name the kind.", "--input", "text", "--output", "category",
+        "--model", str(place / "model"), "--rows", "96", "--batch", "8", "--epochs", "1", "--lora-r", "16", "--lr", "2e-4", "--max-length",
+        "512", "--allow-truncation", "--save-every", "50", "--seed", "0", "--run-dir", str(place / "measured"), "--json",
+    ]  # fmt: skip
+    done = _go([sys.executable, "-m", "luthier", *words])
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found["losses"]) == 12 and all(isinstance(loss, float) for loss in found["losses"])
+    steps = [json.loads(line) for line in (place / "measured" / "journal" / "steps.jsonl").read_text(encoding="utf-8").splitlines()]
+    steady = steps[2:]  # real tokens over time, the first two updates excluded
+    tokens_per_s = sum(step["num_row_tokens"] for step in steady) / sum(step["seconds"] for step in steady)
+    assert found["tokens_per_s"] == pytest.approx(tokens_per_s)
+    assert Path(found["adapter"]).name == "adapter_model.safetensors" and Path(found["adapter"]).is_file()
+    assert 0.1 < found["peak_rss_gb"] < 4
+    assert {"seconds", "peak_rss_gb", "disk_mb"} <= set(found["predicted"])
+    assert found["predicted"]["row_tokens"] == sum(step["num_row_tokens"] for step in steps)
+
+
 def test_forecast_and_outcome_stand_side_by_side(place: Path) -> None:
     done = _go([word for word in _command(place, "both", ranks=1) if word != "--json"])
     assert done.returncode == 0, done.stderr

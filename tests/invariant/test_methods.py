@@ -3,8 +3,9 @@ like what was trained. On a tiny model, in fp32."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -18,11 +19,11 @@ from luthier.models.load import inspect_folder, open_model
 from luthier.pipeline.open import open_tuned
 from luthier.pipeline.plan import TrainInputs, make_plan, measure_forecast
 from luthier.pipeline.record import TrainRecord
-from luthier.pipeline.settings import Settings, load_settings
+from luthier.pipeline.settings import Settings, TrainSettings, load_settings
 from luthier.pipeline.tune import tune
 from luthier.store.layout import RunFolder, open_run
 from luthier.tokens.tree import tree_batch
-from luthier.train import step
+from luthier.train import loop, step
 from luthier.train.forecast import planned_updates
 from luthier.train.loop import ran_out_of_memory
 from luthier.train.objectives.sft import LossSum, neftune_noise, sft_loss
@@ -81,7 +82,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "neftune": {"neftune_alpha": 5.0}, "adafactor": {"optimiser": "adafactor"}, "muon": {"optimiser": "muon"},
     "full muon": {"method": "full", "optimiser": "muon"}, "cosine": {"schedule": "cosine"}, "constant": {"schedule": "constant"},
     "wsd": {"schedule": "wsd"}, "decay": {"weight_decay": 0.5}, "clip": {"max_grad_norm": 0.01}, "warmup": {"warmup_ratio": 0.5},
-    "pissa rslora": {"lora_init": "pissa", "lora_rslora": True},
+    "pissa rslora": {"lora_init": "pissa", "lora_rslora": True}, "lr": {"lr": 2e-3}, "epochs": {"epochs": 1}, "batch": {"batch": 4},
 }  # fmt: skip
 
 
@@ -96,7 +97,83 @@ def test_every_option_changes_the_result_and_the_result_is_what_was_trained(
     tuned = open_tuned(folder, model_path, choose_precision("float32"))
     got = evaluate_loss(tuned.model, ROWS[36:], pieces=Pieces())
     assert got == pytest.approx(record.best_dev_loss, rel=2e-5)  # read back from disk, it answers as it did in training
-    assert record.predicted is not None and record.predicted.updates == record.total_updates == 10
+    wanted = {"epochs": 5, "batch": 18}.get(next(iter(changes)), 10)
+    assert record.predicted is not None and record.predicted.updates == record.total_updates == wanted
+
+
+def test_the_search_for_a_rate_follows_its_settings(model_path: Path, tmp_path: Path) -> None:
+    _, few = _tune(model_path, tmp_path / "few", lr=None, lr_candidates=[1e-5, 1e-2], lr_probe_steps=4)
+    assert [(p.lr, p.updates, p.chosen) for p in few.probes] == [(1e-5, 4, False), (1e-2, 4, True)] and few.lr == 1e-2
+    _, usual = _tune(model_path, tmp_path / "usual", lr=None)
+    assert [p.lr for p in usual.probes] == [5e-4, 1e-3, 2e-3] and usual.lr in (5e-4, 1e-3, 2e-3)
+    assert {p.updates for p in usual.probes} == {10}  # 30, but no more than the training has
+
+
+def test_looks_patience_and_checkpoints_follow_their_settings(model_path: Path, tmp_path: Path, plain: TrainRecord) -> None:
+    def looks(record: TrainRecord) -> list[int]:
+        return [step.step for step in record.curve if step.dev_loss is not None]
+
+    assert looks(plain) == [4, 8, 10]
+    folder, often = _tune(model_path, tmp_path / "often", eval_every=3, save_every=4)
+    assert looks(often) == [3, 6, 9, 10]
+    assert sorted(p.name for p in (folder.train / "checkpoints").iterdir()) == ["step-000008", "step-000010"]
+    folder, last = _tune(model_path, tmp_path / "last", eval_every=0, save_every=0)
+    assert looks(last) == [10] and [p.name for p in (folder.train / "checkpoints").iterdir()] == ["step-000010"]
+    for patience, stopped in ((2, True), (0, False)):
+        _, record = _tune(model_path, tmp_path / f"p{patience}", lr=0.5, epochs=6, eval_every=1, patience=patience)
+        assert record.stopped_early == stopped and (record.updates < 30) == stopped
+        assert record.updates == record.best_step + patience if stopped else record.updates == 30
+
+
+ELSEWHERE = {  # setting -> the test that it does something
+    "micro_batch": "test_when_memory_runs_out_the_pieces_halve_and_the_update_stays",
+    "checkpoint_activations": "test_activation_checkpointing_computes_more_and_the_same",
+    "lr_candidates": "test_the_search_for_a_rate_follows_its_settings",
+    "lr_probe_steps": "test_the_search_for_a_rate_follows_its_settings",
+    "eval_every": "test_looks_patience_and_checkpoints_follow_their_settings",
+    "patience": "test_looks_patience_and_checkpoints_follow_their_settings",
+    "save_every": "test_looks_patience_and_checkpoints_follow_their_settings",
+}
+
+
+def test_every_setting_of_training_is_in_a_test() -> None:
+    tested = {key for changes in OPTIONS.values() for key in changes} | set(ELSEWHERE)
+    assert tested == set(TrainSettings.model_fields) - {"shard"}  # one process has nothing to share: tests/e2e/test_sharded.py
+    assert all(callable(globals()[name]) for name in ELSEWHERE.values())
+    for key in ("method", "optimiser", "schedule", "lora_init"):
+        values = set(get_args(TrainSettings.model_fields[key].annotation)) - {TrainSettings.model_fields[key].default}
+        assert values <= {changes.get(key) for changes in OPTIONS.values()}, key
+
+
+def test_adamw_is_fused_and_one_call_for_all_weights(model_path: Path) -> None:
+    optimiser = make_plan(_settings(), _inputs(model_path)).make_optimiser()
+    (adamw,) = optimiser.torch_optimisers
+    assert isinstance(adamw, torch.optim.AdamW) and adamw.defaults["fused"] is True
+    assert [p is optimiser.flat_M for group in adamw.param_groups for p in group["params"]] == [True]
+
+
+def test_the_forecast_computes_the_largest_piece_and_the_largest_update(model_path: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """One long row among short ones makes the largest piece; the most tokens are in another update."""
+    long = TokenRow(example_id="long", input_ids=tuple(range(20, 320)), is_label=(False,) * 290 + (True,) * 10)
+    middle = [
+        replace(long, example_id=f"mid {i}", input_ids=tuple(range(20 + i, 170 + i)), is_label=long.is_label[-150:]) for i in range(4)
+    ]
+    train = (*middle, long, *ROWS[:4])  # three updates: the four short ones, the four of the middle, the long one
+    monkeypatch.setattr(step, "MICRO_TOKENS", 200)
+    monkeypatch.setattr("luthier.train.forecast.MICRO_TOKENS", 200)
+    computed: list[list[str]] = []
+    plain_step = loop.train_step
+
+    def seen(model: Any, optimiser: Any, rows: Any, **options: Any) -> Any:
+        computed.append(sorted(row.example_id for row in rows))
+        assert options["lr"] == 0.0
+        return plain_step(model, optimiser, rows, **options)
+
+    monkeypatch.setattr(loop, "train_step", seen)
+    inputs = replace(_inputs(model_path), train=train)
+    plan = make_plan(_settings(batch=4), inputs)
+    measure_forecast(plan, plan.make_optimiser(), inputs, tmp_path)
+    assert computed[0] == ["long"] and computed[-1] == ["mid 0", "mid 1", "mid 2", "mid 3"] and len(computed) == 4
 
 
 def test_a_dora_adapter_is_peft_s_and_a_pissa_adapter_is_plain_lora(model_path: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from luthier.train import checkpoint, loop
 from luthier.train.loop import FitSettings, FitState, StepRecord, fit
 from luthier.train.objectives.sft import sft_loss
 from luthier.train.optim import lr_at, make_optimiser
-from luthier.train.order import epoch_batches
+from luthier.train.order import epoch_batches, updates
 from luthier.train.step import Pieces, evaluate_loss, train_step
 
 SETTINGS = FitSettings(
@@ -259,6 +260,16 @@ def test_order_is_a_pure_function_and_a_permutation() -> None:
         assert len(batches) == 13
     assert epoch_batches(lengths, batch=8, seed=1, epoch=0) != epoch_batches(lengths, batch=8, seed=1, epoch=1)
     assert epoch_batches(lengths, batch=8, seed=1, epoch=0) != epoch_batches(lengths, batch=8, seed=2, epoch=0)
+
+
+@pytest.mark.parametrize(("rows", "start"), [(101, 0), (101, 5), (101, 13), (101, 40), (16, 2), (3, 1)])
+def test_updates_taken_up_anywhere_go_on_as_if_begun_at_the_start(rows: int, start: int) -> None:
+    lengths = [3 + (7 * i) % 40 for i in range(rows)]
+    per_epoch = -(-rows // 8)
+    epochs = [batch for epoch in range(6) for batch in epoch_batches(lengths, batch=8, seed=1, epoch=epoch)]
+    whole = list(islice(updates(lengths, batch=8, seed=1), 6 * per_epoch))
+    assert whole == epochs
+    assert list(islice(updates(lengths, batch=8, seed=1, start=start), 3)) == epochs[start : start + 3]
 
 
 @pytest.mark.parametrize(("schedule", "last"), [("linear", 0.1), ("cosine", 0.0245), ("constant", 1.0)])

@@ -14,7 +14,8 @@ from luthier.cli.options import Flag
 if TYPE_CHECKING:
     from luthier.serve.chat import Conversation
 
-TARGET = Argument(name="run", help="Folder of a finished run, or a model's name or folder.")
+TARGET = Argument(name="run", help="Folder of a finished run or of an adapter, or a model's name or folder.")
+MODEL = Flag(names=("--model",), type=str, help="Base model of an adapter; default: the one the adapter names.")
 COMPARE = Flag(names=("--compare",), type=bool, help="Let the base model answer too.")
 SYSTEM = Flag(names=("--system",), type=str, help="System prompt; default: the one of the training rows.")
 PROMPT = Flag(names=("--prompt", "-p"), type=str, help="Answer this one prompt and exit.")
@@ -23,7 +24,7 @@ DEFAULT_MAX_NEW_TOKENS = 256
 
 
 def chat(given: Given) -> Outcome:
-    """Talk to the tuned model of a run.
+    """Talk to the tuned model of a run, or to an adapter.
 
     One prompt a line, from the terminal or a pipe; /reset forgets, /exit leaves.
     """
@@ -32,14 +33,17 @@ def chat(given: Given) -> Outcome:
     from luthier.pipeline.chat import open_chat_with
     from luthier.serve.chat import say
 
-    prompt, system = given.values.get("prompt"), given.values.get("system")
+    prompt, system, base = (given.values.get(name) for name in ("prompt", "system", "model"))
     max_new_tokens = given.values.get("max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise ConfigError(
             f"found {max_new_tokens}, expected 1 or more", where="--max-new-tokens", fix=f"--max-new-tokens {DEFAULT_MAX_NEW_TOKENS}"
         )
     conversation = open_chat_with(
-        given.arguments[0], compare=bool(given.values.get("compare")), system=None if system is None else str(system)
+        given.arguments[0],
+        compare=bool(given.values.get("compare")),
+        system=None if system is None else str(system),
+        base=None if base is None else str(base),
     )
     if prompt is None and sys.stdin.isatty():
         note("One prompt a line; /reset forgets what was said, /exit leaves.")
@@ -69,4 +73,4 @@ def _typed(conversation: Conversation) -> Iterator[str]:
 
 def add_to(app: typer.Typer) -> None:
     """Add this command."""
-    add_command(app, "chat", chat, (COMPARE, SYSTEM, PROMPT, LENGTH), argument=TARGET)
+    add_command(app, "chat", chat, (MODEL, COMPARE, SYSTEM, PROMPT, LENGTH), argument=TARGET)

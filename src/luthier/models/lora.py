@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from luthier.core.errors import ModelError
 from luthier.core.seeds import seed_for
-from luthier.models.catalogue import MANIFEST
+from luthier.models.catalogue import MANIFEST, read_manifest
 from luthier.models.folder import PICKLED, TensorHeader, read_headers, read_json, weight_files, weights_sha256
 from luthier.models.load import ModelInfo
 from luthier.store.files import atomic_write_json, disk_error, replace_folder
@@ -185,6 +185,13 @@ def _plain_config(config: Any) -> dict[str, Any]:
     values: dict[str, Any] = config.to_dict()
     plain = {key: sorted(cast("set[str]", value)) if isinstance(value, set) else value for key, value in sorted(values.items())}
     return cast("dict[str, Any]", json.loads(json.dumps(plain, default=str)))
+
+
+def base_name(path: Path) -> str:
+    """What an adapter folder calls its base model: as this program recorded it, else as PEFT did; untrusted, and perhaps empty."""
+    recorded = read_manifest(path).get("base")
+    name = cast("dict[str, Any]", recorded).get("name") if isinstance(recorded, dict) else None
+    return str(name or read_json(path / CONFIG).get("base_model_name_or_path") or "")
 
 
 def load_adapter(model: PreTrainedModel, path: Path, *, base_info: ModelInfo | None = None) -> PeftModel:

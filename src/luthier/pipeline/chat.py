@@ -5,8 +5,9 @@ from __future__ import annotations
 from difflib import get_close_matches
 from pathlib import Path
 
-from luthier.core.errors import RunError
+from luthier.core.errors import ConfigError, ModelError, RunError
 from luthier.models.catalogue import resolve
+from luthier.models.lora import CONFIG, base_name
 from luthier.pipeline.open import open_local, open_tuned
 from luthier.pipeline.prepare import DTYPE_FACT
 from luthier.pipeline.settings import Settings, load_settings
@@ -15,12 +16,16 @@ from luthier.store.layout import RunFolder, known_fact
 from luthier.train.precision import choose_precision
 
 
-def open_chat_with(run_or_model: str, *, compare: bool, system: str | None) -> Conversation:
-    """A conversation with the tuned model of a run (with `compare`, the base model too), or with a plain model.
+def open_chat_with(run_or_model: str, *, compare: bool, system: str | None, base: str | None = None) -> Conversation:
+    """A conversation with the tuned model of a run or an adapter folder (with `compare`, the base model too), or with a plain model.
 
-    For a run, the instruction all its rows shared is put before each turn, as in training.
+    For a run, the instruction all its rows shared is put before each turn, as in training. `base` names the base model of an adapter.
     """
     folder = RunFolder(Path(run_or_model))
+    if (folder.root / CONFIG).is_file():
+        return _with_adapter(folder.root, base, compare=compare, system=system)
+    if base is not None:
+        raise ConfigError(f"{run_or_model} is no adapter, --model names the base model of one", where="--model", fix="leave --model out")
     if folder.config.is_file():
         return _with_run(folder, compare=compare, system=system)
     if folder.root.parent != Path() and folder.root.parent.is_dir() and not folder.root.is_dir():
@@ -36,6 +41,26 @@ def open_chat_with(run_or_model: str, *, compare: bool, system: str | None) -> C
     path = resolve(run_or_model)
     local = open_local(path, choose_precision("auto"))
     return open_conversation([Voice(name=Path(run_or_model).name, local=local)], system=system or "", instruction="")
+
+
+def _with_adapter(adapter: Path, base: str | None, *, compare: bool, system: str | None) -> Conversation:
+    """An adapter in PEFT's format, saved here or elsewhere, on the base model that is given or that it names itself."""
+    path = _base_of(adapter) if base is None else resolve(base)
+    precision = choose_precision("auto")
+    voices = [Voice(name="tuned", local=open_local(path, precision, adapter=adapter))]
+    if compare:
+        voices.append(Voice(name="base", local=open_local(path, precision)))
+    return open_conversation(voices, system=system or "", instruction="")
+
+
+def _base_of(adapter: Path) -> Path:
+    name, fix = base_name(adapter), f"name its base model: luthier chat {adapter} --model FOLDER"
+    if not name:
+        raise ModelError("the adapter does not say which base model it belongs to", where=str(adapter), fix=fix)
+    try:
+        return resolve(name)
+    except ModelError as error:
+        raise ModelError(f"the adapter's base model {name!r} is not on this machine", where=str(adapter), fix=fix) from error
 
 
 def _with_run(folder: RunFolder, *, compare: bool, system: str | None) -> Conversation:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from luthier.models.backbone import use_layout_attention
 from luthier.models.load import ModelInfo, open_model
 from luthier.models.lora import LoraSettings
 from luthier.models.surgery import use_fast_kernels
-from luthier.models.trainable import Method, MethodName, Trainable, make_trainable
+from luthier.models.trainable import Method, Trainable, make_trainable
 from luthier.pipeline.prepare import Prepared
 from luthier.pipeline.record import Predicted
 from luthier.pipeline.settings import Settings
@@ -36,7 +36,6 @@ AUTO_EPOCH_ROWS = 3000  # rows seen, when the user names no number of epochs
 MAX_AUTO_EPOCHS = 5
 ADAPTER_RATES, WEIGHT_RATES = (5e-4, 1e-3, 2e-3), (3e-5, 1e-4, 3e-4)
 KEPT_CHECKPOINTS = 2
-BETWEEN_BLOCKS = 0.15  # of what the updates took: memory lost between blocks over a long run, measured in docs/log.md
 JOURNAL_BYTES = 640  # of one update: journal line, curve, and history in each kept checkpoint
 
 
@@ -94,7 +93,7 @@ class Plan:
 def method_of(settings: Settings) -> Method:
     """The method the settings name."""
     train = settings.train
-    name = cast("MethodName", train.method)
+    name = train.method
     if name == "full":
         return Method(name=name)
     if name == "freeze":
@@ -192,7 +191,6 @@ def begin(plan: Plan, world: World) -> tuple[Plan, Optimiser]:
 def measure_forecast(plan: Plan, optimiser: Optimiser, inputs: TrainInputs, folder: Path) -> Predicted:
     """Run a few updates without effect and add up; `folder` holds what was written so far."""
     inputs.on_progress("forecast", 0, 1, "a few updates without effect, the largest first")
-    before = peak_memory_gib()
     found = forecast(
         plan.model,
         optimiser,
@@ -204,14 +202,13 @@ def measure_forecast(plan: Plan, optimiser: Optimiser, inputs: TrainInputs, fold
         world=inputs.world,
         watch=inputs.watch,
     )
-    peak = peak_memory_gib()
     predicted = Predicted(
         num_trained_weights=found.num_trained_weights,
         updates=found.updates,
         row_tokens=found.row_tokens,
         seconds=found.seconds,
         search_seconds=found.search_seconds,
-        peak_mem_gib=None if peak is None or before is None else peak + BETWEEN_BLOCKS * (peak - before) + found.best_bytes / 2**30,
+        peak_mem_gib=peak_memory_gib(),
         disk_mib=(folder_bytes(folder) + _written_bytes(plan, found)) / 2**20,
     )
     inputs.on_progress("forecast", 1, 1, forecast_words(predicted))

@@ -9,13 +9,14 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, cast, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from luthier.core.errors import ConfigError
 from luthier.core.hashing import sha256_file
+from luthier.pipeline.absent import refuse_absent
 from luthier.pipeline.origin import MAX_YAML_BYTES, Problem, flatten, put, read_value, read_yaml
 from luthier.pipeline.refusal import nearest, problems_of, raise_all
 
@@ -94,7 +95,7 @@ class ModelSettings(_Group):
 class TrainSettings(_Group):
     """Fine-tuning."""
 
-    method: Literal["lora", "dora", "freeze", "full", "qlora"] = Field(
+    method: Literal["lora", "dora", "freeze", "full"] = Field(
         default="lora",
         description="what is trained: adapters on all linear layers (lora, dora), the last layers (freeze) or every weight (full)",
     )
@@ -143,6 +144,13 @@ class TrainSettings(_Group):
     patience: CountOrZero = Field(default=3, description="looks without a better dev loss before stopping early; 0: never")
     save_every: CountOrZero = Field(default=50, description="updates between checkpoints; 0: only at the end")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_absent(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            refuse_absent(cast("dict[str, object]", values))
+        return values
+
     @model_validator(mode="after")
     def _micro_batch_fits(self) -> Self:
         if self.micro_batch is not None and self.micro_batch > self.batch:
@@ -153,11 +161,6 @@ class TrainSettings(_Group):
     def _options_fit_the_method(self) -> Self:
         """An option that the method has no use for would be ignored: it is refused instead."""
         fields = type(self).model_fields
-        if self.method == "qlora":
-            raise ValueError(
-                "train.method lora: 4-bit weights (QLoRA) need bitsandbytes and an NVIDIA GPU, this version computes on the CPU"
-                " | --set train.method=lora"
-            )
         for key in ("lora_r", "lora_alpha", "lora_dropout", "lora_rslora", "lora_init"):
             if self.method in ("freeze", "full") and getattr(self, key) != fields[key].default:
                 raise ValueError(f"train.{key} only with adapters, and train.method {self.method} has none | --set train.method=lora")
@@ -171,6 +174,11 @@ class TrainSettings(_Group):
                 "train.lora_init uniform with train.method dora: PiSSA changes the weights whose lengths DoRA measures"
                 " | --set train.lora_init=uniform"
             )
+        for key in ("lr_candidates", "lr_probe_steps"):
+            if self.lr is not None and getattr(self, key) != fields[key].default:
+                raise ValueError(
+                    f"train.{key} only without a learning rate: train.lr {self.lr:g} leaves nothing to try | --set train.lr=null"
+                )
         if self.method != "freeze" and self.last_layers != fields["last_layers"].default:
             raise ValueError(f"train.last_layers only with train.method freeze, not {self.method} | --set train.method=freeze")
         return self

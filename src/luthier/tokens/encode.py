@@ -37,8 +37,9 @@ def encode_examples(
     Rows of more than `max_length` tokens are left out and listed: a warning above 1 %, InputError above 10 %. With
     `allow_truncation` they are cut instead, at the end of the response, which then has no end of turn; the prompt is never cut,
     because half a prompt is another task, so a row whose prompt alone fills `max_length` is still left out and listed.
-    Raw text of a single token, and KTO rows with an unwanted response, are left out and counted: these are not to be imitated. `longer` is
-    the remedy named for rows that are too long, where a greater `max_length` is none.
+    Longer raw text becomes several rows (`windows`), and is counted. Raw text of a single token, and KTO rows with an unwanted
+    response, are left out and counted: these are not to be imitated. `longer` is the remedy named for rows that are too long, where a
+    greater `max_length` is none.
     Raises InputError with file and line for a row with nothing to learn but the end of the turn, and if no row is left.
     """
     longer = longer or f"allow longer rows: --set model.max_length={2 * max_length}"
@@ -48,6 +49,7 @@ def encode_examples(
     over_long: list[Example] = []
     unwanted: list[Example] = []
     too_short: list[Example] = []
+    in_windows: list[Example] = []
     for done, example in enumerate(examples, 1):
         if example.desirable is False:
             unwanted.append(example)
@@ -59,6 +61,9 @@ def encode_examples(
             _refuse_without_labels(row, example)
             if len(row.input_ids) <= max_length:
                 rows.append(row)
+            elif example.kind == "text" and max_length > 1:
+                rows += windows(row, max_length)
+                in_windows.append(example)
             elif allow_truncation and any(row.is_label[:max_length]):
                 rows.append(TokenRow(example_id=row.example_id, input_ids=row.input_ids[:max_length], is_label=row.is_label[:max_length]))
                 cut.append(example)
@@ -74,8 +79,21 @@ def encode_examples(
     return Encoded(
         rows=tuple(rows),
         over_long=tuple(example.id for example in over_long),
-        findings=_findings(cut, left_out, unwanted, too_short, len(examples), max_length, longer),
+        findings=_findings(cut, left_out, unwanted, too_short, in_windows, len(examples), max_length, longer),
     )
+
+
+def windows(row: TokenRow, length: int) -> list[TokenRow]:
+    """Raw text as rows of at most `length` (2 or more) tokens: each begins with the last token of the one before, as context.
+
+    So every token that is a label in `row` is one in exactly one window.
+    """
+    out: list[TokenRow] = []
+    for start in range(0, len(row.input_ids) - 1, length - 1):
+        end = start + length
+        is_label = row.is_label[start:end] if start == 0 else (False, *row.is_label[start + 1 : end])
+        out.append(TokenRow(example_id=f"{row.example_id}/{len(out)}", input_ids=row.input_ids[start:end], is_label=is_label))
+    return out
 
 
 def _refuse_without_labels(row: TokenRow, example: Example) -> None:
@@ -103,6 +121,7 @@ def _findings(
     left_out: Sequence[Example],
     unwanted: Sequence[Example],
     too_short: Sequence[Example],
+    in_windows: Sequence[Example],
     total: int,
     max_length: int,
     longer: str,
@@ -113,6 +132,7 @@ def _findings(
         ("over_long_cut", cut, severity, f"longer than {max_length:,} tokens: the end of the response is cut off", longer),
         ("over_long_left_out", left_out, severity, f"longer than {max_length:,} tokens and left out", longer),
         ("too_short_left_out", too_short, "info", "of one token, with nothing to learn, and left out", "nothing to do, or remove them"),
+        ("text_in_windows", in_windows, "info", f"raw text longer than {max_length:,} tokens, trained on in pieces", "nothing to do"),
         ("unwanted_left_out", unwanted, "info", "marked as unwanted and not trained on", "nothing to do; only wanted answers are imitated"),
     )
     for code, found, level, message, fix in kinds:

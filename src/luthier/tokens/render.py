@@ -7,7 +7,9 @@ template that misbehaves only for certain contents; those stay inside the sandbo
 
 from __future__ import annotations
 
+import datetime
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,14 +30,17 @@ PROBE_WALL_S = 20.0  # the limit that counts is 2 s of processor time inside; th
 
 # What templates may ask for. Fixed, because the same seed must give the same tokens on any day: Llama 3 writes the date
 # into its prompt, and Qwen 3 leaves room to think unless told not to, which no training response contains.
-TEMPLATE_VARIABLES: dict[str, Any] = {"date_string": "26 Jul 2024", "enable_thinking": False}
+TEMPLATE_DATE = datetime.date(2024, 7, 26)  # Llama 3's own, where its template is given none
+TEMPLATE_VARIABLES: dict[str, Any] = {"date_string": TEMPLATE_DATE.strftime("%d %b %Y"), "enable_thinking": False}
+_DATE_CALL = re.compile(r"""strftime_now\(\s*(?:format\s*=\s*)?(["'])([^"'\\]*)\1\s*\)""")
+_DATE_TEST = re.compile(r"strftime_now\s+is\s+(?:not\s+)?defined")
 
 # sha256 of templates that were read by a person and need no trial.
 KNOWN_TEMPLATES = frozenset({"872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788"})  # SmolLM2-Instruct
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The template a conversation without tools is rendered with; None for a base model. Raises ModelError."""
+    """The template a conversation without tools is rendered with, its date held; None for a base model. Raises ModelError."""
     if not tokenizer.chat_template:
         return None
     try:
@@ -52,7 +57,24 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
             where=str(tokenizer.name_or_path),
             fix="use the model's original chat_template.jinja",
         )
-    return template
+    return hold_date(template, where=str(tokenizer.name_or_path))
+
+
+@lru_cache(maxsize=32)
+def hold_date(template: str, *, where: str) -> str:
+    """The template with each call of `strftime_now`, which tells today's date, replaced by `TEMPLATE_DATE` in the format it asks for.
+
+    transformers gives a template the function itself and turns any other that it is handed into text, so the call has to go.
+    Raises ModelError for a call whose format is not written out.
+    """
+    held = _DATE_CALL.sub(lambda call: json.dumps(TEMPLATE_DATE.strftime(call[2])), template)
+    if "strftime_now" in _DATE_TEST.sub("", held):
+        raise ModelError(
+            "the chat template writes the date of the day in a way that cannot be held still: tokens would change over midnight",
+            where=where,
+            fix=f"write strftime_now's format out in chat_template.jinja, or a date in its place, such as {TEMPLATE_DATE}",
+        )
+    return held
 
 
 def check_template(template: str, *, where: str, bos_token: str, eos_token: str) -> None:
@@ -102,7 +124,13 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
     """The conversation as text through the tokenizer's template. Raises InputError when the template refuses it."""
     turns = [{"role": message.role, "content": message.content} for message in messages]
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt, **TEMPLATE_VARIABLES)
+        text = tokenizer.apply_chat_template(
+            turns,
+            chat_template=chat_template(tokenizer),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **TEMPLATE_VARIABLES,
+        )
     except (jinja2.TemplateError, TypeError, ValueError, RecursionError) as error:
         roles = " ".join(message.role for message in messages)
         raise InputError(

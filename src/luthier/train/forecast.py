@@ -1,11 +1,14 @@
 """What a training will cost, from a few of its own updates: time, memory, disk.
 
-1. The largest update of the whole run is computed first: it warms up kernels and allocators.
-2. Two pieces of the dev rows, the largest one of them, are timed without gradient.
+1. The update that holds the largest piece of the whole run is computed first: pieces, not updates, make the peak of memory. It warms up
+   kernels and allocators too.
+2. The weights are copied, as a run copies its best ones, and two pieces of the dev rows, the largest one of them, are timed without
+   gradient.
 3. Three updates, of the first quarter, the middle and the end of all sizes, are timed; time is taken as proportional to the tokens that
    are really computed (a shared prefix once). The largest comes again because memory between the blocks of a look at dev is not
    used twice: the peak of a run is seen only after one.
-Learning rate 0: no weight moves, and the moments are forgotten afterwards.
+Learning rate 0: no weight moves, and the moments are forgotten afterwards. Nothing is added to the peak that is measured: a run needs no
+more memory for a thousand updates than for its largest (docs/log.md).
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from torch import nn
 
@@ -20,7 +24,7 @@ from luthier.core.types import TokenRow
 from luthier.tokens.tree import common_prefix_length
 from luthier.train.loop import FitSettings, FitState, attempt_update
 from luthier.train.optim import Optimiser
-from luthier.train.order import epoch_batches
+from luthier.train.order import updates
 from luthier.train.parallel import ALONE, World, sum_over_ranks
 from luthier.train.step import MICRO_TOKENS, Pieces, eval_pieces, evaluate_loss
 from luthier.train.watchdog import UNWATCHED, Watchdog
@@ -38,7 +42,6 @@ class Forecast:
     seconds: float  # of the final training, looks at dev included
     search_seconds: float  # of the search for a learning rate
     checkpoint_bytes: int  # of the tensors in one checkpoint
-    best_bytes: int  # of this rank's copy of the best weights, which the largest update did not see yet
 
 
 def forecast(
@@ -59,18 +62,19 @@ def forecast(
     """
     state = FitState()
     plan = planned_updates(train, settings)
-    sizes = [_computed_tokens(rows, settings.micro_batch) for rows in plan]
+    pieces = [_pieces_tokens(rows, settings.micro_batch) for rows in plan]
+    sizes = [sum(tokens) for tokens in pieces]
     order = sorted(range(len(plan)), key=lambda i: sizes[i])
     model.train()
     with watch.update([]):
-        first_s = _time_update(model, optimiser, plan[order[-1]], settings, state, world)
+        first_s = _time_update(model, optimiser, plan[max(order, key=lambda i: max(pieces[i]))], settings, state, world)
+    best = optimiser.copy_masters()
     timed = [order[round(share * (len(order) - 1))] for share in TIMED_SHARES]
     with watch.update([first_s], updates=len(timed)):
         look_s = _time_look(model, dev, settings, state, world)
         spent = sum(_time_update(model, optimiser, plan[i], settings, state, world) for i in timed)
     s_per_token = spent / sum(sizes[i] for i in timed)
-    best_bytes = optimiser.flat_M.numel() * optimiser.flat_M.element_size()
-    checkpoint_bytes = best_bytes + sum(tensor.numel() * tensor.element_size() for tensor in optimiser.state().values())
+    checkpoint_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*best.values(), *optimiser.state().values()))
     if world.shards:
         checkpoint_bytes = int(sum_over_ranks(world, checkpoint_bytes))
     optimiser.forget()
@@ -83,24 +87,18 @@ def forecast(
         seconds=s_per_token * sum(sizes) + looks * look_s,
         search_seconds=searched_rates * (probe_updates * mean_update_s + look_s),
         checkpoint_bytes=checkpoint_bytes,
-        best_bytes=best_bytes,
     )
 
 
 def planned_updates(train: Sequence[TokenRow], settings: FitSettings) -> list[list[TokenRow]]:
     """The rows of every update of the run, in order."""
-    lengths = [len(row.input_ids) for row in train]
-    per_epoch = -(-len(train) // settings.batch)
-    plan: list[list[TokenRow]] = []
-    for epoch in range(-(-settings.total_updates // per_epoch)):
-        batches = epoch_batches(lengths, batch=settings.batch, seed=settings.seed, epoch=epoch)
-        plan += [[train[i] for i in batch] for batch in batches]
-    return plan[: settings.total_updates]
+    order = updates([len(row.input_ids) for row in train], batch=settings.batch, seed=settings.seed)
+    return [[train[i] for i in batch] for batch in islice(order, settings.total_updates)]
 
 
-def _computed_tokens(rows: Sequence[TokenRow], micro_batch: int | None) -> int:
-    """Tokens that go through the model in one update: each piece has its shared prefix once."""
-    return sum(map(_piece_tokens, Pieces(micro_batch=micro_batch).of(rows, max_tokens=MICRO_TOKENS)))
+def _pieces_tokens(rows: Sequence[TokenRow], micro_batch: int | None) -> list[int]:
+    """Tokens that go through the model at once, for each piece of one update: its shared prefix counts once."""
+    return [_piece_tokens(piece) for piece in Pieces(micro_batch=micro_batch).of(rows, max_tokens=MICRO_TOKENS)]
 
 
 def _time_update(

@@ -18,7 +18,7 @@ from luthier.core.seeds import seed_for
 from luthier.core.types import TokenRow
 from luthier.train.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from luthier.train.optim import Optimiser, Schedule, local, lr_at
-from luthier.train.order import epoch_batches
+from luthier.train.order import updates
 from luthier.train.parallel import ALONE, World, any_rank, share_json
 from luthier.train.sharded import checkpoint_blocks, read_rows
 from luthier.train.step import Pieces, StepResult, evaluate_loss, train_step
@@ -141,19 +141,14 @@ def fit(
     Raises Diverged after `MAX_SKIPPED_UPDATES` updates in a row that were not finite, RunError when memory does not suffice for a single
     row or another rank is gone, and KeyboardInterrupt when asked to stop (after saving).
     """
-    lengths = [len(row.input_ids) for row in train]
     best: dict[str, Tensor] = {}
     with watch.setup():
         state = _restore(checkpoints, key, optimiser, best, world)
-    per_epoch = -(-len(train) // settings.batch)
-    epoch, batches = -1, ()
+    order = updates([len(row.input_ids) for row in train], batch=settings.batch, seed=settings.seed, start=state.step)
     model.train()
     while state.step < settings.total_updates and not state.stopped_early:
         started = time.perf_counter()
-        if state.step // per_epoch != epoch:
-            epoch = state.step // per_epoch
-            batches = epoch_batches(lengths, batch=settings.batch, seed=settings.seed, epoch=epoch)
-        rows = [train[i] for i in batches[state.step % per_epoch]]
+        rows = [train[i] for i in next(order)]
         before = [done.seconds for done in state.history[-WATCHED_UPDATES:]]
         with watch.update(before):
             record = _update(model, optimiser, rows, settings, state, started, world)
@@ -306,7 +301,7 @@ def _evaluate(
         return replace(record, note="; ".join(part for part in (record.note, f"dev loss is {dev_loss}") if part))
     if state.best_dev_loss is None or dev_loss < state.best_dev_loss:
         state.best_dev_loss, state.best_step, state.evaluations_without_gain = dev_loss, state.step, 0
-        best.update({name: tensor.detach().clone() for name, tensor in optimiser.masters.items()})
+        best.update(optimiser.copy_masters())
     else:
         state.evaluations_without_gain += 1
         state.stopped_early = 0 < settings.patience <= state.evaluations_without_gain

@@ -60,6 +60,10 @@ class Optimiser:
         for param in self.params.values():
             param.grad = None
 
+    def copy_masters(self) -> dict[str, Tensor]:
+        """The weights as they are now, in one block of memory: hundreds of small ones would break up the free memory between updates."""
+        return _views(self.flat_M.detach().clone(), self.masters)
+
     def state(self) -> dict[str, Tensor]:
         """Everything needed to go on exactly, as named tensors."""
         out = {f"master.{name}": tensor for name, tensor in self.masters.items()}
@@ -100,8 +104,7 @@ def make_optimiser(model: nn.Module, *, weight_decay: float, compute_dtype: torc
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     held = {name: local(p.detach()) for name, p in params.items()}
     flat_M = torch.cat([p.float().reshape(-1) for p in held.values()])
-    pieces = flat_M.detach().split([p.numel() for p in held.values()])
-    masters = {name: piece.view(p.shape) for (name, p), piece in zip(held.items(), pieces, strict=True)}
+    masters = _views(flat_M.detach(), held)
     for p in params.values():
         if p.dtype != compute_dtype:
             p.data = p.data.to(compute_dtype)
@@ -109,6 +112,12 @@ def make_optimiser(model: nn.Module, *, weight_decay: float, compute_dtype: torc
     embeddings = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     is_matrix = {name: p.ndim == 2 and id(p) not in embeddings for name, p in params.items()}
     return Optimiser(params, masters, flat_M, torch.zeros_like(flat_M), _torch_optimisers(name, owned, is_matrix, weight_decay), owned)
+
+
+def _views(flat_M: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The flat tensor cut into the shapes of `like`, by name; no copies."""
+    pieces = flat_M.split([tensor.numel() for tensor in like.values()])
+    return {name: piece.view(tensor.shape) for (name, tensor), piece in zip(like.items(), pieces, strict=True)}
 
 
 def _torch_optimisers(
@@ -144,8 +153,7 @@ def apply_update(optimiser: Optimiser, *, lr: float, max_grad_norm: float, weigh
         raise FloatingPointError(f"gradient norm is {norm}" if not math.isfinite(norm) else f"learning rate is {lr}")
     if norm > max_grad_norm > 0:
         grad_M.mul_(max_grad_norm / norm)
-    views = grad_M.split([master.numel() for master in optimiser.masters.values()])
-    by_name = {name: view.view(master.shape) for (name, master), view in zip(optimiser.masters.items(), views, strict=True)}
+    by_name = _views(grad_M, optimiser.masters)
     for name, tensor in optimiser.owned.items():
         tensor.grad = grad_M if name == ALL else by_name[name]
     for torch_optimiser in optimiser.torch_optimisers:

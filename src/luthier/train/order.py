@@ -6,8 +6,9 @@ the order stays random at the scale of `WINDOW_BATCHES` updates.
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 WINDOW_BATCHES = 8
 
@@ -24,3 +25,10 @@ def epoch_batches(lengths: Sequence[int], *, batch: int, seed: int, epoch: int) 
         rng.shuffle(pieces)
         batches += pieces
     return tuple(batches)
+
+
+def updates(lengths: Sequence[int], *, batch: int, seed: int, start: int = 0) -> Iterator[tuple[int, ...]]:
+    """Row indices of update `start` (counted from 0) and all after it, epoch after epoch, without end."""
+    first_epoch, done = divmod(start, -(-len(lengths) // batch))
+    for epoch in itertools.count(first_epoch):
+        yield from epoch_batches(lengths, batch=batch, seed=seed, epoch=epoch)[done if epoch == first_epoch else 0 :]

@@ -343,7 +343,7 @@ def conversation(monkeypatch: pytest.MonkeyPatch) -> FakeConversation:
         return answers
 
     opener, chat = types.ModuleType("luthier.pipeline.chat"), types.ModuleType("luthier.serve.chat")
-    opener.open_chat_with = lambda run, compare, system: talk  # type: ignore[attr-defined]
+    opener.open_chat_with = lambda run, compare, system, base: talk  # type: ignore[attr-defined]
     chat.say = say  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "luthier.pipeline.chat", opener)
     monkeypatch.setitem(sys.modules, "luthier.serve.chat", chat)

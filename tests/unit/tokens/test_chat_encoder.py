@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,26 @@ def test_300_turns(chatml: ChatEncoder) -> None:
 def test_useless_templates(tmp_path: Path, template: str, reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
         encoder_for(tmp_path, chat_template=template)
+
+
+DATED = (
+    "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') + ' ' }}{{ strftime_now(\n  format=\"%Y-%j\" ) }}{% endif %}\n" + CHATML
+)
+
+
+def test_the_date_in_a_template_stands_still(tmp_path: Path) -> None:
+    encoder = encoder_for(tmp_path, chat_template=DATED)
+    for ids in (encoder.encode_prompt(example().prompt), encoder.encode_example(example()).input_ids):
+        assert spell(encoder, ids).startswith("26 Jul 2024 2024-208")
+    turns = [{"role": "user", "content": "Where is my card?"}]
+    told = encoder.tokenizer.apply_chat_template(turns, tokenize=False)
+    assert f"{datetime.datetime.now(tz=None):%Y-%j}" in told  # noqa: DTZ005  left alone, it is today's
+
+
+@pytest.mark.parametrize("call", ["{{ strftime_now(form) }}", "{% set now = strftime_now %}{{ now('%d') }}", "{{ '%d' | strftime_now }}"])
+def test_a_date_that_cannot_be_held_is_refused(tmp_path: Path, call: str) -> None:
+    with pytest.raises(ModelError, match="over midnight"):
+        encoder_for(tmp_path, chat_template=call + CHATML)
 
 
 # ---------------------------------------------------------------- fuzz

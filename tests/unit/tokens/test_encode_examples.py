@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -84,6 +85,21 @@ def test_unwanted_answers_are_not_imitated(encoder: ChatEncoder) -> None:
     found = encode_examples(encoder, items, max_length=100, allow_truncation=False)
     assert len(found.rows) == 1
     assert [(finding.code, finding.count) for finding in found.findings] == [("unwanted_left_out", 1)]
+
+
+@pytest.mark.parametrize("length", [2, 3, 7, 50, 51, 52])
+def test_long_raw_text_is_trained_on_in_windows_each_token_once(encoder: ChatEncoder, length: int) -> None:
+    text = Example(id="t", path="r", line=1, kind="text", input="", response=" ".join(str(n) for n in range(25)))
+    whole = encoder.encode_example(text)
+    found = encode_examples(encoder, [text], max_length=length, allow_truncation=False)
+    assert all(2 <= len(row.input_ids) <= length or len(found.rows) == 1 for row in found.rows)
+    trained = [i for row in found.rows for i, wanted in zip(row.input_ids, row.is_label, strict=True) if wanted]
+    assert trained == [i for i, wanted in zip(whole.input_ids, whole.is_label, strict=True) if wanted]
+    for before, after in itertools.pairwise(found.rows):
+        assert after.input_ids[0] == before.input_ids[-1] and not after.is_label[0]
+    assert len({row.example_id for row in found.rows}) == len(found.rows)
+    codes = [finding.code for finding in found.findings]
+    assert codes == (["text_in_windows"] if len(whole.input_ids) > length else []) and found.over_long == ()
 
 
 def test_preview(encoder: ChatEncoder) -> None:
