@@ -96,7 +96,7 @@ def fit_classifier(texts: Sequence[str], labels: Sequence[str], *, strength: flo
     """Minimise strength * sum of cross-entropies + |weights|^2 / 2 by L-BFGS."""
     from scipy.optimize import minimize  # slow to load
 
-    vectoriser = _vectoriser(texts, span)
+    vectoriser = make_vectoriser(texts, span)
     names = tuple(sorted(set(labels)))
     place = {name: k for k, name in enumerate(names)}
     gold_N = np.array([place[label] for label in labels])
@@ -129,7 +129,8 @@ def _terms(text: str, span: int) -> list[str]:
     return [*single, *(f"{a} {b}" for a, b in zip(single, single[1:], strict=False))] if span == 2 else list(single)
 
 
-def _vectoriser(texts: Sequence[str], span: int) -> Vectoriser:
+def make_vectoriser(texts: Sequence[str], span: int) -> Vectoriser:
+    """Learn columns and idf from `texts`: words (span 1), or words and pairs (span 2)."""
     frequency: Counter[str] = Counter()
     for text in texts:
         frequency.update(set(_terms(text, span)))

@@ -35,7 +35,7 @@ def tune(settings: Settings, folder: RunFolder, inputs: TrainInputs) -> TrainRec
     Every rank computes, rank 0 writes. Raises RunError when every learning rate diverged, memory does not suffice even row by row,
     or the disk has no room for checkpoints.
     """
-    key = _key(settings, inputs)
+    key = training_key(settings, inputs)
     record_path = folder.train / "train.json"
     if share_json(inputs.world, stage_is_done(folder, "train", key) if inputs.world.writes else None):
         return _read_record(record_path)
@@ -128,7 +128,7 @@ def _record(
     )
 
 
-def _key(settings: Settings, inputs: TrainInputs) -> str:
+def training_key(settings: Settings, inputs: TrainInputs) -> str:
     """Digest of all that the trained weights depend on; how often to save, and in what pieces a batch is computed, are not part of it."""
     train = settings.train.model_dump(mode="json", exclude={"save_every", "micro_batch", "checkpoint_activations"})
     epochs, _ = choose_epochs(settings.train.epochs, len(inputs.train))
