@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +73,10 @@ def lazy_classifier(texts: Sequence[str], labels: Sequence[str], *, seed: int) -
     def trained() -> Classifier:
         return train_classifier(texts, labels, seed=seed)
 
-    return lambda text: trained()(text)
+    def answer(text: str) -> str:
+        return trained()(text)
+
+    return answer
 
 
 def train_classifier(texts: Sequence[str], labels: Sequence[str], *, seed: int) -> Classifier:
@@ -126,7 +129,7 @@ def fit_classifier(texts: Sequence[str], labels: Sequence[str], *, strength: flo
 def _terms(text: str, span: int) -> list[str]:
     """Words; with a span of 2 also pairs of neighbouring words."""
     single = words(text)
-    return [*single, *(f"{a} {b}" for a, b in zip(single, single[1:], strict=False))] if span == 2 else list(single)
+    return [*single, *(f"{a} {b}" for a, b in pairwise(single))] if span == 2 else list(single)
 
 
 def make_vectoriser(texts: Sequence[str], span: int) -> Vectoriser:

@@ -30,7 +30,6 @@ from luthier.verdict.seeds import same_recipe
 from luthier.verdict.settings import DecisionRule
 from luthier.verdict.slices import Slice, error_slices
 
-
 BAND_STEPS = 24
 
 
@@ -161,8 +160,8 @@ def _learning_note(record: RunRecord) -> str:
         return ""
     asked = "before" if found.is_declared else "after"
     return (
-        f"Each part of the rows lies within every larger one; same learning rate, same number of epochs, so fewer updates; seed {record.seed}. Asked for "
-        f"{asked} the test items were opened; nothing was chosen by it. It took {numbers.duration(found.seconds)}, forecast "
+        "Each part of the rows lies within every larger one; same learning rate, same number of epochs, so fewer updates; "
+        f"seed {record.seed}. Asked for {asked} the test items were opened; nothing was chosen by it. It took {numbers.duration(found.seconds)}, forecast "
         f"{numbers.duration(found.predicted_seconds)}."
     )
 

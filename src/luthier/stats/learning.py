@@ -1,7 +1,7 @@
 """What more training rows would bring: a power law through the errors at a few sizes, and how sure that is.
 
-error(n) = c + a n^-b with a >= 0, c >= 0 and 0 < b <= 2, weighted by 1 / SE^2. For a given b it is linear in a and c, so b is looked up on a
-grid and a, c follow in closed form: no optimiser that could stop in the wrong place, and thousands of bootstrap draws at once.
+error(n) = c + a n^-b with a >= 0, c >= 0 and 0 < b <= 2, weighted by 1 / SE^2. For a given b it is linear in a and c, so b is looked
+up on a grid and a, c follow in closed form: no optimiser that could stop in the wrong place, and thousands of bootstrap draws at once.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class LearningFit:
         return (1 - float(_errors(self.law_3[None], num_rows)[0]), *_ends(1 - _errors(self.laws_D3, num_rows)))
 
     def worth(self) -> tuple[float, float, float] | None:
-        """Rows at which the curve crosses the reference: value, low, high; 0 where it lies above from the start, inf where it never does."""
+        """Rows at which the curve crosses the reference: value, low, high; 0: always above it, inf: never."""
         if self.reference is None or self.reference_D is None:
             return None
         value = float(_crossing(self.law_3[None], np.array([self.reference]))[0])

@@ -76,7 +76,8 @@ def _more_examples(fit: LearningFit, basis: str) -> str:
     if not fit.follows_law:
         return (
             f"{now:,} more examples would help, by how much cannot be told: from {before:,} to {now:,} rows the score rose by "
-            f"{signed_points(value)} points ({signed_points(low)} to {signed_points(high)}; {basis}), and no power law fits the steps before it."
+            f"{signed_points(value)} points ({signed_points(low)} to {signed_points(high)}; {basis}), and no power law fits the steps "
+            "before it."
         )
     value, low, high = fit.gain(2 * now)
     return (

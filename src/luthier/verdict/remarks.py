@@ -14,15 +14,15 @@ from luthier.verdict.explain import points, signed_points
 from luthier.verdict.settings import DecisionRule
 
 MARGINS = tuple(step / 200 for step in range(1, 61))  # 0.5 to 30 points
-CodeOf = Callable[[Evidence], VerdictCode]
+Answer = Callable[[Evidence], tuple[VerdictCode, str]]
 
 
-def remarks(evidence: Evidence, code: VerdictCode, code_of: CodeOf) -> tuple[str, ...]:
-    """The sentences that apply, most useful first. `code_of` gives the verdict on other evidence."""
+def remarks(evidence: Evidence, code: VerdictCode, answer: Answer) -> tuple[str, ...]:
+    """The sentences that apply, most useful first. `answer` gives code and headline on other evidence."""
     return (
         power_sentence(evidence),
-        *_volume(evidence, code, code_of),
-        *_margin(evidence, code, code_of),
+        *_volume(evidence, code, answer),
+        *_margin(evidence, code, answer),
         *_recipe(evidence),
         *_optimism(evidence),
     )
@@ -34,7 +34,9 @@ def power_sentence(evidence: Evidence) -> str:
     n, seen, margin = contest.primary.n, contest.min_detectable_effect, contest.rule.margin
     needed = explain.items_for_the_margin(contest)
     if seen <= margin:
-        return f"With {n:,} items differences above {points(seen)} points can be seen (80 % power), so the margin of {points(margin)} is in reach."
+        return (
+            f"With {n:,} items differences above {points(seen)} points can be seen (80 % power): the margin, {points(margin)}, is in reach."
+        )
     more = (
         f"about {needed:,} would show {points(margin)}"
         if needed <= explain.MAX_ITEMS
@@ -52,11 +54,7 @@ def with_rule(evidence: Evidence, rule: DecisionRule) -> Evidence:
     )
 
 
-def _headline(evidence: Evidence, code: VerdictCode) -> str:
-    return explain.headline(code, evidence.contest, leans=False)
-
-
-def _volume(evidence: Evidence, code: VerdictCode, code_of: CodeOf) -> Iterator[str]:
+def _volume(evidence: Evidence, code: VerdictCode, answer: Answer) -> Iterator[str]:
     """From or below how many requests a month the answer is another."""
     contest = evidence.contest
     rule, saving, fixed = contest.rule, contest.saving.low, contest.fixed_usd_per_month
@@ -68,8 +66,7 @@ def _volume(evidence: Evidence, code: VerdictCode, code_of: CodeOf) -> Iterator[
     pays = _rounded_up(fixed / saving)
     above = with_rule(evidence, replace(rule, volume_per_month=pays))
     below = with_rule(evidence, replace(rule, volume_per_month=0 if pays <= 1 else pays // 2))
-    code_above, code_below = code_of(above), code_of(below)
-    at_least, at_most = _headline(above, code_above), _headline(below, code_below)
+    (code_above, at_least), (code_below, at_most) = answer(above), answer(below)
     volume = rule.volume_per_month
     if code_above == code_below:
         if volume is None and code_above == code:
@@ -86,7 +83,7 @@ def _volume(evidence: Evidence, code: VerdictCode, code_of: CodeOf) -> Iterator[
         yield f"Below about {pays:,} requests a month the answer changes to {at_most}."
 
 
-def _margin(evidence: Evidence, code: VerdictCode, code_of: CodeOf) -> Iterator[str]:
+def _margin(evidence: Evidence, code: VerdictCode, answer: Answer) -> Iterator[str]:
     """The nearest smaller and larger margin with another answer."""
     rule = evidence.contest.rule
     found: list[str] = []
@@ -95,9 +92,9 @@ def _margin(evidence: Evidence, code: VerdictCode, code_of: CodeOf) -> Iterator[
     for words, margins in (("or less", smaller), ("or more", larger)):
         for margin in margins:
             changed = with_rule(evidence, replace(rule, margin=margin, declared_margin=rule.margin_of_choice))
-            other = code_of(changed)
+            other, headline = answer(changed)
             if other != code:
-                found.append(f"with {points(margin)} points {words} {_headline(changed, other)}")
+                found.append(f"with {points(margin)} points {words} {headline}")
                 break
     if found:
         yield f"The margin was {points(rule.margin)} points; {', '.join(found)}."
@@ -113,7 +110,8 @@ def _recipe(evidence: Evidence) -> Iterator[str]:
     held = "" if recipe.low95 * recipe.high95 > 0 else ", which includes 0: this training, not the recipe, is what was shown"
     yield (
         f"As a recipe, over {recipe.num_seeds} training seeds: {signed_points(recipe.difference)} points "
-        f"(95 % interval {signed_points(recipe.low95)} to {signed_points(recipe.high95)}); spread between seeds {points(recipe.seed_sd)}{held}."
+        f"(95 % interval {signed_points(recipe.low95)} to {signed_points(recipe.high95)}); "
+        f"spread between seeds {points(recipe.seed_sd)}{held}."
     )
 
 

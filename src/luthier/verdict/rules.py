@@ -64,15 +64,18 @@ def decide(arms: Sequence[ArmResult], rule: DecisionRule) -> Verdict:
         margin=rule.margin,
         break_even_requests_per_month=contest.break_even,
         min_detectable_effect=contest.min_detectable_effect,
-        remarks=remarks(evidence, code, _code),
+        remarks=remarks(evidence, code, _answer),
         reasons=reasons,
     )
 
 
-def _code(evidence: Evidence) -> VerdictCode:
-    """What the table says of this evidence, conflicts considered."""
-    _, code = _first_match(evidence)
-    return "inconclusive" if code == "inconclusive" or _conflict(evidence, code) else code
+def _answer(evidence: Evidence) -> tuple[VerdictCode, str]:
+    """What the table says of this evidence, conflicts considered: code and headline."""
+    _, matched = _first_match(evidence)
+    conflict = matched != "inconclusive" and bool(_conflict(evidence, matched))
+    code: VerdictCode = "inconclusive" if conflict else matched
+    leans = code == "inconclusive" and not conflict and _leans_to_tuned(evidence.contest)
+    return code, explain.headline(code, evidence.contest, leans=leans)
 
 
 def _first_match(evidence: Evidence) -> tuple[tuple[str, ...], VerdictCode]:

@@ -46,7 +46,7 @@ def test_the_solution_meets_the_optimality_conditions(strength: float) -> None:
 
 
 def test_two_labels_equal_binary_logistic_regression() -> None:
-    """Softmax over two labels with weights w and -w is a binary regression with 2 w and half the penalty, solved here by Newton's method."""
+    """Softmax over two labels, weights w and -w: a binary regression with 2 w and half the penalty; solved here by Newton's method."""
     texts, labels = made(60, noise=0.25)
     labels = ["card" if label == "card" else "other" for label in labels]
     found = fit_classifier(texts, labels, strength=2.0)
