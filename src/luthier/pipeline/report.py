@@ -161,8 +161,8 @@ def _learning_note(record: RunRecord) -> str:
     asked = "before" if found.is_declared else "after"
     return (
         "Each part of the rows lies within every larger one; same learning rate, same number of epochs, so fewer updates; "
-        f"seed {record.seed}. Asked for {asked} the test items were opened; nothing was chosen by it. It took {numbers.duration(found.seconds)}, forecast "
-        f"{numbers.duration(found.predicted_seconds)}."
+        f"seed {record.seed}. Asked for {asked} the test items were opened; nothing was chosen by it. It took "
+        f"{numbers.duration(found.seconds)}, forecast {numbers.duration(found.predicted_seconds)}."
     )
 
 
