@@ -19,6 +19,7 @@ from tests.fixtures.tiny_model import make_tiny_model
 from luthier.core.hashing import sha256_file
 
 LUTHIER = [sys.executable, "-c", "from luthier.cli.main import main; main()"]
+FLOORS = ["majority", "nearest neighbour", "TF-IDF + logistic regression"]
 WORDS = {"card": "my card has not come yet", "money": "where is my money now", "close": "please close the account today"}
 
 
@@ -69,7 +70,7 @@ def finished(place: Path) -> dict:
 def test_result_has_what_scripts_need(finished: dict, place: Path) -> None:
     assert {"verdict", "arms", "train_seconds", "report", "run_dir"} <= set(finished)
     names = [arm["name"] for arm in finished["arms"]]
-    assert names == ["nearest neighbour", "zero-shot", "instructed", "few-shot", "few-shot retrieved", "tuned", "tuned + retrieval"]
+    assert names == [*FLOORS, "zero-shot", "instructed", "few-shot", "few-shot retrieved", "tuned", "tuned + retrieval"]
     for arm in finished["arms"]:
         assert {"name", "score", "low", "high", "n", "cost_per_1000", "latency_p50_s"} <= set(arm)
         assert arm["n"] == 40 and arm["low"] <= arm["score"] <= arm["high"], arm
@@ -192,7 +193,7 @@ def test_index_can_be_rebuilt(finished: dict, place: Path) -> None:
     for _ in range(2):
         with contextlib.closing(sqlite3.connect(folder.index)) as base:
             [[items]] = base.execute("select count(*) from items").fetchall()
-        assert items == 7 * 40
+        assert items == 9 * 40
         folder.index.unlink()
         rebuild_index(folder)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 from tests.unit.stats import simulate
+from tests.unit.stats.simulate_learning import learning_coverage
 from tests.unit.verdict.simulate_verdicts import false_verdicts
 
 pytestmark = pytest.mark.slow
@@ -56,3 +57,20 @@ def test_clustered_mean(num_clusters: int, mean_size: int, share: float) -> None
 @pytest.mark.parametrize(("n", "clustered"), [(300, False), (100, True), (300, True)])
 def test_a_a_runs_of_the_whole_verdict(n: int, clustered: bool) -> None:
     assert false_verdicts(n, 0.2, 1_000, clustered=clustered) <= 50
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "c", "num_items", "seed_sd", "size"),
+    [
+        (2, 0.5, 0.05, 300, 0.01, 1),
+        (2, 0.5, 0.05, 300, 0.01, 3),
+        (2, 0.5, 0.05, 1000, 0.005, 1),
+        (30, 1.0, 0.10, 300, 0.01, 1),
+        (2, 0.5, 0.05, 100, 0.02, 1),
+    ],
+)
+def test_the_gain_from_more_examples(a: float, b: float, c: float, num_items: int, seed_sd: float, size: int) -> None:
+    """A 90 % interval of the gain from twice the rows; of the runs in which it is said, at least as often."""
+    found = learning_coverage(a, b, c, num_rows=400, num_items=num_items, seed_sd=seed_sd, runs=RUNS, size=size)
+    assert 0.86 <= found.covered <= 0.95
+    assert found.covered_when_said >= 0.86

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from luthier.arms.floor import nearest_neighbour
+from luthier.arms.classic import lazy_classifier
+from luthier.arms.floor import majority, nearest_neighbour
 from luthier.arms.index import RetrievalIndex, build_index
 from luthier.arms.prompts import (
     Arm,
@@ -27,7 +28,10 @@ from luthier.arms.wordings import NUM_WORDINGS, reminder, wordings
 from luthier.core.errors import ConfigError, InputError
 from luthier.core.types import ArmFamily, Example, Message, TaskProfile
 
-ARM_NAMES = ("nearest neighbour", "zero-shot", "instructed", "few-shot", "few-shot retrieved", "tuned", "tuned + retrieval")
+ARM_NAMES = (
+    "majority", "nearest neighbour", "TF-IDF + logistic regression", "zero-shot", "instructed", "few-shot", "few-shot retrieved",
+    "tuned", "tuned + retrieval",
+)  # fmt: skip
 NUM_DRAWS = 2  # fixed few-shot: different draws of shots tried for each k
 MAX_SAMPLE_ROWS = 16  # training rows on which prompt lengths are measured
 
@@ -85,12 +89,11 @@ def plan_arms(
         shots=tuple(shots),
         max_prompt_chars=max_prompt_chars,
     )
-    floor_text = "No model: the response of the most similar training row (BM25)."
     as_is = (_Way(params={}, build=zero_shot),)
     retrieved = _retrieved_ways(plan, partial(with_shots, shared=plan.shared))
     tuned_retrieved = _retrieved_ways(plan, with_trained_shots)
     return (
-        Arm(name="nearest neighbour", family="floor", model="none", description=floor_text, answer=nearest_neighbour(plan.index)),
+        *_floors(plan),
         _arm(plan, "zero-shot", "prompt", "The item as it is.", as_is),
         _arm(plan, "instructed", "prompt", "The instruction with the exact form of the answer.", _instructed_ways(plan)),
         _arm(plan, "few-shot", "prompt", "The same solved examples before every item.", _fixed_ways(plan)),
@@ -98,6 +101,28 @@ def plan_arms(
         _arm(plan, "tuned", "tuned", "The fine-tuned model, prompted as trained.", as_is),
         _arm(
             plan, "tuned + retrieval", "tuned", "The fine-tuned model, the most similar solved examples before each item.", tuned_retrieved
+        ),
+    )
+
+
+def _floors(plan: _Plan) -> tuple[Arm, ...]:
+    """What needs no language model. A classifier only where the answers are a closed set of labels."""
+
+    def floor(name: str, description: str, answer: Callable[[Example], str]) -> Arm:
+        return Arm(name=name, family="floor", model="none", description=f"No model: {description}", answer=answer)
+
+    nearest = floor("nearest neighbour", "the response of the most similar training row (BM25).", nearest_neighbour(plan.index))
+    if plan.profile.kind != "label":
+        return (nearest,)
+    query = plan.index.query_text
+    classify = lazy_classifier([query(row) for row in plan.rows], [row.response for row in plan.rows], seed=plan.seed)
+    return (
+        floor("majority", "always the most frequent training response.", majority(plan.rows)),
+        nearest,
+        floor(
+            "TF-IDF + logistic regression",
+            "a classic classifier on words and word pairs, trained on the training rows in seconds.",
+            lambda example: classify(query(example)),
         ),
     )
 

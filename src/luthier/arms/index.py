@@ -38,7 +38,7 @@ class RetrievalIndex:
         """As `search`, with the BM25 score of each row; 0.0 means no word in common."""
         if k <= 0:
             return ()
-        ids = sorted(self.vocabulary[word] for word in set(_words(text)) if word in self.vocabulary)
+        ids = sorted(self.vocabulary[word] for word in set(words(text)) if word in self.vocabulary)
         if self.bm25 is None or not ids:
             scores = np.zeros(len(self.examples), dtype=np.float32)
         else:
@@ -59,7 +59,7 @@ def build_index(examples: Iterable[Example]) -> RetrievalIndex:
     if not rows:
         raise InputError("no training row to retrieve from", fix="add rows with a wanted response to the training data")
     by_user_text = len({row.instruction for row in rows}) > 1
-    documents = [_words(_varying_text(row, by_user_text=by_user_text)) for row in rows]
+    documents = [words(_varying_text(row, by_user_text=by_user_text)) for row in rows]
     vocabulary: dict[str, int] = {}
     for document in documents:
         for word in document:
@@ -76,7 +76,7 @@ def _varying_text(example: Example, *, by_user_text: bool) -> str:
     return example.user_text if by_user_text else example.input or example.instruction
 
 
-def _words(text: str) -> Sequence[str]:
+def words(text: str) -> Sequence[str]:
     """Lower-case words without punctuation. Combining marks stay in their word, as Indic scripts need."""
     clean = unicodedata.normalize("NFKC", text).casefold()
     table = {ord(char): _separate(char) for char in set(clean) if not char.isascii() or not char.isalnum()}

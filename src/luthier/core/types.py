@@ -303,4 +303,5 @@ class Verdict:
     margin: float
     break_even_requests_per_month: Estimate | None
     min_detectable_effect: float | None
+    remarks: tuple[str, ...] = ()  # power, sensitivity, training seeds, optimism, learning curve, error slices: plain sentences
     reasons: tuple[str, ...] = ()  # the rows of the table that were tried, in order, and why each did or did not match

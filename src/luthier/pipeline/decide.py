@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from luthier.core.types import Verdict
 from luthier.metrics.cost import Prices
 from luthier.pipeline.record import RunRecord, read_record
-from luthier.pipeline.report import outcome, write_report
+from luthier.pipeline.report import learning_of, outcome, slices_of, write_report
 from luthier.pipeline.settings import Settings, load_settings
 from luthier.store.layout import RunFolder
 from luthier.verdict.rules import decide
 from luthier.verdict.settings import DecisionRule
+from luthier.verdict.slices import slice_sentence
 
 
 def decision_rule(settings: Settings, record: RunRecord) -> DecisionRule:
@@ -42,8 +44,11 @@ def decision_rule(settings: Settings, record: RunRecord) -> DecisionRule:
 
 
 def verdict_of(settings: Settings, record: RunRecord) -> Verdict:
-    """The verdict on a record."""
-    return decide(record.arms, decision_rule(settings, record))
+    """The verdict on a record, with what its learning curve and its error slices say."""
+    verdict = decide(record.arms, decision_rule(settings, record))
+    curve, slices = learning_of(record, verdict), slices_of(record, verdict)
+    where = slice_sentence(slices, verdict.best_tuned or "")
+    return replace(verdict, remarks=(*(curve.sentences if curve else ()), *verdict.remarks, *((where,) if where else ())))
 
 
 def redecide(run_dir: Path, overrides: Mapping[str, object]) -> dict[str, object]:
@@ -52,6 +57,6 @@ def redecide(run_dir: Path, overrides: Mapping[str, object]) -> dict[str, object
     record = read_record(folder.results)
     settings = load_settings(folder.config, overrides)
     rule = decision_rule(settings, record)
-    verdict = decide(record.arms, rule)
+    verdict = verdict_of(settings, record)
     model = write_report(folder, record, verdict, rule, settings)
     return outcome(folder, record, verdict, model)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from luthier.core.errors import RunError
 from luthier.core.types import ArmResult, Estimate, Finding, TaskProfile
+from luthier.verdict.learning import LearningPoint
 
 SCHEMA = 1
 
@@ -35,6 +36,7 @@ class DataRecord:
     notes: tuple[str, ...]
     prompt_lengths_tokens: tuple[int, ...] = ()  # of the train rows
     response_lengths_tokens: tuple[int, ...] = ()
+    rows_of_answer: Mapping[str, int] = field(default_factory=dict[str, int])  # label or closed-set value -> train rows that have it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +103,17 @@ class TrainRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LearningRecord:
+    """The recipe trained on nested parts of the rows. The point of all rows is the arm called `full`."""
+
+    points: tuple[LearningPoint, ...]
+    full: str
+    seconds: float  # training and answering
+    predicted_seconds: float
+    is_declared: bool  # asked for before the test items were opened
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """One run. Arms hold every answer to every locked item."""
 
@@ -121,6 +134,7 @@ class RunRecord:
     config: Mapping[str, tuple[str, str]]  # dotted key -> (value, origin)
     environment: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    learning: LearningRecord | None = None
 
 
 _ADAPTER = TypeAdapter(RunRecord)

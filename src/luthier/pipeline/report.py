@@ -19,12 +19,18 @@ from luthier.pipeline.settings import Settings, origins
 from luthier.report import numbers
 from luthier.report.card import render_card
 from luthier.report.html import render_html
-from luthier.report.model import ArmRow, CurvePoint, LrTrial, ReportModel, SplitSizes
+from luthier.report.model import ArmRow, CurvePoint, LearningBand, LearningPoint, LrTrial, ReportModel, SplitSizes
 from luthier.report.terminal import verdict_lines
 from luthier.stats.intervals import mean_estimate
+from luthier.stats.learning import MAX_FACTOR, LearningFit
 from luthier.store.files import atomic_write_json, atomic_write_text
 from luthier.store.layout import RunFolder
+from luthier.verdict import learning
+from luthier.verdict.seeds import same_recipe
 from luthier.verdict.settings import DecisionRule
+from luthier.verdict.slices import Slice, error_slices
+
+BAND_STEPS = 24
 
 
 def arm_row(arm: ArmResult, record: RunRecord, rule: DecisionRule) -> ArmRow:
@@ -108,9 +114,61 @@ def _mean(values: Sequence[int | None]) -> float | None:
     return fmean(known) if known else None
 
 
+def _arm(record: RunRecord, name: str | None) -> ArmResult | None:
+    return next((arm for arm in record.arms if arm.name == name), None)
+
+
+def _learning_points(record: RunRecord) -> tuple[learning.LearningPoint, ...]:
+    """The points of the learning curve, all rows included; none where no curve was asked for."""
+    full = None if record.learning is None else _arm(record, record.learning.full)
+    if record.learning is None or full is None:
+        return ()
+    return (*record.learning.points, learning.LearningPoint(num_rows=record.data.num_train, arm=full))
+
+
+def learning_of(record: RunRecord, verdict: Verdict) -> learning.Learning | None:
+    """What the learning curve says against the best prompt; None where no curve was asked for."""
+    points = _learning_points(record)
+    if not points:
+        return None
+    replicates = same_recipe(points[-1].arm, record.arms)
+    return learning.read_curve(points, _arm(record, verdict.best_prompt), replicates, record.metric, seed=record.seed)
+
+
+def slices_of(record: RunRecord, verdict: Verdict) -> tuple[Slice, ...]:
+    """Where the tuned arm errs; empty without one."""
+    arm = _arm(record, verdict.best_tuned)
+    if arm is None:
+        return ()
+    data = record.data
+    return error_slices(arm, record.item_inputs, record.metric, profile=data.profile, rows_of_answer=data.rows_of_answer, seed=record.seed)
+
+
+def _band(fit: LearningFit | None) -> tuple[LearningBand, ...]:
+    """The fitted curve from the smallest size to four times the rows, where the last step showed a gain; else up to the rows there are."""
+    if fit is None or not fit.follows_law:
+        return ()
+    first, last = fit.sizes[0], fit.sizes[-1] * (MAX_FACTOR if fit.is_rising else 1)
+    at = [first * (last / first) ** (step / BAND_STEPS) for step in range(BAND_STEPS + 1)]
+    return tuple(LearningBand(num_examples=rows, score=score, low=low, high=high) for rows in at for score, low, high in [fit.score(rows)])
+
+
+def _learning_note(record: RunRecord) -> str:
+    """Under which conditions the curve was taken."""
+    found = record.learning
+    if found is None:
+        return ""
+    asked = "before" if found.is_declared else "after"
+    return (
+        "Each part of the rows lies within every larger one; same learning rate, same number of epochs, so fewer updates; "
+        f"seed {record.seed}. Asked for {asked} the test items were opened; nothing was chosen by it. It took "
+        f"{numbers.duration(found.seconds)}, forecast {numbers.duration(found.predicted_seconds)}."
+    )
+
+
 def report_model(record: RunRecord, verdict: Verdict, rule: DecisionRule, settings: Settings) -> ReportModel:
     """Everything the page shows."""
-    data, train = record.data, record.train
+    data, train, curve = record.data, record.train, learning_of(record, verdict)
     config, changes = _shown_config(record, settings)
     return ReportModel(
         title=record.title,
@@ -142,6 +200,14 @@ def report_model(record: RunRecord, verdict: Verdict, rule: DecisionRule, settin
             CurvePoint(step=c.step, train_loss=c.loss, dev_loss=c.dev_loss, tokens_per_s=c.tokens_per_s)
             for c in (train.curve if train else ())
         ),
+        learning_curve=tuple(
+            LearningPoint(num_examples=point.num_rows, score=_estimate(point.arm, record.metric, record.seed))
+            for point in sorted(_learning_points(record), key=lambda point: point.num_rows)
+        ),
+        learning_band=_band(curve.fit if curve else None),
+        learning_words=curve.sentences if curve else (),
+        learning_note=f"{_learning_note(record)} {curve.noise if curve else ''}".strip(),
+        slices=slices_of(record, verdict),
         lr_trials=tuple(LrTrial(lr=p.lr, dev_loss=p.dev_loss, steps=p.updates, chosen=p.chosen) for p in (train.probes if train else ())),
         prompt_lengths_tokens=data.prompt_lengths_tokens,
         response_lengths_tokens=data.response_lengths_tokens,
@@ -208,6 +274,12 @@ def outcome(folder: RunFolder, record: RunRecord, verdict: Verdict, model: Repor
         else {"a": primary.a, "b": primary.b, "value": primary.difference, "low": primary.low95, "high": primary.high95, "n": primary.n},
         "margin": verdict.margin,
         "min_detectable_effect": verdict.min_detectable_effect,
+        "remarks": list(verdict.remarks),
+        "learning_curve": [{"num_examples": point.num_examples, **_interval(point.score)} for point in model.learning_curve],
+        "slices": [
+            {"name": one.name, **_interval(one.score), "elsewhere": one.rest, "p_holm": one.p_holm, "num_train": one.num_train}
+            for one in model.slices
+        ],
         "gates": {gate.name: gate.state for gate in verdict.gates},
         "arms": arms,
         "train_seconds": train.train_seconds if train else None,

@@ -5,6 +5,7 @@ learning-rate probes    journal, one line a probe
 training                checkpoints; finished weights are recognised by digest
 answers                 cached by content, batch by batch
 latency                 taken once, kept
+more trainings          other seeds, parts of the rows, where asked for; also later, on a finished run
 record                  results.json: verdict and report are functions of it
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import datetime
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +29,7 @@ from luthier.core.types import ArmResult, Split
 from luthier.evaluate.run import Chosen
 from luthier.metrics.closed_world import known_facts, reference_counts
 from luthier.models.catalogue import resolve
+from luthier.pipeline.again import refuse_short_curve, train_again
 from luthier.pipeline.data import write_data_files
 from luthier.pipeline.decide import decision_rule, verdict_of
 from luthier.pipeline.measure import MeasureInputs, larger_arms, make_bench, measure_arms, planned_arms, with_latencies
@@ -43,6 +46,7 @@ from luthier.store.layout import RunFolder, open_run
 from luthier.store.stages import finish_stage, stage_holds, stage_is_done
 from luthier.train.parallel import ALONE, refuse_several
 from luthier.train.watchdog import Watchdog
+from luthier.verdict.slices import answer_slices
 
 
 def run(settings: Settings, progress: Progress) -> dict[str, object]:
@@ -53,19 +57,30 @@ def run(settings: Settings, progress: Progress) -> dict[str, object]:
         with watch.setup():
             prepared = prepare(settings, folder, progress)
         _refuse_text(prepared.data.split)
+        refuse_short_curve(settings, len(prepared.train_rows))
         write_data_files(folder, prepared.data)
+        inputs = _measure_inputs(prepared, progress, should_stop)
         key = digest(settings.identity())
-        if stage_is_done(folder, "measure", key) and stage_holds(folder, "train"):
-            if not folder.index.exists():
-                rebuild_index(folder)
-            return _decide_and_report(settings, folder, read_record(folder.results))
-        trained = tune(settings, folder, TrainInputs.of(prepared, progress, should_stop, ALONE, watch))
-        arms = _measure_all(settings, folder, prepared, trained, progress, should_stop)
-        record = make_record(settings, prepared, trained, arms)
-        atomic_write_text(folder.results, to_json(record))
-        finish_stage(folder, "measure", key, [folder.results])
-        rebuild_index(folder)
+        is_measured = stage_is_done(folder, "measure", key) and stage_holds(folder, "train")
+        if is_measured:
+            found = read_record(folder.results)
+        else:
+            trained = tune(settings, folder, TrainInputs.of(prepared, progress, should_stop, ALONE, watch))
+            found = make_record(settings, prepared, trained, _measure_all(settings, folder, prepared, inputs, trained))
+            _keep(folder, key, found)
+        record = train_again(settings, folder, prepared, inputs, found, progress=progress)
+        if record is not found:
+            _keep(folder, key, record)
+        if not folder.index.exists():
+            rebuild_index(folder)
         return _decide_and_report(settings, folder, record)
+
+
+def _keep(folder: RunFolder, key: str, record: RunRecord) -> None:
+    """Write the record, and the index that is made from it."""
+    atomic_write_text(folder.results, to_json(record))
+    finish_stage(folder, "measure", key, [folder.results])
+    rebuild_index(folder)
 
 
 def _refuse_text(split: Split) -> None:
@@ -86,16 +101,8 @@ def _decide_and_report(settings: Settings, folder: RunFolder, record: RunRecord)
     return outcome(folder, record, verdict, model)
 
 
-def _measure_all(
-    settings: Settings,
-    folder: RunFolder,
-    prepared: Prepared,
-    trained: TrainRecord,
-    progress: Progress,
-    should_stop: Callable[[], bool],
-) -> tuple[ArmResult, ...]:
-    """All arms on dev and test: base and tuned model, then each larger model the user named, one in memory at a time."""
-    inputs = MeasureInputs(
+def _measure_inputs(prepared: Prepared, progress: Progress, should_stop: Callable[[], bool]) -> MeasureInputs:
+    return MeasureInputs(
         split=prepared.data.split,
         profile=prepared.data.profile,
         max_new_tokens=prepared.max_new_tokens,
@@ -104,6 +111,12 @@ def _measure_all(
         on_progress=progress,
         should_stop=should_stop,
     )
+
+
+def _measure_all(
+    settings: Settings, folder: RunFolder, prepared: Prepared, inputs: MeasureInputs, trained: TrainRecord
+) -> tuple[ArmResult, ...]:
+    """All arms on dev and test: base and tuned model, then each larger model the user named, one in memory at a time."""
     bench = make_bench(settings, folder, inputs)
     base = open_local(prepared.model_path, prepared.precision)
     tuned = open_tuned(folder, prepared.model_path, prepared.precision)
@@ -162,6 +175,7 @@ def make_record(settings: Settings, prepared: Prepared, trained: TrainRecord | N
             notes=split.notes,
             prompt_lengths_tokens=tuple(len(r.input_ids) - r.num_labels for r in prepared.train_rows),
             response_lengths_tokens=tuple(r.num_labels for r in prepared.train_rows),
+            rows_of_answer=Counter(name for row in split.train for name in answer_slices(row.response, prepared.data.profile)),
         ),
         model=settings.model.name,
         model_description=prepared.info.architecture,

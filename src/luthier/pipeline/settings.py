@@ -28,6 +28,7 @@ DIGEST_CHARS = 16
 # verdict and report are made anew from the record; the metric is not, because the arms are chosen on dev with it.
 BENIGN = frozenset(
     {"threads", "run_dir", "fresh", "train.micro_batch", "train.checkpoint_activations", "train.save_every", "train.shard"}
+    | {"arms.train_seeds", "arms.learning_curve"}  # add to what was measured, and change nothing of it
     | {f"decide.{name}" for name in ("margin", "min_quality", "volume", "usd_per_hour", "hosting", "labelling", "months")}
 )  # fmt: skip
 
@@ -195,6 +196,12 @@ class ArmSettings(_Group):
     dev_items: Count = Field(default=100, description="dev rows on which each arm's variants are compared")
     latency_items: Count = Field(default=10, description="test rows sent one at a time to measure waiting time")
     batch: Count = Field(default=64, description="prompts answered at once")
+    train_seeds: Count = Field(
+        default=1, description="trainings from so many seeds; their spread says whether the recipe wins, not only one of them"
+    )
+    learning_curve: bool = Field(
+        default=False, strict=True, description="train on an eighth, a quarter and half of the rows as well: would more examples help?"
+    )
 
 
 class DecideSettings(_Group):

@@ -37,7 +37,7 @@ def tune(settings: Settings, folder: RunFolder, inputs: TrainInputs) -> TrainRec
     Every rank computes, rank 0 writes. Raises RunError when every learning rate diverged, memory does not suffice even row by row,
     or the disk has no room for checkpoints.
     """
-    key = _key(settings, inputs)
+    key = training_key(settings, inputs)
     record_path = folder.train / "train.json"
     is_done = inputs.world.writes and stage_is_done(folder, "train", key)
     known = share_json(inputs.world, json.loads(record_path.read_text(encoding="utf-8")) if is_done else None)
@@ -142,7 +142,7 @@ def _record(
     )
 
 
-def _key(settings: Settings, inputs: TrainInputs) -> str:
+def training_key(settings: Settings, inputs: TrainInputs) -> str:
     """Digest of all that the trained weights depend on; how often to save, and in what pieces a batch is computed, are not part of it."""
     train = settings.train.model_dump(mode="json", exclude={"save_every", "micro_batch", "checkpoint_activations", "shard"})
     epochs, _ = choose_epochs(settings.train.epochs, len(inputs.train))

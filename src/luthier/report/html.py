@@ -26,7 +26,7 @@ MAX_ITEMS_PER_GROUP = 200
 # Rows shown of each table. With DEFAULT_TEXT_BYTES these bound the page below 1 MB whatever the run holds.
 MAX_ROWS = {
     "arms": 24, "params": 8, "comparisons": 24, "gates": 24, "reasons": 24, "steps": 8, "findings": 40, "where": 8, "detail": 4,
-    "settings": 150, "environment": 50, "trials": 40, "points": 40, "notes": 12, "labels": 40, "optimism": 24,
+    "settings": 150, "environment": 50, "trials": 40, "points": 40, "notes": 12, "labels": 40, "optimism": 24, "remarks": 12, "slices": 24,
 }  # fmt: skip
 FAMILY_ORDER = {"floor": 0, "prompt": 1, "tuned": 2}
 STRENGTH = {"strong": "strong evidence", "clear": "clear evidence", "leaning": "leaning one way, not settled", "none": "not settled"}
@@ -174,7 +174,7 @@ def _figures(model: ReportModel) -> dict[str, Markup | None]:
         "forest": plots.forest(ordered_rows(model), best),
         "cost": plots.score_against_cost(ordered_rows(model)),
         "loss": plots.loss_curve(model.curve),
-        "learning": plots.learning_curve(model.learning_curve, prompt.score.value if prompt else None),
+        "learning": plots.learning_curve(model.learning_curve, prompt.score.value if prompt else None, model.learning_band),
         "prompt_lengths": plots.length_histogram(model.prompt_lengths_tokens, "prompt", "Prompt length, tokens"),
         "response_lengths": plots.length_histogram(model.response_lengths_tokens, "response", "Response length, tokens"),
     }

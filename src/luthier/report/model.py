@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from luthier.core.types import ArmFamily, ArmResult, Comparison, Estimate, Finding, TaskProfile, Verdict
+from luthier.verdict.slices import Slice
 
 NOT_MEASURED = Estimate(value=None, low=None, high=None, n=0, method="not measured")
 
@@ -65,6 +66,16 @@ class LearningPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LearningBand:
+    """The fitted learning curve at one number of examples, with its 90 % interval."""
+
+    num_examples: float
+    score: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SplitSizes:
     """What the split came to. `test_sha256` is over the locked test items."""
 
@@ -101,6 +112,10 @@ class ReportModel:
     curve: tuple[CurvePoint, ...] = ()
     lr_trials: tuple[LrTrial, ...] = ()
     learning_curve: tuple[LearningPoint, ...] = ()
+    learning_band: tuple[LearningBand, ...] = ()
+    learning_words: tuple[str, ...] = ()
+    learning_note: str = ""  # under which conditions the curve was taken
+    slices: tuple[Slice, ...] = ()  # where the tuned arm errs, worst first
     prompt_lengths_tokens: tuple[int, ...] = ()
     response_lengths_tokens: tuple[int, ...] = ()
     config: Mapping[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])  # dotted key -> (value, origin)

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from luthier.core.types import Comparison
 from luthier.report import numbers
-from luthier.report.model import ArmRow, CurvePoint, LearningPoint
+from luthier.report.model import ArmRow, CurvePoint, LearningBand, LearningPoint
 from luthier.report.svg import Axis, element, figure, label, line, linear_axis, log_axis, marker, path, shown_length, text
 
 WIDTH = 720.0
@@ -161,22 +161,29 @@ def length_histogram(lengths: Sequence[int], key: str, title: str) -> Markup | N
     return figure(f"lengths-{key}", title, said, 350, 166, *parts)
 
 
-def learning_curve(points: Sequence[LearningPoint], prompt_score: float | None) -> Markup | None:
-    """Score of the tuned arm against the number of training examples, with the best prompt as a dashed line."""
+def learning_curve(points: Sequence[LearningPoint], prompt_score: float | None, band: Sequence[LearningBand] = ()) -> Markup | None:
+    """Score of the tuned arm against the number of training examples, the best prompt as a dashed line, the fitted law as a band."""
     known = [(point, 100 * point.score.value) for point in points if point.score.value is not None and point.num_examples > 0]
     if len(known) < 2:
         return None
     ends = [100 * end for point, _ in known for end in (point.score.low, point.score.high) if end is not None]
     prompt = [] if prompt_score is None else [100 * prompt_score]
-    x_axis = log_axis([point.num_examples for point, _ in known], 56, WIDTH - 24)
-    y_axis = linear_axis([*(score for _, score in known), *ends, *prompt], 220, 20)
+    ends += [100 * end for at in band for end in (at.low, at.high)]
+    x_axis = log_axis([*(point.num_examples for point, _ in known), *(at.num_examples for at in band)], 56, WIDTH - 24)
+    y_axis = linear_axis([*(score for _, score in known), *ends, *prompt], 220, 20, floor=0.0, ceiling=100.0)
     parts = _grid(y_axis, x_axis, _plain)
     parts += [text(x_axis.at(point.num_examples), 240, numbers.count(point.num_examples), "small", "middle") for point, _ in known]
     parts.append(text((x_axis.start + x_axis.end) / 2, 260, "training examples (logarithmic)", "small muted", "middle"))
     for value in prompt:
         parts += [line(x_axis.start, y_axis.at(value), x_axis.end, y_axis.at(value), "floor-line prompt")]
         parts += [text(x_axis.end, y_axis.at(value) - 6, f"best prompt {value:.1f}", "small muted", "end")]
-    parts.append(path([(x_axis.at(point.num_examples), y_axis.at(score)) for point, score in known], "curve dev"))
+    if band:
+        edge = [(x_axis.at(at.num_examples), y_axis.at(100 * at.high)) for at in band]
+        edge += [(x_axis.at(at.num_examples), y_axis.at(100 * at.low)) for at in reversed(band)]
+        parts.append(path(edge, "band"))
+        parts.append(path([(x_axis.at(at.num_examples), y_axis.at(100 * at.score)) for at in band], "curve dev"))
+    else:
+        parts.append(path([(x_axis.at(point.num_examples), y_axis.at(score)) for point, score in known], "curve dev"))
     for point, score in known:
         x = x_axis.at(point.num_examples)
         if point.score.low is not None and point.score.high is not None:

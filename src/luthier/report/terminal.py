@@ -17,6 +17,7 @@ COLUMNS = 80
 NAME_COLUMNS = 32
 MAX_ARMS = 8
 MAX_STEPS = 2
+MAX_REMARKS = 3
 STRENGTH = {"strong": "strong evidence", "clear": "clear evidence", "leaning": "leaning, not settled", "none": "not settled"}
 
 
@@ -35,6 +36,8 @@ def verdict_lines(model: ReportModel, *, report_path: str = "report.html") -> li
     else:
         lines.append("  No prompt and tuned arm could be compared.")
     lines += ["", *_arm_lines(model), ""]
+    for index, remark in enumerate(verdict.remarks[:MAX_REMARKS]):
+        lines += _wrapped(remark, "  Note:   " if index == 0 else "          ", "          ", max_lines=4)
     for index, step in enumerate(verdict.next_steps[:MAX_STEPS]):
         lines += _wrapped(step, "  Next:   " if index == 0 else "          ", "          ", max_lines=3)
     lines += _wrapped(report_path, "  Report: ", "          ")
@@ -47,20 +50,18 @@ def _arm_lines(model: ReportModel) -> list[str]:
     shown = [row for row in model.rows if row in ranked[:MAX_ARMS]]
     lines = [f"  {'arm (* compared)':<{NAME_COLUMNS}} {'score':>6}  {'95 % interval':<14} {'$/1,000':>9} {'p50':>9}"]
     lines += [_arm_line(row, row.name in best[1:]) for row in shown]
-    lines += _wrapped(_conditions(shown, model.verdict.min_detectable_effect), "  ", "  ")
+    lines += _wrapped(_conditions(shown), "  ", "  ")
     if len(model.rows) > len(shown):
         lines.append(f"  {len(model.rows) - len(shown)} more arms are in the report.")
     return lines
 
 
-def _conditions(rows: Sequence[ArmRow], min_detectable_effect: float | None) -> str:
+def _conditions(rows: Sequence[ArmRow]) -> str:
     """What the numbers of the table stand on."""
     items = sorted({row.score.n for row in rows if row.failed is None})
     waits = sorted({row.latency_p50_s.n for row in rows if row.latency_p50_s.value is not None and row.model})
     parts = [f"n = {', '.join(f'{n:,}' for n in items)} items"] if items else []
     parts += [f"p50 of {', '.join(f'{n:,}' for n in waits)} single requests"] if waits else []
-    if min_detectable_effect is not None:
-        parts.append(f"a difference below {numbers.points(min_detectable_effect)} points would hardly be seen (80 % power)")
     return "; ".join(parts)
 
 

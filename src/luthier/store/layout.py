@@ -9,6 +9,7 @@ train/                  checkpoints, probes, the forecast
 stacks.txt              where every thread was when a section took too long
 adapter/ or model/      what was trained: an adapter in the standard PEFT format, or a whole model folder
 latency.json, larger/   single-request times, those of larger models in a folder each
+again/                  the recipe trained again, from another seed or on part of the rows: a folder each, laid out like this one
 results.json            everything measured
 verdict.json, report.html, card.md, index.sqlite    functions of the above; deleting them loses nothing
 """
@@ -113,6 +114,10 @@ class RunFolder:
     def model(self) -> Path:
         """The finished model, of a method that leaves no adapter."""
         return self.root / "model"
+
+    def again(self, seed: int, num_rows: int) -> RunFolder:
+        """Where the recipe is trained again from another seed, or on part of the rows."""
+        return RunFolder(self.root / "again" / f"seed-{seed}-rows-{num_rows}")
 
     @property
     def latency(self) -> Path:
@@ -235,7 +240,8 @@ def clear(folder: RunFolder) -> None:
     The manifest goes last, so that a folder cleared halfway is still known as a run.
     """
     folders = (
-        folder.journal_events.parent, folder.split_file("train").parent, folder.train, folder.adapter, folder.model, folder.root / "larger"
+        folder.journal_events.parent, folder.split_file("train").parent, folder.train, folder.adapter, folder.model, folder.root / "larger",
+        folder.root / "again",
     )  # fmt: skip
     files = (folder.config, folder.check, folder.rejects, folder.split, folder.latency, folder.results, folder.verdict, folder.report)
     for path in folders:

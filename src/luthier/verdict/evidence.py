@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist, fmean
 
 from luthier.core.types import ArmFamily, ArmResult, Comparison, Estimate, GateResult
@@ -168,7 +168,18 @@ def gather(arms: Sequence[ArmResult], prompt: ArmResult, tuned: ArmResult, rule:
     scores = {arm.name: arm_score(arm, rule.metric, seed=rule.seed) for arm in arms}
     better = tuned if contest.primary.difference >= 0 else prompt
     has_floor_scores = floor is not None and bool(pair_scores(floor, better, rule.metric).a)
-    siblings = tuple(contest_between(prompt, other, rule) for other in same_recipe(tuned, arms) if _comparable(other, prompt, rule))
+    # Other weights of the same shape, prompted the same, cost and take the same: only their answers are compared.
+    siblings = tuple(
+        replace(
+            contest_between(prompt, other, rule),
+            saving=contest.saving,
+            fixed_usd_per_month=contest.fixed_usd_per_month,
+            break_even=contest.break_even,
+            speed=contest.speed,
+        )
+        for other in same_recipe(tuned, arms)
+        if _comparable(other, prompt, rule)
+    )
     return Evidence(
         contest=contest,
         floor=floor,
@@ -188,12 +199,13 @@ def gather(arms: Sequence[ArmResult], prompt: ArmResult, tuned: ArmResult, rule:
 def _secondary(arms: Sequence[ArmResult], prompt: ArmResult, tuned: ArmResult, rule: DecisionRule) -> tuple[Comparison, ...]:
     """Both best arms against every floor, and each against the other family's remaining arms; Holm-adjusted together."""
     pairs: list[tuple[ArmResult, ArmResult]] = []
+    replicates = same_recipe(tuned, arms)
     for arm in arms:
         if arm.family == "floor":
             pairs += [(tuned, arm), (prompt, arm)]
         elif arm.family == "prompt" and arm is not prompt:
             pairs.append((tuned, arm))
-        elif arm.family == "tuned" and arm is not tuned:
+        elif arm.family == "tuned" and arm is not tuned and arm not in replicates:
             pairs.append((arm, prompt))
     return with_holm([compare_arms(a, b, rule.metric, seed=rule.seed) for a, b in pairs if _comparable(a, b, rule)])
 

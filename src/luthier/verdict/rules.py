@@ -13,6 +13,7 @@ from luthier.core.types import ArmResult, Comparison, Verdict, VerdictCode
 from luthier.verdict import explain
 from luthier.verdict.compare import pair_scores
 from luthier.verdict.evidence import Contest, Evidence, best_of, best_tuned, gather
+from luthier.verdict.remarks import remarks
 from luthier.verdict.settings import EPSILON, MIN_TEST_ITEMS, DecisionRule
 
 
@@ -40,11 +41,11 @@ def decide(arms: Sequence[ArmResult], rule: DecisionRule) -> Verdict:
     if prompt is None or tuned is None or not pair_scores(tuned, prompt, rule.metric).a:
         return _nothing_to_compare(prompt, tuned, floor, rule, reasons)
     evidence = gather(ran, prompt, tuned, rule)
-    tried, code = _first_match(evidence)
+    tried, matched = _first_match(evidence)
     reasons = (*reasons, _chosen(evidence), *_without_retrieval(best_of("tuned", ran, rule), tuned, rule), *tried)
-    conflict = "" if code == "inconclusive" else _conflict(evidence, code)
-    if conflict:
-        code, reasons = "inconclusive", (*reasons, conflict)
+    conflict = "" if matched == "inconclusive" else _conflict(evidence, matched)
+    code: VerdictCode = "inconclusive" if conflict else matched
+    reasons = (*reasons, conflict) if conflict else reasons
     contest = evidence.contest
     leans = code == "inconclusive" and not conflict and _leans_to_tuned(contest)
     return Verdict(
@@ -63,8 +64,18 @@ def decide(arms: Sequence[ArmResult], rule: DecisionRule) -> Verdict:
         margin=rule.margin,
         break_even_requests_per_month=contest.break_even,
         min_detectable_effect=contest.min_detectable_effect,
+        remarks=remarks(evidence, code, _answer),
         reasons=reasons,
     )
+
+
+def _answer(evidence: Evidence) -> tuple[VerdictCode, str]:
+    """What the table says of this evidence, conflicts considered: code and headline."""
+    _, matched = _first_match(evidence)
+    conflict = matched != "inconclusive" and bool(_conflict(evidence, matched))
+    code: VerdictCode = "inconclusive" if conflict else matched
+    leans = code == "inconclusive" and not conflict and _leans_to_tuned(evidence.contest)
+    return code, explain.headline(code, evidence.contest, leans=leans)
 
 
 def _first_match(evidence: Evidence) -> tuple[tuple[str, ...], VerdictCode]:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from luthier.arms.catalogue import for_model, plan_arms
+from luthier.arms.catalogue import ARM_NAMES, for_model, plan_arms
 from luthier.arms.prompts import Arm, num_chars
 from luthier.core.errors import ConfigError, InputError
 from luthier.core.types import Example, Message, TaskProfile
@@ -48,13 +48,13 @@ def candidate(arm: Arm, **params: str):
 
 def test_names_families_and_equal_numbers_of_candidates() -> None:
     arms = plan()
-    assert list(arms) == ["nearest neighbour", "zero-shot", "instructed", "few-shot", "few-shot retrieved", "tuned", "tuned + retrieval"]
-    assert [arm.family for arm in arms.values()] == ["floor", "prompt", "prompt", "prompt", "prompt", "tuned", "tuned"]
-    assert [arm.model for arm in arms.values()] == ["none", "base", "base", "base", "base", "tuned", "tuned"]
-    assert [len(arm.candidates) for arm in arms.values()] == [0, 1, 6, 6, 6, 1, 6]
-    assert [len(arm.candidates) for arm in plan(shots=(3,)).values()] == [0, 1, 2, 2, 2, 1, 2]
-    assert arms["nearest neighbour"].answer is not None
-    assert arms["nearest neighbour"].answer(ITEM) == "refund"
+    assert tuple(arms) == ARM_NAMES
+    assert [arm.family for arm in arms.values()] == [*["floor"] * 3, *["prompt"] * 4, *["tuned"] * 2]
+    assert [arm.model for arm in arms.values()] == [*["none"] * 3, *["base"] * 4, *["tuned"] * 2]
+    assert [len(arm.candidates) for arm in arms.values()] == [0, 0, 0, 1, 6, 6, 6, 1, 6]
+    assert [len(arm.candidates) for arm in plan(shots=(3,)).values()] == [0, 0, 0, 1, 2, 2, 2, 1, 2]
+    answers = {name: arm.answer(ITEM) for name, arm in arms.items() if arm.answer is not None}
+    assert answers == {"majority": "card", "nearest neighbour": "refund", "TF-IDF + logistic regression": "refund"}
     for arm in arms.values():
         params = [tuple(sorted(c.params.items())) for c in arm.candidates]
         assert len(set(params)) == len(params)
@@ -248,7 +248,7 @@ def test_for_model_renames_prompting_arms_only() -> None:
         "few-shot · gemma-3-270m",
         "few-shot retrieved · gemma-3-270m",
     ]
-    assert renamed[0].candidates == arms[1].candidates
+    assert renamed[0].candidates == arms[3].candidates
 
 
 @pytest.mark.parametrize("more", [{"shots": ()}, {"shots": (0,)}, {"shots": (2, 2)}, {"max_prompt_chars": 0}])

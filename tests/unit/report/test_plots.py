@@ -14,7 +14,7 @@ from tests.fixtures.hostile import HOSTILE
 from luthier.core.types import Estimate
 from luthier.core.untrusted import reveal
 from luthier.report import plots
-from luthier.report.model import CurvePoint, LearningPoint
+from luthier.report.model import CurvePoint, LearningBand, LearningPoint
 from luthier.report.svg import label, linear_axis, log_axis
 
 NOTHING = Estimate(value=None, low=None, high=None, n=0, method="")
@@ -114,6 +114,11 @@ def test_histogram_counts_everything() -> None:
 def test_learning_curve() -> None:
     model = reports.clear_win()
     _parse(plots.learning_curve(model.learning_curve, 0.713))
+    band = [LearningBand(num_examples=n, score=0.7, low=0.6, high=0.9) for n in (50.0, 1000.0, 5000.0)]
+    root = _parse(plots.learning_curve(model.learning_curve, 0.713, band))
+    drawn = {path.get("class"): len(re.findall("[ML]", path.get("d") or "")) for path in root.iter("path")}
+    assert drawn == {"band": 6, "curve dev": 3}, "the fitted law instead of a line from point to point"
+    assert not [t.text for t in root.iter("text") if t.text and t.text.startswith(("−", "-"))], "no ticks below a score of 0"
     assert plots.learning_curve([LearningPoint(num_examples=5, score=NOTHING)] * 3, None) is None
 
 
