@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from torch import nn
 
@@ -21,34 +20,11 @@ from luthier.core.hashing import digest
 from luthier.core.types import Generation, GenerationRequest
 from luthier.generate.batching import plan_batches
 from luthier.generate.decode import Prefix, Sampling, decode, read_prefix
+from luthier.generate.store import GenerationStore
 from luthier.tokens.template import ChatEncoder
 from luthier.tokens.tree import common_prefix_length
 
 STOP_TOKENS = 4  # at most so many tokens spell a stop text
-
-
-class GenerationStore(Protocol):
-    """Where finished generations live, by content key."""
-
-    def get(self, key: str) -> Generation | None:
-        """The stored generation, or None."""
-        ...
-
-    def put(self, key: str, generation: Generation) -> None:
-        """Store one for good."""
-        ...
-
-
-class NoStore:
-    """Remembers nothing; for chat and for measuring latency."""
-
-    def get(self, key: str) -> Generation | None:
-        """Nothing is ever there."""
-        del key
-
-    def put(self, key: str, generation: Generation) -> None:
-        """Nothing is kept."""
-        del key, generation
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from luthier.arms.catalogue import for_model, plan_arms
 from luthier.arms.prompts import Arm, Candidate
 from luthier.core.hashing import digest
 from luthier.core.types import ArmResult, Example, Split, TaskProfile
-from luthier.evaluate.run import Bench, Chosen, choose_candidate, measure, measure_latencies
+from luthier.evaluate.run import Bench, Chosen, Model, choose_candidate, measure, measure_latencies
 from luthier.generate.local import LocalModel
 from luthier.metrics.catalogue import score_answer
 from luthier.metrics.closed_world import abstention_markers, known_facts
@@ -75,15 +75,15 @@ def measure_arms(
     bench: Bench,
     arms: Sequence[Arm],
     split: Split,
-    models: Mapping[str, LocalModel | None],
+    models: Mapping[str, Model | None],
     model_names: Mapping[str, str],
 ) -> tuple[tuple[ArmResult, Chosen], ...]:
     """Choose on dev, then measure on test, arm after arm. `models` maps an arm's `model` ("none", "base", "tuned") to the opened one."""
     out: list[tuple[ArmResult, Chosen]] = []
     for arm in arms:
-        local = models[arm.model]
-        chosen = choose_candidate(arm, dev_items(settings, split), local, bench)
-        out.append((measure(arm, chosen, split.test, local, bench, model_name=model_names[arm.model]), chosen))
+        model = models[arm.model]
+        chosen = choose_candidate(arm, dev_items(settings, split), model, bench)
+        out.append((measure(arm, chosen, split.test, model, bench, model_name=model_names[arm.model]), chosen))
     return tuple(out)
 
 

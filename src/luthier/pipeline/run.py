@@ -29,6 +29,7 @@ from luthier.metrics.closed_world import known_facts, reference_counts
 from luthier.models.catalogue import resolve
 from luthier.pipeline.data import write_data_files
 from luthier.pipeline.decide import decision_rule, verdict_of
+from luthier.pipeline.endpoint import endpoint_notes, endpoint_of, has_failed_endpoint, measure_endpoint
 from luthier.pipeline.measure import MeasureInputs, larger_arms, make_bench, measure_arms, planned_arms, with_latencies
 from luthier.pipeline.open import open_local, open_tuned
 from luthier.pipeline.plan import TrainInputs
@@ -53,9 +54,11 @@ def run(settings: Settings, progress: Progress) -> dict[str, object]:
         write_data_files(folder, prepared.data)
         key = digest(settings.identity())
         if stage_is_done(folder, "measure", key) and stage_holds(folder, "train"):
-            if not folder.index.exists():
-                rebuild_index(folder)
-            return _decide_and_report(settings, folder, read_record(folder.results))
+            record = read_record(folder.results)
+            if not has_failed_endpoint(settings, record):
+                if not folder.index.exists():
+                    rebuild_index(folder)
+                return _decide_and_report(settings, folder, record)
         trained = tune(settings, folder, TrainInputs.of(prepared, progress, should_stop, ALONE))
         arms = _measure_all(settings, folder, prepared, trained, progress, should_stop)
         record = make_record(settings, prepared, trained, arms)
@@ -115,6 +118,9 @@ def _measure_all(
     del base, tuned, models, locals_by_arm
     for name in settings.model.larger:
         out += _measure_larger(settings, folder, prepared, inputs, name)
+    endpoint = endpoint_of(settings)
+    if endpoint is not None:
+        out += measure_endpoint(settings, bench, inputs, endpoint)
     return tuple(replace(arm, seed=settings.seed) for arm in out)
 
 
@@ -169,7 +175,7 @@ def make_record(settings: Settings, prepared: Prepared, trained: TrainRecord | N
         item_inputs={item.id: item.input or item.user_text for item in split.test},
         config=origins(settings),
         environment={**environment, "precision": prepared.precision.reason},
-        notes=_detector_error(split),
+        notes=(*_detector_error(split), *endpoint_notes(settings, arms)),
     )
 
 

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from luthier.core.errors import ConfigError
 from luthier.core.hashing import sha256_file
+from luthier.pipeline.endpoint_settings import EndpointSettings
 from luthier.pipeline.origin import MAX_YAML_BYTES, Problem, flatten, put, read_value, read_yaml
 from luthier.pipeline.refusal import nearest, problems_of, raise_all
 
@@ -27,7 +28,9 @@ DIGEST_CHARS = 16
 # verdict and report are made anew from the record; the metric is not, because the arms are chosen on dev with it.
 BENIGN = frozenset(
     {"threads", "run_dir", "fresh", "train.micro_batch", "train.checkpoint_activations", "train.save_every"}
+    | {f"endpoint.{name}" for name in ("key_env", "concurrency", "timeout_s", "retries")}
     | {f"decide.{name}" for name in ("margin", "min_quality", "volume", "usd_per_hour", "hosting", "labelling", "months")}
+    | {f"decide.usd_per_m_{name}" for name in ("input", "cached_input", "output")}
 )  # fmt: skip
 
 
@@ -47,6 +50,7 @@ CountOrZero = Annotated[int, Field(strict=True, ge=0)]
 Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 Counts = Annotated[tuple[Count, ...], BeforeValidator(_as_list), AfterValidator(_different), Field(min_length=1)]
+Price = Annotated[Real, Field(ge=0)] | None
 Rate = Annotated[Real, Field(gt=0, le=1)]
 Rates = Annotated[tuple[Rate, ...], BeforeValidator(_as_list), AfterValidator(_different), Field(min_length=1)]
 DataFormat = Literal["auto", "alpaca", "messages", "sharegpt", "completion", "preference", "kto", "text", "columns"]
@@ -189,6 +193,9 @@ class DecideSettings(_Group):
     )
     volume: CountOrZero | None = Field(default=None, description="requests a month, for the break-even")
     usd_per_hour: Real = Field(default=0.10, ge=0, description="price of this machine for an hour, in US dollars")
+    usd_per_m_input: Price = Field(default=None, description="price of a million prompt tokens at the endpoint, in US dollars")
+    usd_per_m_cached_input: Price = Field(default=None, description="the same for prompt tokens it has cached; null: no cheaper")
+    usd_per_m_output: Price = Field(default=None, description="price of a million answer tokens at the endpoint, in US dollars")
     hosting: Real = Field(default=0.0, ge=0, description="extra cost of serving a tuned model, in US dollars a month")
     labelling: Real = Field(default=0.0, ge=0, description="cost of making the examples, in US dollars")
     months: Annotated[Real, Field(gt=0)] = Field(default=6.0, description="months between two trainings")
@@ -200,6 +207,7 @@ class Settings(_Group):
     data: DataSettings = Field(default=DataSettings(), description="the examples")
     model: ModelSettings = Field(default=ModelSettings(), description="the model")
     train: TrainSettings = Field(default=TrainSettings(), description="fine-tuning")
+    endpoint: EndpointSettings = Field(default=EndpointSettings(), description="a model behind an address")
     arms: ArmSettings = Field(default=ArmSettings(), description="what is measured")
     decide: DecideSettings = Field(default=DecideSettings(), description="what the verdict weighs")
     seed: CountOrZero = Field(default=0, description="seed of every random choice; the same seed gives the same run")
