@@ -43,6 +43,12 @@ def _kind(request: dict, number: int) -> Answer:
     return Answer(text=kind, usage={"prompt_tokens": 1000, "completion_tokens": 10}, model="remote-2026-01-01")
 
 
+def _kind_or_proposal(request: dict, number: int) -> Answer:
+    if "Write the instruction for an assistant" in request["messages"][-1]["content"]:
+        return Answer(text=f"Go by the noun, rule {len(request['messages'][-1]['content'])}.", usage={"prompt_tokens": 300, "completion_tokens": 9})
+    return _kind(request, number)
+
+
 def _remote(done: subprocess.CompletedProcess[str]) -> dict[str, dict]:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.strip().splitlines()[-1])
@@ -82,6 +88,34 @@ def test_failed_then_measured_then_never_asked_again(place: Path) -> None:
     (place / "run" / "results.json").unlink()  # everything is put together again, from kept answers
     again = _remote(_go(command))
     assert again == measured and len(server.seen) == num_paid
+
+
+def test_the_endpoint_proposes_instructions_for_every_model(place: Path) -> None:
+    """Proposals are paid once, counted, kept in the record, and stand beside the instructed arm with the same budget."""
+    with fake_server(_kind_or_proposal) as server:
+        command = _command(place, server.url, "--run-dir", str(place / "proposed"), "--propose", "endpoint")
+        done = _go(command)
+        assert done.returncode == 0, done.stderr
+        proposals = [one for one in server.seen if "Write the instruction" in one.body["messages"][-1]["content"]]
+        num_paid = len(server.seen)
+        record = json.loads((place / "proposed" / "results.json").read_text(encoding="utf-8"))
+        (place / "proposed" / "results.json").unlink()
+        assert _go(command).returncode == 0 and len(server.seen) == num_paid
+    arms = {arm["name"]: arm for arm in record["arms"]}
+    names = list(arms)
+    for suffix in ("", " · remote"):
+        arm = arms[f"instruction optimised{suffix}"]
+        assert names.index(arm["name"]) == names.index(f"instructed{suffix}") + 1
+        assert arm["failed"] is None and len(arm["items"]) == 30
+        assert arm["params"]["instruction"].startswith("Go by the noun, rule ")
+        assert arm["effort"]["num_proposals"] == 2 and arm["effort"]["proposal_prompt_tokens"] == 600
+        assert arm["effort"]["num_dev_evaluations"] <= arms[f"instructed{suffix}"]["effort"]["num_dev_evaluations"] == 12
+    assert arms["instruction optimised"]["latencies_s"]
+    assert len({json.dumps(one.body["messages"]) for one in proposals}) == len(proposals)  # every question is another
+    test_ids = {item["item_id"] for item in arms["instructed"]["items"]}
+    shown = "".join(one.body["messages"][-1]["content"] for one in proposals)
+    assert not [i for i in test_ids if record["item_inputs"][i] in shown]  # no test item is shown to the proposer
+    assert "Go by the noun" in (place / "proposed" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,9 @@ from luthier.arms.wordings import NUM_WORDINGS, reminder, wordings
 from luthier.core.errors import ConfigError, InputError
 from luthier.core.types import ArmFamily, Example, Message, TaskProfile
 
-ARM_NAMES = ("nearest neighbour", "zero-shot", "instructed", "few-shot", "few-shot retrieved", "tuned", "tuned + retrieval")
+ARM_NAMES = (
+    "nearest neighbour", "zero-shot", "instructed", "instruction optimised", "few-shot", "few-shot retrieved", "tuned", "tuned + retrieval",
+)  # fmt: skip
 NUM_DRAWS = 2  # fixed few-shot: different draws of shots tried for each k
 MAX_SAMPLE_ROWS = 16  # training rows on which prompt lengths are measured
 

@@ -168,6 +168,7 @@ class GenerationRequest:
     """One prompt to complete, greedily unless `temperature` > 0.
 
     `stop` ends the answer of a model without chat training, which has never learnt to end a turn; other models do not need it.
+    A local model is held to `choices` while it writes, where there are any.
     """
 
     item_id: str
@@ -176,6 +177,7 @@ class GenerationRequest:
     temperature: float = 0.0
     seed: int = 0
     stop: str = ""
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

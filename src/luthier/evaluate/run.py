@@ -15,6 +15,7 @@ from luthier.arms.prompts import Arm, Candidate
 from luthier.arms.search import Effort, choose
 from luthier.core.errors import EndpointError, InputError
 from luthier.core.types import ArmResult, Example, Generation, GenerationRequest, ItemScore
+from luthier.generate.choices import open_choices
 from luthier.generate.endpoint import Endpoint, ask
 from luthier.generate.local import (
     LocalModel,
@@ -40,6 +41,7 @@ class Bench:
     metric: str
     max_new_tokens: int
     stop: str  # ends the answer of a model without chat training
+    choices: tuple[str, ...]  # local models are held to these while they write; empty: to nothing
     batch: int
     store: GenerationStore
     clusters: Mapping[str, str]
@@ -58,16 +60,24 @@ class Chosen:
     failed: str | None = None
 
 
-def requests_of(candidate: Candidate, items: Sequence[Example], max_new_tokens: int, stop: str) -> tuple[GenerationRequest, ...]:
+def requests_of(
+    candidate: Candidate, items: Sequence[Example], *, max_new_tokens: int, stop: str, choices: tuple[str, ...]
+) -> tuple[GenerationRequest, ...]:
     """One greedy request an item."""
     return tuple(
-        GenerationRequest(item_id=item.id, messages=candidate.build(item), max_new_tokens=max_new_tokens, stop=stop) for item in items
+        GenerationRequest(item_id=item.id, messages=candidate.build(item), max_new_tokens=max_new_tokens, stop=stop, choices=choices)
+        for item in items
     )
 
 
 def answer(candidate: Candidate, items: Sequence[Example], model: Model, bench: Bench, label: str) -> tuple[Generation, ...]:
     """Generate for every item; what was answered before costs nothing. Raises InputError, or EndpointError for a server."""
-    requests = requests_of(candidate, items, bench.max_new_tokens, bench.stop)
+    requests = requests_of(candidate, items, max_new_tokens=bench.max_new_tokens, stop=bench.stop, choices=bench.choices)
+    return answer_all(model, requests, bench, label)
+
+
+def answer_all(model: Model, requests: Sequence[GenerationRequest], bench: Bench, label: str) -> tuple[Generation, ...]:
+    """As `answer`, for requests that are made already."""
 
     def on_progress(done: int, total: int) -> None:
         bench.on_progress(label, done, total)
@@ -200,7 +210,8 @@ def measure(arm: Arm, chosen: Chosen, test: Sequence[Example], model: Model | No
         return replace(result, failed=str(error))
     result = replace(result, items=score_generations(test, generations, bench))
     if isinstance(model, LocalModel):
-        return replace(result, peak_mem_gib=peak_memory_gib())
+        held = {"answers": _held(model, bench)} if bench.choices else {}
+        return replace(result, params={**result.params, **held}, peak_mem_gib=peak_memory_gib())
     # A server's memory is not ours to see, and asking it again for its latency would be paid for.
     served_by = ", ".join(sorted({g.served_by for g in generations if g.served_by}))
     return replace(
@@ -211,12 +222,18 @@ def measure(arm: Arm, chosen: Chosen, test: Sequence[Example], model: Model | No
     )
 
 
+def _held(local: LocalModel, bench: Bench) -> str:
+    is_held = open_choices(local.encoder.tokenizer, bench.choices, "", local.encoder.eos_ids) is not None
+    return f"held to the {len(bench.choices)} labels" if is_held else "free: the bytes of this tokenizer's tokens are not known"
+
+
 def measure_latencies(
     plans: Sequence[tuple[str, Candidate, LocalModel]],
     items: Sequence[Example],
     *,
     max_new_tokens: int,
     stop: str,
+    choices: tuple[str, ...],
     on_progress: Callable[[int, int], None],
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, tuple[float, ...]]:
@@ -226,14 +243,15 @@ def measure_latencies(
     """
     prefixes = {}
     for name, candidate, local in plans:
-        prefixes[name] = shared_prefix(local, requests_of(candidate, items, max_new_tokens, stop))
+        prefixes[name] = shared_prefix(local, requests_of(candidate, items, max_new_tokens=max_new_tokens, stop=stop, choices=choices))
     out: dict[str, list[float]] = {name: [] for name, _, _ in plans}
     for number, item in enumerate(items):
         if should_stop():
             raise KeyboardInterrupt
         for name, candidate, local in plans:
             longest = max_new_tokens if number else WARM_UP_TOKENS
-            seconds = next(single_latencies(local, requests_of(candidate, [item], longest, stop), prefixes[name]))
+            [request] = requests_of(candidate, [item], max_new_tokens=longest, stop=stop, choices=choices)
+            seconds = next(single_latencies(local, [request], prefixes[name]))
             if number:
                 out[name].append(seconds)
         on_progress(number + 1, len(items))

@@ -8,7 +8,7 @@ from luthier.core.types import ArmResult
 from luthier.evaluate.run import Bench
 from luthier.generate.endpoint import Endpoint
 from luthier.generate.http_post import check_url
-from luthier.pipeline.measure import MeasureInputs, larger_arms, measure_arms, planned_arms
+from luthier.pipeline.measure import MeasureInputs, larger_arms, measure_arms, planned_arms, proposer_of
 from luthier.pipeline.record import RunRecord
 from luthier.pipeline.settings import Settings
 
@@ -38,14 +38,15 @@ def measure_endpoint(settings: Settings, bench: Bench, inputs: MeasureInputs, en
     arms = larger_arms(planned_arms(settings, inputs, endpoint.context), endpoint.model)
     said = f" Asked at {endpoint.url}, up to {endpoint.concurrency} requests at once; waiting times include the network."
     arms = tuple(replace(arm, description=arm.description + said) for arm in arms)
-    results = measure_arms(settings, bench, arms, inputs.split, {"base": endpoint}, {"base": endpoint.name})
+    proposer = proposer_of(settings, inputs, endpoint.context, endpoint)
+    results = measure_arms(settings, bench, arms, inputs.split, {"base": endpoint}, {"base": endpoint.name}, proposer)
     return tuple(result for result, _ in results)
 
 
 def has_failed_endpoint(settings: Settings, record: RunRecord) -> bool:
     """Whether a repeat should ask the server again: an arm of it failed, which may have been the day's fault."""
     name = settings.endpoint.shown_name
-    return bool(name) and any(arm.model == name and arm.failed is not None for arm in record.arms)
+    return bool(name) and any(arm.failed is not None and (arm.model == name or name in arm.failed) for arm in record.arms)
 
 
 def endpoint_notes(settings: Settings, arms: tuple[ArmResult, ...]) -> tuple[str, ...]:

@@ -113,6 +113,9 @@ def _inspect_endpoint(settings: Settings, max_new_tokens: int) -> None:
     """Refuse an address that must not be used, and a model whose arms could not be told from a larger local model's."""
     endpoint = endpoint_of(settings)
     if endpoint is None:
+        if settings.arms.proposer == "endpoint":
+            problem = "found endpoint, and no endpoint is named that could propose instructions"
+            raise ConfigError(problem, where="arms.proposer", fix="--endpoint URL --endpoint-model NAME, or --propose model")
         return
     if endpoint.model in {Path(name).name for name in settings.model.larger}:
         problem = f"the endpoint's model and a larger model are both called {endpoint.model}, and their arms could not be told apart"

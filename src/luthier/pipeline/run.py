@@ -23,14 +23,13 @@ from luthier.core.environment import describe_environment
 from luthier.core.errors import InputError
 from luthier.core.hashing import digest
 from luthier.core.stop import stop_on_signals
-from luthier.core.types import ArmResult, Split
-from luthier.evaluate.run import Chosen
+from luthier.core.types import ArmResult, Split, TaskProfile
 from luthier.metrics.closed_world import known_facts, reference_counts
 from luthier.models.catalogue import resolve
 from luthier.pipeline.data import write_data_files
 from luthier.pipeline.decide import decision_rule, verdict_of
 from luthier.pipeline.endpoint import endpoint_notes, endpoint_of, has_failed_endpoint, measure_endpoint
-from luthier.pipeline.measure import MeasureInputs, larger_arms, make_bench, measure_arms, planned_arms, with_latencies
+from luthier.pipeline.measure import MeasureInputs, larger_arms, make_bench, measure_arms, planned_arms, proposer_of, with_latencies
 from luthier.pipeline.open import open_local, open_tuned
 from luthier.pipeline.plan import TrainInputs
 from luthier.pipeline.prepare import Prepared, prepare
@@ -110,15 +109,16 @@ def _measure_all(
     models = {"none": None, "base": base, "tuned": tuned}
     names = {"none": "", "base": settings.model.name, "tuned": f"{settings.model.name}, tuned"}
     arms = planned_arms(settings, inputs, base.context)
-    results = measure_arms(settings, bench, arms, inputs.split, models, names)
-    locals_by_arm = {arm.name: local for arm in arms if (local := models[arm.model]) is not None}
+    endpoint = endpoint_of(settings)
+    proposer = proposer_of(settings, inputs, base.context, endpoint)
+    results = measure_arms(settings, bench, arms, inputs.split, models, names, proposer)
+    locals_by_arm = {result.name: tuned if result.family == "tuned" else base for result, _ in results}
     measured = with_latencies(settings, folder, inputs, results, locals_by_arm)
     spent_s = trained.train_seconds + trained.search_seconds  # what came out of the search is part of the price
     out = [replace(arm, train_seconds=spent_s) if arm.family == "tuned" else arm for arm in measured]
     del base, tuned, models, locals_by_arm
     for name in settings.model.larger:
         out += _measure_larger(settings, folder, prepared, inputs, name)
-    endpoint = endpoint_of(settings)
     if endpoint is not None:
         out += measure_endpoint(settings, bench, inputs, endpoint)
     return tuple(replace(arm, seed=settings.seed) for arm in out)
@@ -129,9 +129,10 @@ def _measure_larger(settings: Settings, folder: RunFolder, prepared: Prepared, i
     bench = make_bench(settings, folder, inputs)
     local = open_local(resolve(name), prepared.precision)
     arms = larger_arms(planned_arms(settings, inputs, local.context), Path(name).name)
-    results: tuple[tuple[ArmResult, Chosen], ...] = measure_arms(settings, bench, arms, inputs.split, {"base": local}, {"base": name})
+    proposer = proposer_of(settings, inputs, local.context, endpoint_of(settings))
+    results = measure_arms(settings, bench, arms, inputs.split, {"base": local}, {"base": name}, proposer)
     latency_folder = RunFolder(folder.root / "larger" / Path(name).name)
-    return with_latencies(settings, latency_folder, inputs, results, {arm.name: local for arm in arms})
+    return with_latencies(settings, latency_folder, inputs, results, {result.name: local for result, _ in results})
 
 
 def make_record(settings: Settings, prepared: Prepared, trained: TrainRecord | None, arms: tuple[ArmResult, ...]) -> RunRecord:
@@ -175,7 +176,17 @@ def make_record(settings: Settings, prepared: Prepared, trained: TrainRecord | N
         item_inputs={item.id: item.input or item.user_text for item in split.test},
         config=origins(settings),
         environment={**environment, "precision": prepared.precision.reason},
-        notes=(*_detector_error(split), *endpoint_notes(settings, arms)),
+        notes=(*_detector_error(split), *_constraint(settings, prepared.data.profile), *endpoint_notes(settings, arms)),
+    )
+
+
+def _constraint(settings: Settings, profile: TaskProfile) -> tuple[str, ...]:
+    """That answers were held to the labels while they were written, and what follows from it."""
+    if profile.kind != "label" or not settings.arms.constrained:
+        return ()
+    return (
+        f"Local models could write nothing but one of the {len(profile.labels)} labels, in prompted and tuned arms alike, so an invalid "
+        "label cannot occur. Serve the model with the same restriction, or measure without it: --set arms.constrained=false.",
     )
 
 

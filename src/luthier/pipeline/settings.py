@@ -179,6 +179,12 @@ class ArmSettings(_Group):
         default=None, description="longest answer in tokens; null: the 99th percentile of the training answers and a quarter more"
     )
     dev_items: Count = Field(default=100, description="dev rows on which each arm's variants are compared")
+    proposer: Literal["none", "model", "endpoint"] = Field(
+        default="none", description="who proposes instructions for the arm instruction optimised: the model itself, the endpoint's, nobody"
+    )
+    constrained: bool = Field(
+        default=True, strict=True, description="where answers are labels, hold local models to these while they write, in every arm alike"
+    )
     latency_items: Count = Field(default=10, description="test rows sent one at a time to measure waiting time")
     batch: Count = Field(default=64, description="prompts answered at once")
 

@@ -31,9 +31,7 @@ def _endpoint(url: str, **changes: object) -> Endpoint:
 
 
 def _requests(n: int) -> list[GenerationRequest]:
-    return [
-        GenerationRequest(item_id=f"i{k}", messages=(Message(role="user", content=f"item {k}"),), max_new_tokens=7) for k in range(n)
-    ]
+    return [GenerationRequest(item_id=f"i{k}", messages=(Message(role="user", content=f"item {k}"),), max_new_tokens=7) for k in range(n)]
 
 
 def _ask(endpoint: Endpoint, n: int = 1, **options: object) -> tuple[Generation, ...]:
@@ -115,9 +113,8 @@ def test_the_wait_the_server_asks_for_is_kept() -> None:
 
 
 def test_too_long_a_wait_fails_at_once() -> None:
-    with fake_server(lambda request, number: Answer(status=429, headers={"Retry-After": "3600"})) as server:
-        with pytest.raises(EndpointError, match="asks to wait 3,600 s"):
-            _ask(_endpoint(server.url))
+    with fake_server(lambda request, number: Answer(status=429, headers={"Retry-After": "3600"})) as server, pytest.raises(EndpointError, match="asks to wait 3,600 s"):
+        _ask(_endpoint(server.url))
     assert len(server.seen) == 1
 
 
@@ -164,9 +161,8 @@ def test_what_will_not_pass_is_given_up_at_once(answer: Answer, reason: str) -> 
 
 def test_a_key_that_comes_back_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", SECRET)
-    with fake_server(lambda request, number: Answer(status=401, body=f"bad key {SECRET}!".encode())) as server:
-        with pytest.raises(EndpointError) as caught:
-            _ask(_endpoint(server.url, key_env="MY_KEY"))
+    with fake_server(lambda request, number: Answer(status=401, body=f"bad key {SECRET}!".encode())) as server, pytest.raises(EndpointError) as caught:
+        _ask(_endpoint(server.url, key_env="MY_KEY"))
     assert SECRET not in str(caught.value) and "bad key [key]!" in str(caught.value)
 
 
@@ -185,9 +181,8 @@ def test_paid_answers_survive_a_failure_and_are_not_asked_again(tmp_path: Path) 
         return Answer(status=400, body=b"no") if request["messages"][-1]["content"] == "item 5" else _echo(request, number)
 
     path = tmp_path / "generations.jsonl"
-    with fake_server(script) as server:
-        with pytest.raises(EndpointError, match="400: no"):
-            _ask(_endpoint(server.url, concurrency=1), 9, store=GenerationCache(path))
+    with fake_server(script) as server, pytest.raises(EndpointError, match="400: no"):
+        _ask(_endpoint(server.url, concurrency=1), 9, store=GenerationCache(path))
         assert len(server.seen) == 6  # what was still waiting was not sent
         with fake_server(_echo) as healthy:
             endpoint = _endpoint(server.url, concurrency=1)
@@ -272,12 +267,16 @@ def test_addresses_that_may(url: str) -> None:
     assert check_url(url).hostname
 
 
-@settings(derandomize=True, max_examples=300, deadline=None)
-@given(body=st.one_of(st.binary(max_size=200), st.recursive(
+KEYS = ["choices", "message", "content", "usage", "model", "prompt_tokens", "refusal"]
+JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["choices", "message", "content", "usage", "model", "prompt_tokens", "refusal"]), inner, max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
     max_leaves=20,
-).map(lambda value: json.dumps(value).encode())))  # fmt: skip
+)
+
+
+@settings(derandomize=True, max_examples=300, deadline=None)
+@given(body=st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_whatever_a_server_says_is_an_answer_or_a_known_error(body: bytes) -> None:
     [request] = _requests(1)
     try:
