@@ -45,7 +45,9 @@ def _kind(request: dict, number: int) -> Answer:
 
 def _kind_or_proposal(request: dict, number: int) -> Answer:
     if "Write the instruction for an assistant" in request["messages"][-1]["content"]:
-        return Answer(text=f"Go by the noun, rule {len(request['messages'][-1]['content'])}.", usage={"prompt_tokens": 300, "completion_tokens": 9})
+        return Answer(
+            text=f"Go by the noun, rule {len(request['messages'][-1]['content'])}.", usage={"prompt_tokens": 300, "completion_tokens": 9}
+        )
     return _kind(request, number)
 
 
@@ -94,7 +96,7 @@ def test_the_endpoint_proposes_instructions_for_every_model(place: Path) -> None
     """Proposals are paid once, counted, kept in the record, and stand beside the instructed arm with the same budget."""
     with fake_server(_kind_or_proposal) as server:
         command = _command(place, server.url, "--run-dir", str(place / "proposed"), "--propose", "endpoint")
-        done = _go(command)
+        done = _go(command, FAKE_KEY=SECRET)
         assert done.returncode == 0, done.stderr
         proposals = [one for one in server.seen if "Write the instruction" in one.body["messages"][-1]["content"]]
         num_paid = len(server.seen)
@@ -124,6 +126,7 @@ def test_the_endpoint_proposes_instructions_for_every_model(place: Path) -> None
         (("--endpoint", "http://example.com/v1"), "readable by everyone"),
         (("--endpoint", "https://u:p@example.com/v1"), "a key must not be part of it"),
         (("--endpoint-model", ""), "both or neither"),
+        (("--endpoint-key-env", "gsk_0123456789abcdef"), "endpoint.key_env"),
         (("--set", "endpoint.context=256", "--set", "arms.max_new_tokens=300"), "an answer may take 300"),
     ],
 )
@@ -132,3 +135,5 @@ def test_refused_before_anything_computes(place: Path, flags: tuple[str, ...], m
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert not (place / "refused" / "train").exists()
+    for path in (place / "refused").rglob("*"):
+        assert not path.is_file() or b"gsk_" not in path.read_bytes(), path

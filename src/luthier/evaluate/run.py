@@ -27,6 +27,7 @@ from luthier.generate.local import (
 )
 from luthier.generate.store import GenerationStore
 from luthier.metrics.catalogue import Scored
+from luthier.train.loop import ran_out_of_memory
 
 Model = LocalModel | Endpoint
 Score = Callable[[Example, str], Scored]
@@ -84,7 +85,13 @@ def answer_all(model: Model, requests: Sequence[GenerationRequest], bench: Bench
 
     if isinstance(model, Endpoint):
         return ask(model, requests, store=bench.store, on_progress=on_progress, should_stop=bench.should_stop)
-    return generate(model, requests, batch=bench.batch, store=bench.store, on_progress=on_progress, should_stop=bench.should_stop)
+    try:
+        return generate(model, requests, batch=bench.batch, store=bench.store, on_progress=on_progress, should_stop=bench.should_stop)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        problem = f"memory ran out while up to {bench.batch} prompts were answered at once"
+        raise InputError(problem, where=label, fix="--set arms.batch=8 --run-dir NEW, or a smaller model") from error
 
 
 def score_generations(items: Sequence[Example], generations: Sequence[Generation], bench: Bench) -> tuple[ItemScore, ...]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from luthier.arms.catalogue import NUM_DRAWS
-from luthier.arms.proposals import NAME, PROPOSAL_TOKENS, Mistake, proposed_arm, questions
 from luthier.arms.prompts import Arm, Candidate
+from luthier.arms.proposals import NAME, PROPOSAL_TOKENS, Mistake, proposed_arm, questions
 from luthier.core.errors import EndpointError, InputError
 from luthier.core.types import ArmResult, Example, Generation, GenerationRequest, TaskProfile
 from luthier.evaluate.run import Bench, Chosen, Model, answer, answer_all, choose_candidate, measure, score_generations

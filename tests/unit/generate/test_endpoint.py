@@ -113,7 +113,10 @@ def test_the_wait_the_server_asks_for_is_kept() -> None:
 
 
 def test_too_long_a_wait_fails_at_once() -> None:
-    with fake_server(lambda request, number: Answer(status=429, headers={"Retry-After": "3600"})) as server, pytest.raises(EndpointError, match="asks to wait 3,600 s"):
+    with (
+        fake_server(lambda request, number: Answer(status=429, headers={"Retry-After": "3600"})) as server,
+        pytest.raises(EndpointError, match="asks to wait 3,600 s"),
+    ):
         _ask(_endpoint(server.url))
     assert len(server.seen) == 1
 
@@ -161,7 +164,10 @@ def test_what_will_not_pass_is_given_up_at_once(answer: Answer, reason: str) -> 
 
 def test_a_key_that_comes_back_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", SECRET)
-    with fake_server(lambda request, number: Answer(status=401, body=f"bad key {SECRET}!".encode())) as server, pytest.raises(EndpointError) as caught:
+    with (
+        fake_server(lambda request, number: Answer(status=401, body=f"bad key {SECRET}!".encode())) as server,
+        pytest.raises(EndpointError) as caught,
+    ):
         _ask(_endpoint(server.url, key_env="MY_KEY"))
     assert SECRET not in str(caught.value) and "bad key [key]!" in str(caught.value)
 
