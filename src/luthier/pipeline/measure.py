@@ -85,7 +85,7 @@ def proposer_of(settings: Settings, inputs: MeasureInputs, context: int, endpoin
     if settings.arms.proposer == "none" or OPTIMISED in settings.arms.skip:
         return None
     asks_endpoint = settings.arms.proposer == "endpoint" and endpoint is not None
-    room = context if endpoint is None or not asks_endpoint else min(context, endpoint.context)
+    room = endpoint.context if endpoint is not None and asks_endpoint else context
     return Proposer(
         model=endpoint if asks_endpoint else None,
         by=endpoint.name if endpoint is not None and asks_endpoint else "the model itself",
@@ -93,7 +93,8 @@ def proposer_of(settings: Settings, inputs: MeasureInputs, context: int, endpoin
         train=inputs.split.train,
         profile=inputs.profile,
         seed=settings.seed,
-        max_prompt_chars=prompt_limit(inputs, room - PROPOSAL_TOKENS),
+        max_question_chars=prompt_limit(inputs, room - PROPOSAL_TOKENS),
+        max_prompt_chars=prompt_limit(inputs, context),
     )
 
 

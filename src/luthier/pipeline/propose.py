@@ -23,7 +23,8 @@ class Proposer:
     train: tuple[Example, ...]
     profile: TaskProfile
     seed: int
-    max_prompt_chars: int
+    max_question_chars: int  # of the model that proposes
+    max_prompt_chars: int  # of the model that is prompted
 
 
 def num_proposals(shots: Sequence[int]) -> int:
@@ -65,7 +66,7 @@ def _propose(proposer: Proposer, instructed: Candidate, dev: Sequence[Example], 
         if (score.values.get(bench.metric) or 0.0) < 1.0
     ]
     asked = questions(
-        proposer.train, proposer.profile, mistakes, number=proposer.number, seed=proposer.seed, max_prompt_chars=proposer.max_prompt_chars
+        proposer.train, proposer.profile, mistakes, number=proposer.number, seed=proposer.seed, max_prompt_chars=proposer.max_question_chars
     )
     requests = [
         GenerationRequest(item_id=f"proposal {n}", messages=messages, max_new_tokens=PROPOSAL_TOKENS)
