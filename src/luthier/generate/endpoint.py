@@ -97,7 +97,11 @@ def ask(
                     except EndpointError as error:
                         problem = problem or error
                         continue
-                    store.put(key, generation)
+                    try:
+                        store.put(key, generation)
+                    except BaseException:  # what cannot be kept must not be paid for
+                        halt.set()
+                        raise
                     done[key] = generation
                     on_progress(sum(key in done for key in keys), len(requests))
         if problem is not None:

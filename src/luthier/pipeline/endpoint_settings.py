@@ -17,7 +17,9 @@ class EndpointSettings(BaseModel):
     model: str | None = Field(default=None, description="name of the model there")
     # In capitals, as such names are: a key given here by mistake has other letters too, and is refused before it is recorded.
     key_env: str | None = Field(
-        default=None, pattern=r"^[A-Z_][A-Z0-9_]*$", description="environment variable that holds the key; the key itself is written nowhere"
+        default=None,
+        pattern=r"^[A-Z_][A-Z0-9_]*$",
+        description="environment variable that holds the key; the key itself is written nowhere",
     )
     context: Annotated[int, Field(strict=True, ge=256)] = Field(
         default=8192, description="tokens that prompt and answer may take there, as this model's tokenizer counts them"

@@ -58,7 +58,11 @@ def test_a_server_that_fails_on_test_leaves_no_half_score() -> None:
 
 def test_what_the_server_did_is_in_the_result() -> None:
     def script(request: dict, number: int) -> Answer:
-        return Answer(status=500) if number == 0 else Answer(text="card", model="m-2026-01-01", usage={"prompt_tokens": 50, "completion_tokens": 2})
+        return (
+            Answer(status=500)
+            if number == 0
+            else Answer(text="card", model="m-2026-01-01", usage={"prompt_tokens": 50, "completion_tokens": 2})
+        )
 
     with fake_server(script) as server:
         model = Endpoint(url=server.url, model="m", name="m at fake", concurrency=1, retries=1, backoff_s=0.01)
@@ -77,7 +81,9 @@ def test_effort_without_token_counts_says_nothing_of_tokens() -> None:
     assert "num_prompt_tokens" not in chosen.effort.as_mapping() and chosen.effort.as_mapping()["num_dev_evaluations"] == 6
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")])
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+)
 def test_memory_that_runs_out_fails_the_arm_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def generate(*_args: object, **_named: object) -> None:
         raise error

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fixtures.fake_server import Answer, fake_server
 
-from luthier.core.errors import ConfigError, EndpointError
+from luthier.core.errors import ConfigError, EndpointError, RunError
 from luthier.core.types import Generation, GenerationRequest, Message
 from luthier.generate import http_post
 from luthier.generate.endpoint import MAX_WAIT_S, Endpoint, _asked_wait_s, _Garbage, _is_same_model, _read_answer, ask
@@ -198,6 +198,16 @@ def test_paid_answers_survive_a_failure_and_are_not_asked_again(tmp_path: Path) 
             with pytest.raises(EndpointError):
                 _ask(endpoint, 9, store=kept)
         assert len(server.seen) == 7  # item 5 alone
+
+
+def test_a_full_disk_ends_the_paying() -> None:
+    class Full(NoStore):
+        def put(self, key: str, generation: Generation) -> None:
+            raise RunError("the disk is full")
+
+    with fake_server(_echo) as server, pytest.raises(RunError, match="full"):
+        _ask(_endpoint(server.url, concurrency=1), 200, store=Full())
+    assert len(server.seen) < 150
 
 
 def test_stored_answers_need_no_server_and_no_key(tmp_path: Path) -> None:
