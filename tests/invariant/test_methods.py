@@ -19,7 +19,8 @@ from luthier.models.load import inspect_folder, open_model
 from luthier.pipeline.open import open_tuned
 from luthier.pipeline.plan import TrainInputs, make_plan, measure_forecast
 from luthier.pipeline.record import TrainRecord
-from luthier.pipeline.settings import Settings, TrainSettings, load_settings
+from luthier.pipeline.setting_groups import TrainSettings
+from luthier.pipeline.settings import Settings, load_settings
 from luthier.pipeline.tune import tune
 from luthier.store.layout import RunFolder, open_run
 from luthier.tokens.tree import tree_batch

@@ -29,8 +29,8 @@ from luthier.core.errors import ConfigError, InputError
 from luthier.core.types import ArmFamily, Example, Message, TaskProfile
 
 ARM_NAMES = (
-    "majority", "nearest neighbour", "TF-IDF + logistic regression", "zero-shot", "instructed", "few-shot", "few-shot retrieved",
-    "tuned", "tuned + retrieval",
+    "majority", "nearest neighbour", "TF-IDF + logistic regression", "zero-shot", "instructed", "instruction optimised", "few-shot",
+    "few-shot retrieved", "tuned", "tuned + retrieval",
 )  # fmt: skip
 NUM_DRAWS = 2  # fixed few-shot: different draws of shots tried for each k
 MAX_SAMPLE_ROWS = 16  # training rows on which prompt lengths are measured

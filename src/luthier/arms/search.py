@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from luthier.arms.prompts import Candidate
 from luthier.core.errors import RunError
@@ -16,19 +16,14 @@ class Effort:
 
     num_candidates: int = 0
     num_dev_evaluations: int = 0  # items answered and scored
-    num_prompt_tokens: int = 0
-    num_new_tokens: int = 0
+    num_prompt_tokens: int | None = 0  # None: a server did not state its tokens
+    num_new_tokens: int | None = 0
+    num_retries: int = 0  # requests to a server that had to be repeated
     seconds: float = 0.0
 
     def as_mapping(self) -> Mapping[str, float]:
-        """The form kept in `ArmResult.effort`."""
-        return {
-            "num_candidates": float(self.num_candidates),
-            "num_dev_evaluations": float(self.num_dev_evaluations),
-            "num_prompt_tokens": float(self.num_prompt_tokens),
-            "num_new_tokens": float(self.num_new_tokens),
-            "seconds": self.seconds,
-        }
+        """The form kept in `ArmResult.effort`; what was not measured is left out."""
+        return {name: float(value) for name, value in asdict(self).items() if value is not None}
 
 
 def choose(scores: Sequence[tuple[Candidate, float]]) -> Candidate:

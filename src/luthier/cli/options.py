@@ -65,6 +65,10 @@ MEASURE = (
     _setting(
         "arms.learning_curve", "--learning-curve", bool, "Train on parts of the rows as well, to say whether more examples would help."
     ),
+    _setting("endpoint.url", "--endpoint", str, "Address of an OpenAI-compatible server whose model is prompted beside."),
+    _setting("endpoint.model", "--endpoint-model", str, "Name of the model there."),
+    _setting("endpoint.key_env", "--endpoint-key-env", str, "Name of the environment variable that holds the key."),
+    _setting("arms.proposer", "--propose", str, "Also try instructions that a model proposes: model (itself), endpoint; default: none."),
     _setting("decide.metric", "--metric", str, "Score the verdict is about; default: as the task asks for."),
 )
 
@@ -73,6 +77,8 @@ DECIDE = (
     _setting("decide.min_quality", "--min-quality", float, "Score in points below which neither way is good enough."),
     _setting("decide.volume", "--volume", int, "Requests a month, for the break-even."),
     _setting("decide.usd_per_hour", "--usd-per-hour", float, "Price of this machine for an hour, in US dollars."),
+    _setting("decide.usd_per_m_input", "--usd-per-m-input", float, "Price of a million prompt tokens at the endpoint, in US dollars."),
+    _setting("decide.usd_per_m_output", "--usd-per-m-output", float, "Price of a million answer tokens at the endpoint, in US dollars."),
 )
 
 DRY_RUN = Flag(names=("--dry-run",), type=bool, help="Only say what it would need, as `luthier estimate` does.")

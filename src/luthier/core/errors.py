@@ -5,7 +5,8 @@
     ├── ConfigError       settings, unknown keys, options     exit code 2
     ├── ModelError        a model folder, name or adapter     exit code 2
     ├── MissingExtraError an optional package is not there    exit code 2
-    └── RunError          the run folder: locked, changed     exit code 2
+    ├── RunError          the run folder: locked, changed     exit code 2
+    └── EndpointError     a server the user named; in a run it fails its arm, not the run
 
 Anything else that escapes is ours: exit code 1. Each message says where, what was found, what was expected, and one remedy
 to copy.
@@ -46,3 +47,7 @@ class MissingExtraError(LuthierError):
 
 class RunError(LuthierError):
     """The run folder is locked, damaged or belongs to other settings."""
+
+
+class EndpointError(LuthierError):
+    """A server the user named gives no answer that could be measured."""

@@ -168,6 +168,7 @@ class GenerationRequest:
     """One prompt to complete, greedily unless `temperature` > 0.
 
     `stop` ends the answer of a model without chat training, which has never learnt to end a turn; other models do not need it.
+    A local model is held to `choices` while it writes, where there are any.
     """
 
     item_id: str
@@ -176,19 +177,25 @@ class GenerationRequest:
     temperature: float = 0.0
     seed: int = 0
     stop: str = ""
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """What a model wrote. `text` is untrusted. `latency_s` is the item's share of the batched wall time."""
+    """What a model wrote. `text` is untrusted. `latency_s` is the item's share of the batched wall time, or a request's own time.
+
+    Token counts are None where a server does not state them.
+    """
 
     item_id: str
     text: str
     finish: Literal["stop", "length"]
-    num_prompt_tokens: int
-    num_cached_tokens: int  # prompt tokens that came from the shared prefix
-    num_new_tokens: int
+    num_prompt_tokens: int | None
+    num_cached_tokens: int | None  # prompt tokens that came from the shared prefix
+    num_new_tokens: int | None
     latency_s: float
+    num_retries: int = 0  # requests to a server that failed before this answer
+    served_by: str = ""  # the model a server says has answered, untrusted
 
 
 # ---------------------------------------------------------------- scores and arms

@@ -13,10 +13,11 @@ from statistics import fmean
 
 from luthier.arms.prompts import Arm, Candidate
 from luthier.arms.search import Effort, choose
-from luthier.core.errors import InputError
+from luthier.core.errors import EndpointError, InputError
 from luthier.core.types import ArmResult, Example, Generation, GenerationRequest, ItemScore
+from luthier.generate.choices import open_choices
+from luthier.generate.endpoint import Endpoint, ask
 from luthier.generate.local import (
-    GenerationStore,
     LocalModel,
     generate,
     peak_memory_gib,
@@ -24,8 +25,11 @@ from luthier.generate.local import (
     shared_prefix,
     single_latencies,
 )
+from luthier.generate.store import GenerationStore
 from luthier.metrics.catalogue import Scored
+from luthier.train.loop import ran_out_of_memory
 
+Model = LocalModel | Endpoint
 Score = Callable[[Example, str], Scored]
 WARM_UP_TOKENS = 4
 
@@ -38,6 +42,7 @@ class Bench:
     metric: str
     max_new_tokens: int
     stop: str  # ends the answer of a model without chat training
+    choices: tuple[str, ...]  # local models are held to these while they write; empty: to nothing
     batch: int
     store: GenerationStore
     clusters: Mapping[str, str]
@@ -56,23 +61,37 @@ class Chosen:
     failed: str | None = None
 
 
-def requests_of(candidate: Candidate, items: Sequence[Example], max_new_tokens: int, stop: str) -> tuple[GenerationRequest, ...]:
+def requests_of(
+    candidate: Candidate, items: Sequence[Example], *, max_new_tokens: int, stop: str, choices: tuple[str, ...]
+) -> tuple[GenerationRequest, ...]:
     """One greedy request an item."""
     return tuple(
-        GenerationRequest(item_id=item.id, messages=candidate.build(item), max_new_tokens=max_new_tokens, stop=stop) for item in items
+        GenerationRequest(item_id=item.id, messages=candidate.build(item), max_new_tokens=max_new_tokens, stop=stop, choices=choices)
+        for item in items
     )
 
 
-def answer(candidate: Candidate, items: Sequence[Example], local: LocalModel, bench: Bench, label: str) -> tuple[Generation, ...]:
-    """Generate for every item; cached batches cost nothing."""
-    return generate(
-        local,
-        requests_of(candidate, items, bench.max_new_tokens, bench.stop),
-        batch=bench.batch,
-        store=bench.store,
-        on_progress=lambda done, total: bench.on_progress(label, done, total),
-        should_stop=bench.should_stop,
-    )
+def answer(candidate: Candidate, items: Sequence[Example], model: Model, bench: Bench, label: str) -> tuple[Generation, ...]:
+    """Generate for every item; what was answered before costs nothing. Raises InputError, or EndpointError for a server."""
+    requests = requests_of(candidate, items, max_new_tokens=bench.max_new_tokens, stop=bench.stop, choices=bench.choices)
+    return answer_all(model, requests, bench, label)
+
+
+def answer_all(model: Model, requests: Sequence[GenerationRequest], bench: Bench, label: str) -> tuple[Generation, ...]:
+    """As `answer`, for requests that are made already."""
+
+    def on_progress(done: int, total: int) -> None:
+        bench.on_progress(label, done, total)
+
+    if isinstance(model, Endpoint):
+        return ask(model, requests, store=bench.store, on_progress=on_progress, should_stop=bench.should_stop)
+    try:
+        return generate(model, requests, batch=bench.batch, store=bench.store, on_progress=on_progress, should_stop=bench.should_stop)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        problem = f"memory ran out while up to {bench.batch} prompts were answered at once"
+        raise InputError(problem, where=label, fix="--set arms.batch=8 --run-dir NEW, or a smaller model") from error
 
 
 def score_generations(items: Sequence[Example], generations: Sequence[Generation], bench: Bench) -> tuple[ItemScore, ...]:
@@ -121,55 +140,63 @@ def mean_score(items: Sequence[ItemScore], metric: str) -> float | None:
     return fmean(values) if values else None
 
 
-def choose_candidate(arm: Arm, dev: Sequence[Example], local: LocalModel | None, bench: Bench) -> Chosen:
+def choose_candidate(arm: Arm, dev: Sequence[Example], model: Model | None, bench: Bench) -> Chosen:
     """Score every candidate of an arm on dev and keep the best; a candidate that does not fit the context is passed over.
+
+    A server that fails for good fails the arm: a choice among the candidates it happened to answer would be no equal effort.
 
     The dev score of the winner is biased upwards by the choice; it selects, it is never the result.
     """
     if arm.failed is not None:
         return Chosen(candidate=None, dev_score=None, dev_n=0, effort=Effort(), failed=arm.failed)
-    if local is None:
+    if model is None:
         started = time.perf_counter()
         score = mean_score(score_without_model(arm, dev, bench), bench.metric)
         spent = Effort(num_candidates=1, num_dev_evaluations=len(dev), seconds=time.perf_counter() - started)
         return Chosen(candidate=None, dev_score=score, dev_n=len(dev), effort=spent)
     scored: list[tuple[Candidate, float]] = []
     problems: list[str] = []
-    prompt_tokens = new_tokens = num_answered = 0
-    seconds = 0.0
+    answered: list[Generation] = []
+    failed: str | None = None
     for number, candidate in enumerate(arm.candidates, start=1):
         try:
-            generations = answer(candidate, dev, local, bench, f"{arm.name}: dev {number}/{len(arm.candidates)}")
+            generations = answer(candidate, dev, model, bench, f"{arm.name}: dev {number}/{len(arm.candidates)}")
         except InputError as error:  # does not fit; a full disk or a damaged store is no property of an arm
             problems.append(str(error))
             continue
-        num_answered += len(generations)
-        seconds += sum(g.latency_s for g in generations)  # as recorded with each answer: the same after a resume
-        prompt_tokens += sum(g.num_prompt_tokens for g in generations)
-        new_tokens += sum(g.num_new_tokens for g in generations)
+        except EndpointError as error:
+            failed = str(error)
+            break
+        answered += generations
         score = mean_score(score_generations(dev, generations, bench), bench.metric)
         if score is not None:
             scored.append((candidate, score))
     effort = Effort(
         num_candidates=len(arm.candidates),
-        num_dev_evaluations=num_answered,
-        num_prompt_tokens=prompt_tokens,
-        num_new_tokens=new_tokens,
-        seconds=seconds,
+        num_dev_evaluations=len(answered),
+        num_prompt_tokens=_sum([g.num_prompt_tokens for g in answered]),
+        num_new_tokens=_sum([g.num_new_tokens for g in answered]),
+        num_retries=sum(g.num_retries for g in answered),
+        seconds=sum(g.latency_s for g in answered),  # as recorded with each answer: the same after a resume
     )
-    if not scored:
-        reason = problems[0] if problems else "no dev answer could be scored"
-        return Chosen(candidate=None, dev_score=None, dev_n=len(dev), effort=effort, failed=reason)
+    if failed is not None or not scored:
+        failed = failed or (problems[0] if problems else "no dev answer could be scored")
+        return Chosen(candidate=None, dev_score=None, dev_n=len(dev), effort=effort, failed=failed)
     best = choose(scored)
     return Chosen(candidate=best, dev_score=dict((id(c), s) for c, s in scored)[id(best)], dev_n=len(dev), effort=effort)
 
 
-def measure(arm: Arm, chosen: Chosen, test: Sequence[Example], local: LocalModel | None, bench: Bench, *, model_name: str) -> ArmResult:
+def _sum(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+def measure(arm: Arm, chosen: Chosen, test: Sequence[Example], model: Model | None, bench: Bench, *, model_name: str) -> ArmResult:
     """The chosen candidate on the locked items, once. An arm that fails is returned as failed, never as zero."""
     result = ArmResult(
         name=arm.name,
         family=arm.family,
-        model=model_name if local is not None else "",
+        model=model_name if model is not None else "",
         description=arm.description,
         items=(),
         params=dict(chosen.candidate.params) if chosen.candidate else {},
@@ -180,15 +207,31 @@ def measure(arm: Arm, chosen: Chosen, test: Sequence[Example], local: LocalModel
     )
     if chosen.failed is not None:
         return result
-    if local is None:
+    if model is None:
         return replace(result, items=score_without_model(arm, test, bench))
     assert chosen.candidate is not None
     reset_peak_memory()
     try:
-        generations = answer(chosen.candidate, test, local, bench, f"{arm.name}: test")
-    except InputError as error:  # does not fit; a full disk or a damaged store is no property of an arm
+        generations = answer(chosen.candidate, test, model, bench, f"{arm.name}: test")
+    except (InputError, EndpointError) as error:  # does not fit; a full disk or a damaged store is no property of an arm
         return replace(result, failed=str(error))
-    return replace(result, items=score_generations(test, generations, bench), peak_mem_gib=peak_memory_gib())
+    result = replace(result, items=score_generations(test, generations, bench))
+    if isinstance(model, LocalModel):
+        held = {"answers": _held(model, bench)} if bench.choices else {}
+        return replace(result, params={**result.params, **held}, peak_mem_gib=peak_memory_gib())
+    # A server's memory is not ours to see, and asking it again for its latency would be paid for.
+    served_by = ", ".join(sorted({g.served_by for g in generations if g.served_by}))
+    return replace(
+        result,
+        latencies_s=tuple(g.latency_s for g in generations),
+        params={**result.params, "answered by": served_by or "not stated by the server"},
+        effort={**result.effort, "num_test_retries": float(sum(g.num_retries for g in generations))},
+    )
+
+
+def _held(local: LocalModel, bench: Bench) -> str:
+    is_held = open_choices(local.encoder.tokenizer, bench.choices, "", local.encoder.eos_ids) is not None
+    return f"held to the {len(bench.choices)} labels" if is_held else "free: the bytes of this tokenizer's tokens are not known"
 
 
 def measure_latencies(
@@ -197,6 +240,7 @@ def measure_latencies(
     *,
     max_new_tokens: int,
     stop: str,
+    choices: tuple[str, ...],
     on_progress: Callable[[int, int], None],
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, tuple[float, ...]]:
@@ -206,14 +250,15 @@ def measure_latencies(
     """
     prefixes = {}
     for name, candidate, local in plans:
-        prefixes[name] = shared_prefix(local, requests_of(candidate, items, max_new_tokens, stop))
+        prefixes[name] = shared_prefix(local, requests_of(candidate, items, max_new_tokens=max_new_tokens, stop=stop, choices=choices))
     out: dict[str, list[float]] = {name: [] for name, _, _ in plans}
     for number, item in enumerate(items):
         if should_stop():
             raise KeyboardInterrupt
         for name, candidate, local in plans:
             longest = max_new_tokens if number else WARM_UP_TOKENS
-            seconds = next(single_latencies(local, requests_of(candidate, [item], longest, stop), prefixes[name]))
+            [request] = requests_of(candidate, [item], max_new_tokens=longest, stop=stop, choices=choices)
+            seconds = next(single_latencies(local, [request], prefixes[name]))
             if number:
                 out[name].append(seconds)
         on_progress(number + 1, len(items))

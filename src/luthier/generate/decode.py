@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from luthier.models.backbone import DecodeLayout, PrefixLayout, body_and_head, hidden_states
 
+Allowed = Callable[[int], Tensor | None]  # row -> ids it may write next, ascending; None: any
+
 COMPACT_BELOW = 0.75  # drop finished rows once fewer than this share is still writing
 
 
@@ -45,7 +47,20 @@ def _draw(logits_V: Tensor, temperature: float, generator: torch.Generator) -> i
     return int(torch.multinomial(torch.softmax(logits_V / temperature, dim=-1), 1, generator=generator))
 
 
-def _next_tokens(logits_RV: Tensor, rows: list[int], sampling: Sequence[Sampling], generators: Sequence[torch.Generator]) -> list[int]:
+def _draw_from(logits_V: Tensor, ids: Tensor | None, temperature: float, generator: torch.Generator) -> int:
+    if ids is None:
+        return _draw(logits_V.float() if temperature > 0 else logits_V, temperature, generator)
+    if len(ids) == 1:
+        return int(ids[0])
+    kept = logits_V[ids]
+    return int(ids[_draw(kept.float() if temperature > 0 else kept, temperature, generator)])
+
+
+def _next_tokens(
+    logits_RV: Tensor, rows: list[int], sampling: Sequence[Sampling], generators: Sequence[torch.Generator], allowed: Allowed | None
+) -> list[int]:
+    if allowed is not None:
+        return [_draw_from(logits_RV[i], allowed(row), sampling[row].temperature, generators[row]) for i, row in enumerate(rows)]
     if all(s.temperature <= 0 for s in sampling):
         return logits_RV.argmax(dim=-1).tolist()
     return [_draw(logits_RV[i].float(), sampling[row].temperature, generators[row]) for i, row in enumerate(rows)]
@@ -61,11 +76,13 @@ def decode(
     eos_ids: frozenset[int],
     sampling: Sequence[Sampling],
     on_token: Callable[[int, int], bool] | None = None,
+    allowed: Allowed | None = None,
 ) -> list[list[int]]:
     """New tokens of each row (its EOS left out); `prompts[r]` are the tokens after the prefix, at least one each.
 
     1. Prompts are right-aligned in [R, S] and read in one pass against the shared prefix.
     2. Each step appends one token a row to the same column.
+       Of a row with `allowed` ids the most likely of these is taken, as if all others were impossible.
     3. A row ends at EOS, at its `max_new_tokens`, or when `on_token(row, token)` returns False; once enough rows have ended
        they leave the batch.
     """
@@ -85,7 +102,7 @@ def decode(
     ended = [False] * R
     position_R = P + lengths
     while True:
-        tokens = _next_tokens(h_RE @ head_VE.T, rows, sampling, generators)
+        tokens = _next_tokens(h_RE @ head_VE.T, rows, sampling, generators, allowed)
         for line, row in enumerate(rows):
             if ended[row]:
                 continue

@@ -12,43 +12,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from luthier.core.errors import InputError
 from luthier.core.hashing import digest
 from luthier.core.types import Generation, GenerationRequest
 from luthier.generate.batching import plan_batches
+from luthier.generate.choices import Choices, open_choices
 from luthier.generate.decode import Prefix, Sampling, decode, read_prefix
+from luthier.generate.store import GenerationStore
 from luthier.tokens.template import ChatEncoder
 from luthier.tokens.tree import common_prefix_length
 
 STOP_TOKENS = 4  # at most so many tokens spell a stop text
-
-
-class GenerationStore(Protocol):
-    """Where finished generations live, by content key."""
-
-    def get(self, key: str) -> Generation | None:
-        """The stored generation, or None."""
-        ...
-
-    def put(self, key: str, generation: Generation) -> None:
-        """Store one for good."""
-        ...
-
-
-class NoStore:
-    """Remembers nothing; for chat and for measuring latency."""
-
-    def get(self, key: str) -> Generation | None:
-        """Nothing is ever there."""
-        del key
-
-    def put(self, key: str, generation: Generation) -> None:
-        """Nothing is kept."""
-        del key, generation
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +59,10 @@ def generate(
         check_fits(local, request, len(ids))
     num_prefix = common_prefix_length(prompts)
     keys = [
-        digest([local.fingerprint, num_prefix, list(ids), request.max_new_tokens, request.temperature, request.seed, _stop(local, request)])
+        digest(
+            [local.fingerprint, num_prefix, list(ids), request.max_new_tokens, request.temperature, request.seed, _stop(local, request)]
+            + ([list(request.choices)] if choices_of(local, request) is not None else [])
+        )
         for request, ids in zip(requests, prompts, strict=True)
     ]
     plan = plan_batches([len(ids) - num_prefix for ids in prompts], num_prefix=num_prefix, batch=batch)
@@ -126,9 +106,20 @@ def _decode_batch(
     started = time.perf_counter()
     num_prefix = len(prefix.ids)
     stops = [_stop(local, request) for request in requests]
+    choices = [choices_of(local, request) for request in requests]
+    spelled = [b""] * len(requests)
     tails: list[list[int]] = [[] for _ in requests]
 
+    def allowed(row: int) -> Tensor | None:
+        held = choices[row]
+        return None if held is None else held.allowed(spelled[row])
+
     def goes_on(row: int, token: int) -> bool:
+        held = choices[row]
+        if held is not None:
+            spelled[row] = held.after(spelled[row], token)
+            if held.is_complete(spelled[row]):
+                return False
         tails[row] = [*tails[row][1 - STOP_TOKENS :], token]
         return not stops[row] or stops[row] not in local.encoder.decode(tails[row]).lstrip()
 
@@ -139,21 +130,27 @@ def _decode_batch(
         max_new_tokens=[request.max_new_tokens for request in requests],
         eos_ids=local.encoder.eos_ids,
         sampling=[Sampling(request.temperature, request.seed) for request in requests],
-        on_token=goes_on if any(stops) else None,
+        on_token=goes_on if any(stops) or any(choices) else None,
+        allowed=allowed if any(choices) else None,
     )
     share_s = (time.perf_counter() - started) / len(requests) + prefix_share_s
     return [
         Generation(
             item_id=request.item_id,
             text=_before(local.encoder.decode(ids), stop),
-            finish="length" if len(ids) >= request.max_new_tokens else "stop",
+            finish="length" if len(ids) >= request.max_new_tokens and not (held and held.is_complete(spelled[row])) else "stop",
             num_prompt_tokens=len(prompt),
             num_cached_tokens=num_prefix,
             num_new_tokens=len(ids),
             latency_s=share_s,
         )
-        for request, prompt, ids, stop in zip(requests, prompts, written, stops, strict=True)
+        for row, (request, prompt, ids, stop, held) in enumerate(zip(requests, prompts, written, stops, choices, strict=True))
     ]
+
+
+def choices_of(local: LocalModel, request: GenerationRequest) -> Choices | None:
+    """What the answer is held to while it is written; None where it is free, or the tokenizer's bytes are not known."""
+    return open_choices(local.encoder.tokenizer, request.choices, _stop(local, request), local.encoder.eos_ids)
 
 
 def _stop(local: LocalModel, request: GenerationRequest) -> str:

@@ -27,8 +27,8 @@ NOT_DETERMINED = "never or not determined"
 class Prices:
     """US dollars. Token prices (a million tokens) hold for the models named in `api_models`; all else runs on the user's machine.
 
-    A missing cached-input price is the input price. Raises ConfigError for a negative price, or for token prices without a
-    model they hold for and the other way round.
+    A missing cached-input price is the input price. Without token prices, answers of `api_models` have no cost that is known.
+    Raises ConfigError for a negative price, or for token prices without a model they hold for.
     """
 
     usd_per_hour: float
@@ -44,13 +44,12 @@ class Prices:
         for price in (self.usd_per_hour, *tokens):
             if price is not None and not (math.isfinite(price) and price >= 0):
                 raise ConfigError(f"price is {price!r}, expected US dollars >= 0", where="prices", fix="usd_per_hour: 0.10")
-        if any(price is not None for price in tokens) != bool(self.api_models) or (self.usd_per_m_input is None) != (
-            self.usd_per_m_output is None
-        ):
+        has_prices = any(price is not None for price in tokens)
+        if has_prices and (not self.api_models or self.usd_per_m_input is None or self.usd_per_m_output is None):
             raise ConfigError(
-                "token prices need an input price, an output price and the models they hold for",
-                where="prices",
-                fix="give usd_per_m_input, usd_per_m_output and api_models, or none of them",
+                "token prices need an input price, an output price and a model behind an address that they hold for",
+                where="decide.usd_per_m_input",
+                fix="--usd-per-m-input 0.15 --usd-per-m-output 0.60, in a run with --endpoint",
             )
 
 

@@ -23,9 +23,10 @@ def decision_rule(settings: Settings, record: RunRecord) -> DecisionRule:
     wanted = settings.decide
     prices = Prices(
         usd_per_hour=wanted.usd_per_hour,
-        usd_per_m_input=None,
-        usd_per_m_cached_input=None,
-        usd_per_m_output=None,
+        usd_per_m_input=wanted.usd_per_m_input,
+        usd_per_m_cached_input=wanted.usd_per_m_cached_input,
+        usd_per_m_output=wanted.usd_per_m_output,
+        api_models=frozenset({settings.endpoint.shown_name} - {""}),
         source=f"decide.usd_per_hour, {settings.origin_of('decide.usd_per_hour')}",
         date=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
     )

@@ -10,12 +10,16 @@ from pathlib import Path
 
 from luthier.arms.catalogue import for_model, plan_arms
 from luthier.arms.prompts import Arm, Candidate
+from luthier.arms.proposals import NAME as OPTIMISED
+from luthier.arms.proposals import PROPOSAL_TOKENS
 from luthier.core.hashing import digest
 from luthier.core.types import ArmResult, Example, Split, TaskProfile
-from luthier.evaluate.run import Bench, Chosen, choose_candidate, measure, measure_latencies
+from luthier.evaluate.run import Bench, Chosen, Model, choose_candidate, measure, measure_latencies
+from luthier.generate.endpoint import Endpoint
 from luthier.generate.local import LocalModel
 from luthier.metrics.catalogue import score_answer
 from luthier.metrics.closed_world import abstention_markers, known_facts
+from luthier.pipeline.propose import Proposer, measure_proposed, num_proposals
 from luthier.pipeline.settings import Settings
 from luthier.store.cache import GenerationCache
 from luthier.store.files import atomic_write_json
@@ -45,12 +49,18 @@ def make_bench(settings: Settings, folder: RunFolder, inputs: MeasureInputs) -> 
         metric=inputs.metric,
         max_new_tokens=inputs.max_new_tokens,
         stop=stop_text(train),
+        choices=held_to(settings, inputs),
         batch=settings.arms.batch,
         store=GenerationCache(folder.journal_generations),
         clusters=inputs.split.clusters,
         on_progress=lambda label, done, total: inputs.on_progress("measure", done, total, label),
         should_stop=inputs.should_stop,
     )
+
+
+def held_to(settings: Settings, inputs: MeasureInputs) -> tuple[str, ...]:
+    """The labels every arm of a local model is held to: prompted and tuned alike, or none of them."""
+    return inputs.profile.labels if settings.arms.constrained and inputs.profile.kind == "label" else ()
 
 
 def stop_text(train: Sequence[Example]) -> str:
@@ -60,9 +70,32 @@ def stop_text(train: Sequence[Example]) -> str:
 
 def planned_arms(settings: Settings, inputs: MeasureInputs, context: int) -> tuple[Arm, ...]:
     """The arms of this run, less those the user skips."""
-    max_prompt_chars = int((context - inputs.max_new_tokens) * inputs.chars_per_token)
-    arms = plan_arms(inputs.split.train, inputs.profile, seed=settings.seed, shots=settings.arms.shots, max_prompt_chars=max_prompt_chars)
+    limit = prompt_limit(inputs, context)
+    arms = plan_arms(inputs.split.train, inputs.profile, seed=settings.seed, shots=settings.arms.shots, max_prompt_chars=limit)
     return tuple(arm for arm in arms if arm.name not in settings.arms.skip)
+
+
+def prompt_limit(inputs: MeasureInputs, context: int) -> int:
+    """Characters of a prompt that a model of this context takes, with room for the answer."""
+    return int((context - inputs.max_new_tokens) * inputs.chars_per_token)
+
+
+def proposer_of(settings: Settings, inputs: MeasureInputs, context: int, endpoint: Endpoint | None) -> Proposer | None:
+    """Who proposes instructions for a model of this context: the model itself, the endpoint's, or nobody."""
+    if settings.arms.proposer == "none" or OPTIMISED in settings.arms.skip:
+        return None
+    asks_endpoint = settings.arms.proposer == "endpoint" and endpoint is not None
+    room = endpoint.context if endpoint is not None and asks_endpoint else context
+    return Proposer(
+        model=endpoint if asks_endpoint else None,
+        by=endpoint.name if endpoint is not None and asks_endpoint else "the model itself",
+        number=num_proposals(settings.arms.shots),
+        train=inputs.split.train,
+        profile=inputs.profile,
+        seed=settings.seed,
+        max_question_chars=prompt_limit(inputs, room - PROPOSAL_TOKENS),
+        max_prompt_chars=prompt_limit(inputs, context),
+    )
 
 
 def dev_items(settings: Settings, split: Split) -> tuple[Example, ...]:
@@ -75,15 +108,25 @@ def measure_arms(
     bench: Bench,
     arms: Sequence[Arm],
     split: Split,
-    models: Mapping[str, LocalModel | None],
+    models: Mapping[str, Model | None],
     model_names: Mapping[str, str],
+    proposer: Proposer | None,
 ) -> tuple[tuple[ArmResult, Chosen], ...]:
-    """Choose on dev, then measure on test, arm after arm. `models` maps an arm's `model` ("none", "base", "tuned") to the opened one."""
+    """Choose on dev, then measure on test, arm after arm. `models` maps an arm's `model` ("none", "base", "tuned") to the opened one.
+
+    With a proposer, "instructed" is followed by the arm of the instructions it proposes.
+    """
     out: list[tuple[ArmResult, Chosen]] = []
     for arm in arms:
-        local = models[arm.model]
-        chosen = choose_candidate(arm, dev_items(settings, split), local, bench)
-        out.append((measure(arm, chosen, split.test, local, bench, model_name=model_names[arm.model]), chosen))
+        model = models[arm.model]
+        chosen = choose_candidate(arm, dev_items(settings, split), model, bench)
+        name = model_names[arm.model]
+        out.append((measure(arm, chosen, split.test, model, bench, model_name=name), chosen))
+        own_name, _, suffix = arm.name.partition(" ")
+        if proposer is not None and own_name == "instructed" and model is not None and chosen.candidate is not None:
+            dev = dev_items(settings, split)
+            result, chosen = measure_proposed(proposer, chosen.candidate, dev, split.test, model, bench, name=name)
+            out.append((replace(result, name=f"{OPTIMISED} {suffix}".rstrip()), chosen))
     return tuple(out)
 
 
@@ -110,6 +153,7 @@ def with_latencies(
             items,
             max_new_tokens=inputs.max_new_tokens,
             stop=stop_text(inputs.split.train),
+            choices=held_to(settings, inputs),
             on_progress=lambda done, total: inputs.on_progress("latency", done, total, "one request at a time"),
             should_stop=inputs.should_stop,
         )

@@ -17,6 +17,7 @@ from luthier.models.catalogue import resolve
 from luthier.models.load import ModelInfo, inspect_folder
 from luthier.models.tokenizer import open_tokenizer
 from luthier.pipeline.data import PreparedData, prepare_data, refuse_other_objectives
+from luthier.pipeline.endpoint import endpoint_of
 from luthier.pipeline.settings import Settings
 from luthier.store.layout import RunFolder, hold_to, known_fact
 from luthier.tokens.encode import REFUSE_OVER_LONG, encode_examples
@@ -72,6 +73,7 @@ def prepare(settings: Settings, folder: RunFolder, progress: Progress) -> Prepar
     metric = primary_metric(profile) if settings.decide.metric is None else check_metric(settings.decide.metric, profile)
     precision = choose_precision(settings.model.dtype, settled=known_fact(folder, DTYPE_FACT))
     larger = _inspect_larger(settings, max_new_tokens)
+    _inspect_endpoint(settings, max_new_tokens)
     _refuse_unknown_arms(settings.arms.skip)
     hold_to(folder, {"model.sha256": info.sha256, DTYPE_FACT: precision.name, **{f"{name}.sha256": sha for name, sha in larger.items()}})
     split, too_long = _measurable(encoder, data.split, info.context - max_new_tokens)
@@ -105,6 +107,22 @@ def _inspect_larger(settings: Settings, max_new_tokens: int) -> dict[str, str]:
             raise ConfigError(problem, where="model.larger", fix="leave it out, or --set arms.max_new_tokens=64")
         found[name] = info.sha256
     return found
+
+
+def _inspect_endpoint(settings: Settings, max_new_tokens: int) -> None:
+    """Refuse an address that must not be used, and a model whose arms could not be told from a larger local model's."""
+    endpoint = endpoint_of(settings)
+    if endpoint is None:
+        if settings.arms.proposer == "endpoint":
+            problem = "found endpoint, and no endpoint is named that could propose instructions"
+            raise ConfigError(problem, where="arms.proposer", fix="--endpoint URL --endpoint-model NAME, or --propose model")
+        return
+    if endpoint.model in {Path(name).name for name in settings.model.larger}:
+        problem = f"the endpoint's model and a larger model are both called {endpoint.model}, and their arms could not be told apart"
+        raise ConfigError(problem, where="endpoint.model", fix="leave one of them out")
+    if endpoint.context <= max_new_tokens:
+        problem = f"is {endpoint.context:,} tokens, and an answer may take {max_new_tokens:,}"
+        raise ConfigError(problem, where="endpoint.context", fix="--set endpoint.context=8192")
 
 
 def _refuse_unknown_arms(names: Sequence[str]) -> None:

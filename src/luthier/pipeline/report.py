@@ -104,6 +104,22 @@ def _shown_config(record: RunRecord, settings: Settings) -> tuple[dict[str, tupl
     return config, tuple(notes)
 
 
+def _token_prices(rule: DecisionRule, settings: Settings) -> str:
+    """What answers of a model behind an address are paid by."""
+    prices = rule.prices
+    if not prices.api_models:
+        return ""
+    name = ", ".join(sorted(prices.api_models))
+    if prices.usd_per_m_input is None or prices.usd_per_m_output is None:
+        return f". {name}: not measured, no token prices were given (--usd-per-m-input, --usd-per-m-output)"
+    cached = "" if prices.usd_per_m_cached_input is None else f", {prices.usd_per_m_cached_input:g} for cached ones"
+    where = settings.origin_of("decide.usd_per_m_input")
+    return (
+        f". {name}: the tokens its server counted, at {prices.usd_per_m_input:g} US dollars a million prompt tokens{cached} and "
+        f"{prices.usd_per_m_output:g} a million answer tokens ({where}, {prices.date}); requests that failed are not in it"
+    )
+
+
 def _hub_id(model: str) -> str:
     """The model's id on the hub where the catalogue knows it, else its name or folder."""
     return next((entry.hub_id for entry in list_models() if entry.name == model and entry.hub_id), model)
@@ -216,6 +232,7 @@ def report_model(record: RunRecord, verdict: Verdict, rule: DecisionRule, settin
         cost_basis=(
             f"measured wall time of batched answers on this machine at full utilisation, at {rule.prices.usd_per_hour:g} US "
             f"dollars an hour ({rule.prices.source}); a service that is busy a third of the time costs three times as much"
+            + _token_prices(rule, settings)
         ),
         items_path="results.json",
         rejects_path="rejects.jsonl",

@@ -25,14 +25,14 @@ from luthier.core.environment import describe_environment
 from luthier.core.errors import InputError
 from luthier.core.hashing import digest
 from luthier.core.stop import stop_on_signals
-from luthier.core.types import ArmResult, Split
-from luthier.evaluate.run import Chosen
+from luthier.core.types import ArmResult, Split, TaskProfile
 from luthier.metrics.closed_world import known_facts, reference_counts
 from luthier.models.catalogue import resolve
 from luthier.pipeline.again import refuse_short_curve, train_again
 from luthier.pipeline.data import write_data_files
 from luthier.pipeline.decide import decision_rule, verdict_of
-from luthier.pipeline.measure import MeasureInputs, larger_arms, make_bench, measure_arms, planned_arms, with_latencies
+from luthier.pipeline.endpoint import endpoint_notes, endpoint_of, has_failed_endpoint, measure_endpoint
+from luthier.pipeline.measure import MeasureInputs, larger_arms, make_bench, measure_arms, planned_arms, proposer_of, with_latencies
 from luthier.pipeline.open import open_local, open_tuned
 from luthier.pipeline.plan import TrainInputs
 from luthier.pipeline.prepare import Prepared, prepare
@@ -61,19 +61,17 @@ def run(settings: Settings, progress: Progress) -> dict[str, object]:
         write_data_files(folder, prepared.data)
         inputs = _measure_inputs(prepared, progress, should_stop)
         key = digest(settings.identity())
-        is_measured = stage_is_done(folder, "measure", key) and stage_holds(folder, "train")
-        if is_measured:
-            found = read_record(folder.results)
-        else:
+        record = read_record(folder.results) if stage_is_done(folder, "measure", key) and stage_holds(folder, "train") else None
+        if record is None or has_failed_endpoint(settings, record):
             trained = tune(settings, folder, TrainInputs.of(prepared, progress, should_stop, ALONE, watch))
-            found = make_record(settings, prepared, trained, _measure_all(settings, folder, prepared, inputs, trained))
-            _keep(folder, key, found)
-        record = train_again(settings, folder, prepared, inputs, found, progress=progress)
-        if record is not found:
+            record = make_record(settings, prepared, trained, _measure_all(settings, folder, prepared, inputs, trained))
             _keep(folder, key, record)
+        whole = train_again(settings, folder, prepared, inputs, record, progress=progress)
+        if whole is not record:
+            _keep(folder, key, whole)
         if not folder.index.exists():
             rebuild_index(folder)
-        return _decide_and_report(settings, folder, record)
+        return _decide_and_report(settings, folder, whole)
 
 
 def _keep(folder: RunFolder, key: str, record: RunRecord) -> None:
@@ -123,14 +121,18 @@ def _measure_all(
     models = {"none": None, "base": base, "tuned": tuned}
     names = {"none": "", "base": settings.model.name, "tuned": f"{settings.model.name}, tuned"}
     arms = planned_arms(settings, inputs, base.context)
-    results = measure_arms(settings, bench, arms, inputs.split, models, names)
-    locals_by_arm = {arm.name: local for arm in arms if (local := models[arm.model]) is not None}
+    endpoint = endpoint_of(settings)
+    proposer = proposer_of(settings, inputs, base.context, endpoint)
+    results = measure_arms(settings, bench, arms, inputs.split, models, names, proposer)
+    locals_by_arm = {result.name: tuned if result.family == "tuned" else base for result, _ in results}
     measured = with_latencies(settings, folder, inputs, results, locals_by_arm)
     spent_s = trained.train_seconds + trained.search_seconds  # what came out of the search is part of the price
     out = [replace(arm, train_seconds=spent_s) if arm.family == "tuned" else arm for arm in measured]
     del base, tuned, models, locals_by_arm
     for name in settings.model.larger:
         out += _measure_larger(settings, folder, prepared, inputs, name)
+    if endpoint is not None:
+        out += measure_endpoint(settings, bench, inputs, endpoint)
     return tuple(replace(arm, seed=settings.seed) for arm in out)
 
 
@@ -139,9 +141,10 @@ def _measure_larger(settings: Settings, folder: RunFolder, prepared: Prepared, i
     bench = make_bench(settings, folder, inputs)
     local = open_local(resolve(name), prepared.precision)
     arms = larger_arms(planned_arms(settings, inputs, local.context), Path(name).name)
-    results: tuple[tuple[ArmResult, Chosen], ...] = measure_arms(settings, bench, arms, inputs.split, {"base": local}, {"base": name})
+    proposer = proposer_of(settings, inputs, local.context, endpoint_of(settings))
+    results = measure_arms(settings, bench, arms, inputs.split, {"base": local}, {"base": name}, proposer)
     latency_folder = RunFolder(folder.root / "larger" / Path(name).name)
-    return with_latencies(settings, latency_folder, inputs, results, {arm.name: local for arm in arms})
+    return with_latencies(settings, latency_folder, inputs, results, {result.name: local for result, _ in results})
 
 
 def make_record(settings: Settings, prepared: Prepared, trained: TrainRecord | None, arms: tuple[ArmResult, ...]) -> RunRecord:
@@ -186,7 +189,17 @@ def make_record(settings: Settings, prepared: Prepared, trained: TrainRecord | N
         item_inputs={item.id: item.input or item.user_text for item in split.test},
         config=origins(settings),
         environment={**environment, "precision": prepared.precision.reason},
-        notes=_detector_error(split),
+        notes=(*_detector_error(split), *_constraint(settings, prepared.data.profile), *endpoint_notes(settings, arms)),
+    )
+
+
+def _constraint(settings: Settings, profile: TaskProfile) -> tuple[str, ...]:
+    """That answers were held to the labels while they were written, and what follows from it."""
+    if profile.kind != "label" or not settings.arms.constrained:
+        return ()
+    return (
+        f"Local models could write nothing but one of the {len(profile.labels)} labels, in prompted and tuned arms alike, so an invalid "
+        "label cannot occur. Serve the model with the same restriction, or measure without it: --set arms.constrained=false.",
     )
 
 

@@ -9,16 +9,27 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Self, cast, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
 
 from luthier.core.errors import ConfigError
 from luthier.core.hashing import sha256_file
-from luthier.pipeline.absent import refuse_absent
 from luthier.pipeline.origin import MAX_YAML_BYTES, Problem, flatten, put, read_value, read_yaml
 from luthier.pipeline.refusal import nearest, problems_of, raise_all
+from luthier.pipeline.setting_groups import (
+    ArmSettings,
+    Count,
+    CountOrZero,
+    DataSettings,
+    DecideSettings,
+    EndpointSettings,
+    Group,
+    ModelSettings,
+    TrainSettings,
+    as_list,
+)
 
 COMMAND_LINE = "command line"
 DEFAULT = "default"
@@ -29,202 +40,19 @@ DIGEST_CHARS = 16
 BENIGN = frozenset(
     {"threads", "run_dir", "fresh", "train.micro_batch", "train.checkpoint_activations", "train.save_every", "train.shard"}
     | {"arms.train_seeds", "arms.learning_curve"}  # add to what was measured, and change nothing of it
+    | {f"endpoint.{name}" for name in ("key_env", "concurrency", "timeout_s", "retries")}
     | {f"decide.{name}" for name in ("margin", "min_quality", "volume", "usd_per_hour", "hosting", "labelling", "months")}
+    | {f"decide.usd_per_m_{name}" for name in ("input", "cached_input", "output")}
 )  # fmt: skip
 
 
-def _as_list(value: object) -> object:
-    """One value where a list is expected is a list of one."""
-    return value if isinstance(value, list | tuple) else [value]
-
-
-def _different(values: tuple[float, ...]) -> tuple[float, ...]:
-    if len(set(values)) != len(values):
-        raise ValueError("each number once")
-    return values
-
-
-Count = Annotated[int, Field(strict=True, ge=1)]
-CountOrZero = Annotated[int, Field(strict=True, ge=0)]
-Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Texts = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
-Counts = Annotated[tuple[Count, ...], BeforeValidator(_as_list), AfterValidator(_different), Field(min_length=1)]
-Rate = Annotated[Real, Field(gt=0, le=1)]
-Rates = Annotated[tuple[Rate, ...], BeforeValidator(_as_list), AfterValidator(_different), Field(min_length=1)]
-DataFormat = Literal["auto", "alpaca", "messages", "sharegpt", "completion", "preference", "kto", "text", "columns"]
-
-
-class _Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=False, protected_namespaces=())
-
-
-class DataSettings(_Group):
-    """The examples: which files, which fields, how many rows."""
-
-    paths: Texts = Field(default=(), description="files with your examples: JSONL, JSON, CSV, TSV, Parquet or text")
-    test: str | None = Field(default=None, description="file with your own test rows; else test rows are split off")
-    dev: str | None = Field(default=None, description="file with your own dev rows, on which choices are made; else dev rows are split off")
-    format: DataFormat = Field(default="auto", description="form of the rows; auto looks at the fields and says what it found")
-    instruction: str | None = Field(
-        default=None, description="a field with the instruction, or the instruction itself when no field has that name"
-    )
-    input: str | None = Field(default=None, description="field with what changes from row to row")
-    output: str | None = Field(default=None, description="field with the wanted answer")
-    system: str | None = Field(default=None, description="field with the system prompt")
-    group: str | None = Field(default=None, description="field whose equal values must stay on one side of the split (customer, document)")
-    train_rows: Count | None = Field(default=None, description="at most so many training rows, chosen by seed; null takes all")
-    dev_rows: Count | None = Field(default=None, description="so many dev rows; null: 10 %, at most 300")
-    test_rows: Count | None = Field(
-        default=None, description="so many locked test rows; null: 20 %, at most 500, or all rows of the test file"
-    )
-
-
-class ModelSettings(_Group):
-    """The model to prompt and to fine-tune."""
-
-    name: str = Field(default="smollm2-135m", min_length=1, description="name from `luthier models list`, or a folder")
-    larger: Texts = Field(default=(), description="larger models (names or folders) whose prompting arms are measured beside")
-    dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        default="auto", description="number format of the computation; auto measures which is faster here"
-    )
-    max_length: Count = Field(default=1024, description="longest row in tokens; longer rows are listed")
-    allow_truncation: bool = Field(
-        default=False, strict=True, description="go on although more than 10 % of the rows are too long; their ends are cut and counted"
-    )
-
-
-class TrainSettings(_Group):
-    """Fine-tuning."""
-
-    method: Literal["lora", "dora", "freeze", "full"] = Field(
-        default="lora",
-        description="what is trained: adapters on all linear layers (lora, dora), the last layers (freeze) or every weight (full)",
-    )
-    lora_r: Count = Field(default=16, le=1024, description="rank of the adapters")
-    lora_alpha: Count = Field(default=32, description="scale of the adapters; its effect is alpha / r")
-    lora_dropout: Real = Field(default=0.0, ge=0, lt=1, description="dropout before the adapters")
-    lora_rslora: bool = Field(default=False, strict=True, description="scale by alpha / sqrt(r) instead, for high ranks (rsLoRA)")
-    lora_init: Literal["uniform", "pissa"] = Field(
-        default="uniform", description="start of the adapters: nothing, or the largest singular directions of the weights (PiSSA)"
-    )
-    last_layers: Count = Field(default=2, description="how many of the last layers freeze trains; the others stay as they are")
-    neftune_alpha: Real = Field(default=0.0, ge=0, le=100, description="noise on the embeddings while training (NEFTune: 5 to 15); 0: none")
-    optimiser: Literal["adamw", "adafactor", "muon"] = Field(
-        default="adamw", description="how gradients become updates; muon is for matrices, AdamW does the rest"
-    )
-    checkpoint_activations: bool = Field(
-        default=False, strict=True, description="keep less for the backward pass and compute it again: less memory, about a third slower"
-    )
-    shard: bool = Field(
-        default=False,
-        strict=True,
-        description="under torchrun: each process holds only its share of weights, gradients and moments (FSDP2); same result to rounding",
-    )
-    lr: Rate | None = Field(default=None, description="learning rate; null tries the candidates and takes the best on dev")
-    lr_candidates: Rates | None = Field(
-        default=None,
-        description="learning rates to try when lr is null; null: 5e-4, 1e-3, 2e-3 for adapters, 3e-5, 1e-4, 3e-4 for whole weights",
-    )
-    lr_probe_steps: Count = Field(default=30, description="updates of each trial")
-    epochs: Annotated[Real, Field(gt=0, le=1000)] | None = Field(
-        default=None, description="passes over the training rows; null: as the number of rows asks for"
-    )
-    batch: Count = Field(default=16, description="rows in one update")
-    micro_batch: Count | None = Field(
-        default=None, description="rows computed at once; null: as many as 1,280 tokens hold; same result to rounding"
-    )
-    warmup_ratio: Real = Field(default=0.05, ge=0, lt=1, description="share of the updates over which the learning rate rises")
-    weight_decay: Real = Field(default=0.0, ge=0, le=1, description="weight decay on the trained weights")
-    schedule: Literal["linear", "cosine", "constant", "wsd"] = Field(
-        default="linear", description="how the learning rate falls after that; wsd: not at all until the last fifth"
-    )
-    max_grad_norm: Real = Field(default=1.0, gt=0, description="gradients longer than this are shortened to it")
-    eval_every: CountOrZero | None = Field(
-        default=None, description="updates between looks at the dev loss; null: five looks in all; 0: only at the end"
-    )
-    patience: CountOrZero = Field(default=3, description="looks without a better dev loss before stopping early; 0: never")
-    save_every: CountOrZero = Field(default=50, description="updates between checkpoints; 0: only at the end")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nothing_absent(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            refuse_absent(cast("dict[str, object]", values))
-        return values
-
-    @model_validator(mode="after")
-    def _micro_batch_fits(self) -> Self:
-        if self.micro_batch is not None and self.micro_batch > self.batch:
-            raise ValueError(f"train.micro_batch at most train.batch ({self.batch})")
-        return self
-
-    @model_validator(mode="after")
-    def _options_fit_the_method(self) -> Self:
-        """An option that the method has no use for would be ignored: it is refused instead."""
-        fields = type(self).model_fields
-        for key in ("lora_r", "lora_alpha", "lora_dropout", "lora_rslora", "lora_init"):
-            if self.method in ("freeze", "full") and getattr(self, key) != fields[key].default:
-                raise ValueError(f"train.{key} only with adapters, and train.method {self.method} has none | --set train.method=lora")
-        if self.shard and self.optimiser != "adamw":
-            raise ValueError(
-                f"train.optimiser adamw with train.shard: {self.optimiser} works on whole matrices, and each process holds some rows"
-                " | --set train.optimiser=adamw"
-            )
-        if self.method == "dora" and self.lora_init == "pissa":
-            raise ValueError(
-                "train.lora_init uniform with train.method dora: PiSSA changes the weights whose lengths DoRA measures"
-                " | --set train.lora_init=uniform"
-            )
-        for key in ("lr_candidates", "lr_probe_steps"):
-            if self.lr is not None and getattr(self, key) != fields[key].default:
-                raise ValueError(
-                    f"train.{key} only without a learning rate: train.lr {self.lr:g} leaves nothing to try | --set train.lr=null"
-                )
-        if self.method != "freeze" and self.last_layers != fields["last_layers"].default:
-            raise ValueError(f"train.last_layers only with train.method freeze, not {self.method} | --set train.method=freeze")
-        return self
-
-
-class ArmSettings(_Group):
-    """What is measured against what."""
-
-    shots: Counts = Field(default=(2, 4, 8), description="numbers of solved examples that the few-shot arms try on dev")
-    skip: Texts = Field(default=(), description="names of arms to leave out")
-    max_new_tokens: Count | None = Field(
-        default=None, description="longest answer in tokens; null: the 99th percentile of the training answers and a quarter more"
-    )
-    dev_items: Count = Field(default=100, description="dev rows on which each arm's variants are compared")
-    latency_items: Count = Field(default=10, description="test rows sent one at a time to measure waiting time")
-    batch: Count = Field(default=64, description="prompts answered at once")
-    train_seeds: Count = Field(
-        default=1, description="trainings from so many seeds; their spread says whether the recipe wins, not only one of them"
-    )
-    learning_curve: bool = Field(
-        default=False, strict=True, description="train on an eighth, a quarter and half of the rows as well: would more examples help?"
-    )
-
-
-class DecideSettings(_Group):
-    """What the verdict weighs. All but the metric can be changed afterwards: `luthier decide RUN`."""
-
-    metric: str | None = Field(default=None, description="score the verdict is about; null: as the task asks for")
-    margin: Real = Field(default=5.0, gt=0, lt=100, description="smallest difference that matters to you, in points (0 to 100)")
-    min_quality: Annotated[Real, Field(ge=0, le=100)] | None = Field(
-        default=None, description="score in points below which neither way is good enough"
-    )
-    volume: CountOrZero | None = Field(default=None, description="requests a month, for the break-even")
-    usd_per_hour: Real = Field(default=0.10, ge=0, description="price of this machine for an hour, in US dollars")
-    hosting: Real = Field(default=0.0, ge=0, description="extra cost of serving a tuned model, in US dollars a month")
-    labelling: Real = Field(default=0.0, ge=0, description="cost of making the examples, in US dollars")
-    months: Annotated[Real, Field(gt=0)] = Field(default=6.0, description="months between two trainings")
-
-
-class Settings(_Group):
+class Settings(Group):
     """Everything a run can be told."""
 
     data: DataSettings = Field(default=DataSettings(), description="the examples")
     model: ModelSettings = Field(default=ModelSettings(), description="the model")
     train: TrainSettings = Field(default=TrainSettings(), description="fine-tuning")
+    endpoint: EndpointSettings = Field(default=EndpointSettings(), description="a model behind an address")
     arms: ArmSettings = Field(default=ArmSettings(), description="what is measured")
     decide: DecideSettings = Field(default=DecideSettings(), description="what the verdict weighs")
     seed: CountOrZero = Field(default=0, description="seed of every random choice; the same seed gives the same run")
@@ -241,7 +69,7 @@ class Settings(_Group):
         if not isinstance(values, dict) or values.get("run_dir", "") != "":
             return values
         data = values.get("data")
-        paths = _as_list(data.get("paths") or "luthier") if isinstance(data, dict) else ["luthier"]
+        paths = as_list(data.get("paths") or "luthier") if isinstance(data, dict) else ["luthier"]
         first = paths[0] if isinstance(paths, list | tuple) and paths and isinstance(paths[0], str) else "luthier"
         return {**values, "run_dir": f"runs/{Path(first).stem}"}
 

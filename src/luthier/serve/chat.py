@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from luthier.core.types import Example, GenerationRequest, Message
-from luthier.generate.local import LocalModel, NoStore, check_fits, generate
+from luthier.generate.local import LocalModel, check_fits, generate
+from luthier.generate.store import NoStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -291,7 +291,15 @@ SEMANTIC = {
     "train.batch": 8,
     "decide.metric": "exact",
 }
-HARMLESS = {"threads": 2, "train.save_every": 5, "train.micro_batch": 4, "run_dir": "x", "fresh": True, "decide.margin": 2.0}
+HARMLESS = {
+    "threads": 2,
+    "train.save_every": 5,
+    "train.micro_batch": 4,
+    "run_dir": "x",
+    "fresh": True,
+    "decide.margin": 2.0,
+    "decide.usd_per_m_input": 1.0,
+}
 
 
 @pytest.mark.parametrize("key", SEMANTIC)

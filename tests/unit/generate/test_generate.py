@@ -16,7 +16,8 @@ from luthier.core.errors import InputError, ModelError
 from luthier.core.types import Generation, GenerationRequest, Message
 from luthier.generate.batching import MAX_PAIRS, plan_batches
 from luthier.generate.decode import Sampling, decode, read_prefix
-from luthier.generate.local import LocalModel, NoStore, generate, peak_memory_gib, shared_prefix, single_latencies
+from luthier.generate.local import LocalModel, generate, peak_memory_gib, shared_prefix, single_latencies
+from luthier.generate.store import NoStore
 from luthier.models.backbone import longest_window, use_layout_attention
 from luthier.models.load import open_model
 from luthier.models.tokenizer import open_tokenizer

@@ -49,7 +49,7 @@ def test_token_cost_counts_cached_input_at_its_own_price() -> None:
         {"usd_per_hour": float("nan")},
         {"api_models": frozenset()},
         {"usd_per_m_output": None},
-        {"usd_per_m_input": None, "usd_per_m_output": None, "usd_per_m_cached_input": None},
+        {"usd_per_m_input": None, "usd_per_m_output": None},
     ],
 )
 def test_prices_that_make_no_sense_are_refused(change: dict[str, object]) -> None:
@@ -61,6 +61,13 @@ def test_prices_that_make_no_sense_are_refused(change: dict[str, object]) -> Non
 def test_a_damaged_time_is_not_a_price(seconds: float) -> None:
     with pytest.raises(RunError, match="item i"):
         item_cost_usd(_item(latency_s=seconds), "small", prices())
+
+
+def test_a_remote_answer_without_token_prices_has_no_cost_rather_than_that_of_this_machine() -> None:
+    unpriced = replace(API, usd_per_hour=3.6, usd_per_m_input=None, usd_per_m_output=None, usd_per_m_cached_input=None)
+    item = _item(latency_s=9.0, num_prompt_tokens=1000, num_new_tokens=50)
+    assert item_cost_usd(item, "remote", unpriced) is None
+    assert item_cost_usd(item, "small", unpriced) == pytest.approx(0.009)
 
 
 def test_cost_per_1000() -> None:

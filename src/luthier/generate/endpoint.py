@@ -1,0 +1,280 @@
+"""Generation by a server that speaks the OpenAI chat API: ChatGPT, Gemini, Claude, vLLM, llama.cpp, Ollama.
+
+Nothing is sent but to the address the user named. Whatever comes back is untrusted. Every answer is handed to the store as
+soon as it is there, so that none is paid for twice, whatever happens afterwards.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
+from typing import Literal, cast
+
+from luthier.core.errors import EndpointError
+from luthier.core.hashing import digest
+from luthier.core.types import Generation, GenerationRequest
+from luthier.generate.http_post import MAX_BODY_BYTES, NoReply, Reply, TooLarge, check_url, post
+from luthier.generate.store import GenerationStore
+
+AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})  # what may go better the next time
+MAX_BACKOFF_S = 30.0
+MAX_WAIT_S = 120.0  # a server that asks for more has no room for us today
+POLL_S = 0.2
+MAX_SHOWN_CHARS = 300
+MAX_TOKENS = 100_000_000  # a count beyond this is no count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """A server and a model on it. `key_env` names the environment variable that holds the key; the key itself is kept nowhere."""
+
+    url: str
+    model: str
+    name: str  # as tables and messages call it
+    key_env: str = ""
+    context: int = 8192  # tokens of prompt and answer together
+    concurrency: int = 4
+    timeout_s: float = 60.0
+    retries: int = 5
+    length_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    temperature: float | None = 0.0  # None: not sent, for models that know no other than their own
+    backoff_s: float = 1.0
+
+    @property
+    def fingerprint(self) -> str:
+        """What an answer depends on besides the request."""
+        return digest([self.url, self.model, self.length_field, self.temperature])
+
+
+class _Halted(Exception):
+    """Given up because another request failed for good, or on request."""
+
+
+def ask(
+    endpoint: Endpoint,
+    requests: Sequence[GenerationRequest],
+    *,
+    store: GenerationStore,
+    on_progress: Callable[[int, int], None],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[Generation, ...]:
+    """Complete every request, in the order given, `concurrency` at once; what the store has is not asked again.
+
+    `latency_s` is the time of the attempt that succeeded, network included; attempts before it are in `num_retries`. Raises
+    EndpointError when one request fails for good, KeyboardInterrupt when asked to stop; answers on their way are stored first.
+    """
+    keys = [digest([endpoint.fingerprint, [[m.role, m.content] for m in r.messages], r.max_new_tokens, r.seed]) for r in requests]
+    first = {key: i for i, key in reversed(list(enumerate(keys)))}  # one request for all that ask the same
+    done = {key: kept for key in first if (kept := store.get(key)) is not None}
+    todo = [key for key in dict.fromkeys(keys) if key not in done]
+    on_progress(sum(key in done for key in keys), len(requests))
+    if todo:
+        secret = _secret(endpoint)
+        halt = threading.Event()
+        problem: EndpointError | None = None
+        with ThreadPoolExecutor(max_workers=endpoint.concurrency) as pool:
+            waiting: dict[Future[Generation], str] = {
+                pool.submit(_ask_or_halt, endpoint, secret, requests[first[key]], key, halt): key for key in todo
+            }
+            while waiting:
+                if should_stop():
+                    halt.set()
+                for future in wait(waiting, timeout=POLL_S, return_when=FIRST_COMPLETED).done:
+                    key = waiting.pop(future)
+                    try:
+                        generation = future.result()
+                    except _Halted:
+                        continue
+                    except EndpointError as error:
+                        problem = problem or error
+                        continue
+                    try:
+                        store.put(key, generation)
+                    except BaseException:  # what cannot be kept must not be paid for
+                        halt.set()
+                        raise
+                    done[key] = generation
+                    on_progress(sum(key in done for key in keys), len(requests))
+        if problem is not None:
+            raise problem
+        if halt.is_set():
+            raise KeyboardInterrupt
+    return tuple(replace(done[key], item_id=request.item_id) for key, request in zip(keys, requests, strict=True))
+
+
+def _secret(endpoint: Endpoint) -> str:
+    if not endpoint.key_env:
+        return ""
+    secret = os.environ.get(endpoint.key_env, "")
+    fix = f"export {endpoint.key_env}=…, then the same command again"
+    if not secret:
+        raise EndpointError(f"no key: the environment variable {endpoint.key_env} is not set", where=endpoint.name, fix=fix)
+    if any(not 0x21 <= ord(char) <= 0x7E for char in secret):
+        problem = f"the environment variable {endpoint.key_env} holds white space or a character that no key has"
+        raise EndpointError(problem, where=endpoint.name, fix=fix)
+    return secret
+
+
+def _ask_or_halt(endpoint: Endpoint, secret: str, request: GenerationRequest, key: str, halt: threading.Event) -> Generation:
+    """One request; where it fails for good, nothing that is still waiting is sent."""
+    try:
+        return _ask_one(endpoint, secret, request, key, halt)
+    except EndpointError:
+        halt.set()
+        raise
+
+
+def _ask_one(endpoint: Endpoint, secret: str, request: GenerationRequest, key: str, halt: threading.Event) -> Generation:
+    """One request with its retries: waits grow twofold, with jitter, and are never shorter than what the server asks for."""
+    parts = check_url(endpoint.url)
+    path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+    body = json.dumps(_question(endpoint, request)).encode("ascii")
+    headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "luthier"}
+    if secret:
+        headers["Authorization"] = f"Bearer {secret}"
+    jitter = random.Random(f"{key}/jitter")  # noqa: S311 - no secret
+    for attempt in range(endpoint.retries + 1):
+        if halt.is_set():
+            raise _Halted
+        started = time.perf_counter()
+        wait_s = 0.0
+        try:
+            reply = post(parts, path, body, headers, timeout_s=endpoint.timeout_s)
+            if reply.status == 200:
+                answer = _read_answer(endpoint, request, reply.body)
+                return replace(answer, latency_s=time.perf_counter() - started, num_retries=attempt)
+            reason = _refusal(endpoint, secret, reply)
+            wait_s = _asked_wait_s(reply.retry_after)
+        except NoReply as error:
+            reason = str(error)
+        except _Garbage as error:
+            reason = f"the answer cannot be read: {error}"
+        except TooLarge as error:
+            problem = f"the answer has more than {MAX_BODY_BYTES:,} bytes"
+            raise EndpointError(problem, where=endpoint.name, fix="look at what listens there: luthier reads chat completions") from error
+        if wait_s > MAX_WAIT_S:
+            problem = f"{reason}; the server asks to wait {wait_s:,.0f} s"
+            raise EndpointError(problem, where=endpoint.name, fix="repeat the same command later; answers so far are kept")
+        if attempt == endpoint.retries:
+            problem = f"{reason} (after {attempt} retries)"
+            raise EndpointError(problem, where=endpoint.name, fix="repeat the same command later; answers so far are kept")
+        backoff_s = min(MAX_BACKOFF_S, endpoint.backoff_s * 2**attempt)
+        halt.wait(wait_s + backoff_s * (0.5 + jitter.random() / 2))
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _question(endpoint: Endpoint, request: GenerationRequest) -> dict[str, object]:
+    question: dict[str, object] = {
+        "model": endpoint.model,
+        "messages": [{"role": m.role, "content": m.content} for m in request.messages],
+        endpoint.length_field: request.max_new_tokens,
+        "stream": False,
+    }
+    return question if endpoint.temperature is None else {**question, "temperature": endpoint.temperature}
+
+
+def _refusal(endpoint: Endpoint, secret: str, reply: Reply) -> str:
+    """Why the server refused, if it may do better the next time. Raises EndpointError where it will not."""
+    said = reply.body.decode("utf-8", "replace")
+    if secret:
+        said = said.replace(secret, "[key]")  # some servers repeat the key they were given
+    reason = f"status {reply.status}" + (f": {' '.join(said.split())[:MAX_SHOWN_CHARS]}" if said.strip() else "")
+    if reply.status in AGAIN:
+        return reason
+    if 300 <= reply.status < 400:
+        problem = f"status {reply.status}: it sends us on to another address, which is refused"
+        raise EndpointError(problem, where=endpoint.name, fix="--endpoint with the address that answers itself")
+    if reply.status in (401, 403):
+        raise EndpointError(reason, where=endpoint.name, fix="--endpoint-key-env NAME of the environment variable that holds a valid key")
+    hints = {
+        "max_completion_tokens": "--set endpoint.length_field=max_completion_tokens",
+        "temperature": "--set endpoint.temperature=null",
+        "context": "--set endpoint.context=4096",
+    }
+    fix = next((remedy for word, remedy in hints.items() if word in said), "check --endpoint and --endpoint-model")
+    raise EndpointError(reason, where=endpoint.name, fix=fix)
+
+
+def _asked_wait_s(retry_after: str) -> float:
+    """Seconds the server asks us to wait: a number, or a date; 0 where it says nothing we understand."""
+    text = retry_after.strip()
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        return float(text)
+    try:
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return 0.0
+    now = datetime.datetime.now(tz=datetime.UTC)
+    return max(0.0, ((date if date.tzinfo else date.replace(tzinfo=datetime.UTC)) - now).total_seconds())
+
+
+class _Garbage(Exception):
+    """Status 200, and no chat completion in it."""
+
+
+def _read_answer(endpoint: Endpoint, request: GenerationRequest, body: bytes) -> Generation:
+    """The first choice of a chat completion. Raises _Garbage, or EndpointError where another model answered."""
+    try:
+        answer = _mapping(json.loads(body.decode("utf-8")))
+    except (ValueError, RecursionError) as error:
+        raise _Garbage(f"it is no JSON ({type(error).__name__})") from error
+    served = answer.get("model")
+    if isinstance(served, str) and served and not _is_same_model(endpoint.model, served):
+        problem = f"asked for {endpoint.model!r}, and {served[:100]!r} answered"
+        raise EndpointError(problem, where=endpoint.name, fix="name the model that is to be measured: --endpoint-model")
+    choices = answer.get("choices")
+    if not isinstance(choices, list) or not choices:
+        raise _Garbage("it has no choices")
+    choice = _mapping(cast("list[object]", choices)[0])
+    message = _mapping(choice.get("message"))
+    text = message.get("content")
+    if text is None:  # a refusal has a field of its own
+        text = message.get("refusal") or ""
+    if not isinstance(text, str):
+        raise _Garbage("its content is no text")
+    usage = _mapping(answer.get("usage", {}) or {})
+    details = _mapping(usage.get("prompt_tokens_details", {}) or {})
+    return Generation(
+        item_id=request.item_id,
+        text=_without_surrogates(text),
+        finish="length" if choice.get("finish_reason") == "length" else "stop",
+        num_prompt_tokens=_count(usage.get("prompt_tokens")),
+        num_cached_tokens=_count(details.get("cached_tokens")),
+        num_new_tokens=_count(usage.get("completion_tokens")),
+        latency_s=0.0,
+        served_by=_without_surrogates(served[:100]) if isinstance(served, str) else "",
+    )
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise _Garbage(f"found {type(value).__name__}, expected an object")
+    return cast("dict[str, object]", value)
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS else None
+
+
+def _without_surrogates(text: str) -> str:
+    """Half characters, which JSON can spell and no file can hold, as U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _is_same_model(asked: str, served: str) -> bool:
+    """Whether a name that came back is the one asked for, or the dated or tagged version that it stands for."""
+
+    def plain(name: str) -> str:
+        return name.rsplit("/", 1)[-1].lower().removesuffix("latest").rstrip("-:@")
+
+    rest = plain(served).removeprefix(plain(asked))
+    return plain(served).startswith(plain(asked)) and re.fullmatch(r"(?:[-:@](?:[0-9][0-9.-]*)?)?", rest) is not None

@@ -1,0 +1,248 @@
+"""The groups of settings: every key with its type, bounds, default and what it means. `settings.py` puts them together and loads them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self, cast
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from luthier.pipeline.absent import refuse_absent
+
+
+def as_list(value: object) -> object:
+    """One value where a list is expected is a list of one."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _different(values: tuple[float, ...]) -> tuple[float, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError("each number once")
+    return values
+
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+CountOrZero = Annotated[int, Field(strict=True, ge=0)]
+Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(as_list)]
+Counts = Annotated[tuple[Count, ...], BeforeValidator(as_list), AfterValidator(_different), Field(min_length=1)]
+Price = Annotated[Real, Field(ge=0)] | None
+Rate = Annotated[Real, Field(gt=0, le=1)]
+Rates = Annotated[tuple[Rate, ...], BeforeValidator(as_list), AfterValidator(_different), Field(min_length=1)]
+DataFormat = Literal["auto", "alpaca", "messages", "sharegpt", "completion", "preference", "kto", "text", "columns"]
+
+
+class Group(BaseModel):
+    """Some settings under one name. Unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=False, protected_namespaces=())
+
+
+class DataSettings(Group):
+    """The examples: which files, which fields, how many rows."""
+
+    paths: Texts = Field(default=(), description="files with your examples: JSONL, JSON, CSV, TSV, Parquet or text")
+    test: str | None = Field(default=None, description="file with your own test rows; else test rows are split off")
+    dev: str | None = Field(default=None, description="file with your own dev rows, on which choices are made; else dev rows are split off")
+    format: DataFormat = Field(default="auto", description="form of the rows; auto looks at the fields and says what it found")
+    instruction: str | None = Field(
+        default=None, description="a field with the instruction, or the instruction itself when no field has that name"
+    )
+    input: str | None = Field(default=None, description="field with what changes from row to row")
+    output: str | None = Field(default=None, description="field with the wanted answer")
+    system: str | None = Field(default=None, description="field with the system prompt")
+    group: str | None = Field(default=None, description="field whose equal values must stay on one side of the split (customer, document)")
+    train_rows: Count | None = Field(default=None, description="at most so many training rows, chosen by seed; null takes all")
+    dev_rows: Count | None = Field(default=None, description="so many dev rows; null: 10 %, at most 300")
+    test_rows: Count | None = Field(
+        default=None, description="so many locked test rows; null: 20 %, at most 500, or all rows of the test file"
+    )
+
+
+class ModelSettings(Group):
+    """The model to prompt and to fine-tune."""
+
+    name: str = Field(default="smollm2-135m", min_length=1, description="name from `luthier models list`, or a folder")
+    larger: Texts = Field(default=(), description="larger models (names or folders) whose prompting arms are measured beside")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        default="auto", description="number format of the computation; auto measures which is faster here"
+    )
+    max_length: Count = Field(default=1024, description="longest row in tokens; longer rows are listed")
+    allow_truncation: bool = Field(
+        default=False, strict=True, description="go on although more than 10 % of the rows are too long; their ends are cut and counted"
+    )
+
+
+class TrainSettings(Group):
+    """Fine-tuning."""
+
+    method: Literal["lora", "dora", "freeze", "full"] = Field(
+        default="lora",
+        description="what is trained: adapters on all linear layers (lora, dora), the last layers (freeze) or every weight (full)",
+    )
+    lora_r: Count = Field(default=16, le=1024, description="rank of the adapters")
+    lora_alpha: Count = Field(default=32, description="scale of the adapters; its effect is alpha / r")
+    lora_dropout: Real = Field(default=0.0, ge=0, lt=1, description="dropout before the adapters")
+    lora_rslora: bool = Field(default=False, strict=True, description="scale by alpha / sqrt(r) instead, for high ranks (rsLoRA)")
+    lora_init: Literal["uniform", "pissa"] = Field(
+        default="uniform", description="start of the adapters: nothing, or the largest singular directions of the weights (PiSSA)"
+    )
+    last_layers: Count = Field(default=2, description="how many of the last layers freeze trains; the others stay as they are")
+    neftune_alpha: Real = Field(default=0.0, ge=0, le=100, description="noise on the embeddings while training (NEFTune: 5 to 15); 0: none")
+    optimiser: Literal["adamw", "adafactor", "muon"] = Field(
+        default="adamw", description="how gradients become updates; muon is for matrices, AdamW does the rest"
+    )
+    checkpoint_activations: bool = Field(
+        default=False, strict=True, description="keep less for the backward pass and compute it again: less memory, about a third slower"
+    )
+    shard: bool = Field(
+        default=False,
+        strict=True,
+        description="under torchrun: each process holds only its share of weights, gradients and moments (FSDP2); same result to rounding",
+    )
+    lr: Rate | None = Field(default=None, description="learning rate; null tries the candidates and takes the best on dev")
+    lr_candidates: Rates | None = Field(
+        default=None,
+        description="learning rates to try when lr is null; null: 5e-4, 1e-3, 2e-3 for adapters, 3e-5, 1e-4, 3e-4 for whole weights",
+    )
+    lr_probe_steps: Count = Field(default=30, description="updates of each trial")
+    epochs: Annotated[Real, Field(gt=0, le=1000)] | None = Field(
+        default=None, description="passes over the training rows; null: as the number of rows asks for"
+    )
+    batch: Count = Field(default=16, description="rows in one update")
+    micro_batch: Count | None = Field(
+        default=None, description="rows computed at once; null: as many as 1,280 tokens hold; same result to rounding"
+    )
+    warmup_ratio: Real = Field(default=0.05, ge=0, lt=1, description="share of the updates over which the learning rate rises")
+    weight_decay: Real = Field(default=0.0, ge=0, le=1, description="weight decay on the trained weights")
+    schedule: Literal["linear", "cosine", "constant", "wsd"] = Field(
+        default="linear", description="how the learning rate falls after that; wsd: not at all until the last fifth"
+    )
+    max_grad_norm: Real = Field(default=1.0, gt=0, description="gradients longer than this are shortened to it")
+    eval_every: CountOrZero | None = Field(
+        default=None, description="updates between looks at the dev loss; null: five looks in all; 0: only at the end"
+    )
+    patience: CountOrZero = Field(default=3, description="looks without a better dev loss before stopping early; 0: never")
+    save_every: CountOrZero = Field(default=50, description="updates between checkpoints; 0: only at the end")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_absent(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            refuse_absent(cast("dict[str, object]", values))
+        return values
+
+    @model_validator(mode="after")
+    def _micro_batch_fits(self) -> Self:
+        if self.micro_batch is not None and self.micro_batch > self.batch:
+            raise ValueError(f"train.micro_batch at most train.batch ({self.batch})")
+        return self
+
+    @model_validator(mode="after")
+    def _options_fit_the_method(self) -> Self:
+        """An option that the method has no use for would be ignored: it is refused instead."""
+        fields = type(self).model_fields
+        for key in ("lora_r", "lora_alpha", "lora_dropout", "lora_rslora", "lora_init"):
+            if self.method in ("freeze", "full") and getattr(self, key) != fields[key].default:
+                raise ValueError(f"train.{key} only with adapters, and train.method {self.method} has none | --set train.method=lora")
+        if self.shard and self.optimiser != "adamw":
+            raise ValueError(
+                f"train.optimiser adamw with train.shard: {self.optimiser} works on whole matrices, and each process holds some rows"
+                " | --set train.optimiser=adamw"
+            )
+        if self.method == "dora" and self.lora_init == "pissa":
+            raise ValueError(
+                "train.lora_init uniform with train.method dora: PiSSA changes the weights whose lengths DoRA measures"
+                " | --set train.lora_init=uniform"
+            )
+        for key in ("lr_candidates", "lr_probe_steps"):
+            if self.lr is not None and getattr(self, key) != fields[key].default:
+                raise ValueError(
+                    f"train.{key} only without a learning rate: train.lr {self.lr:g} leaves nothing to try | --set train.lr=null"
+                )
+        if self.method != "freeze" and self.last_layers != fields["last_layers"].default:
+            raise ValueError(f"train.last_layers only with train.method freeze, not {self.method} | --set train.method=freeze")
+        return self
+
+
+class ArmSettings(Group):
+    """What is measured against what."""
+
+    shots: Counts = Field(default=(2, 4, 8), description="numbers of solved examples that the few-shot arms try on dev")
+    skip: Texts = Field(default=(), description="names of arms to leave out")
+    max_new_tokens: Count | None = Field(
+        default=None, description="longest answer in tokens; null: the 99th percentile of the training answers and a quarter more"
+    )
+    dev_items: Count = Field(default=100, description="dev rows on which each arm's variants are compared")
+    proposer: Literal["none", "model", "endpoint"] = Field(
+        default="none", description="who proposes instructions for the arm instruction optimised: the model itself, the endpoint's, nobody"
+    )
+    constrained: bool = Field(
+        default=True, strict=True, description="where answers are labels, hold local models to these while they write, in every arm alike"
+    )
+    latency_items: Count = Field(default=10, description="test rows sent one at a time to measure waiting time")
+    batch: Count = Field(default=64, description="prompts answered at once")
+    train_seeds: Count = Field(
+        default=1, description="trainings from so many seeds; their spread says whether the recipe wins, not only one of them"
+    )
+    learning_curve: bool = Field(
+        default=False, strict=True, description="train on an eighth, a quarter and half of the rows as well: would more examples help?"
+    )
+
+
+class DecideSettings(Group):
+    """What the verdict weighs. All but the metric can be changed afterwards: `luthier decide RUN`."""
+
+    metric: str | None = Field(default=None, description="score the verdict is about; null: as the task asks for")
+    margin: Real = Field(default=5.0, gt=0, lt=100, description="smallest difference that matters to you, in points (0 to 100)")
+    min_quality: Annotated[Real, Field(ge=0, le=100)] | None = Field(
+        default=None, description="score in points below which neither way is good enough"
+    )
+    volume: CountOrZero | None = Field(default=None, description="requests a month, for the break-even")
+    usd_per_hour: Real = Field(default=0.10, ge=0, description="price of this machine for an hour, in US dollars")
+    usd_per_m_input: Price = Field(default=None, description="price of a million prompt tokens at the endpoint, in US dollars")
+    usd_per_m_cached_input: Price = Field(default=None, description="the same for prompt tokens it has cached; null: no cheaper")
+    usd_per_m_output: Price = Field(default=None, description="price of a million answer tokens at the endpoint, in US dollars")
+    hosting: Real = Field(default=0.0, ge=0, description="extra cost of serving a tuned model, in US dollars a month")
+    labelling: Real = Field(default=0.0, ge=0, description="cost of making the examples, in US dollars")
+    months: Annotated[Real, Field(gt=0)] = Field(default=6.0, description="months between two trainings")
+
+
+class EndpointSettings(Group):
+    """A server whose model is prompted beside the local ones."""
+
+    url: str | None = Field(default=None, description="base address of an OpenAI-compatible server; null: none, and no network")
+    model: str | None = Field(default=None, description="name of the model there")
+    # In capitals, as such names are: a key given here by mistake has other letters too, and is refused before it is recorded.
+    key_env: str | None = Field(
+        default=None,
+        pattern=r"^[A-Z_][A-Z0-9_]*$",
+        description="environment variable that holds the key; the key itself is written nowhere",
+    )
+    context: Annotated[int, Field(strict=True, ge=256)] = Field(
+        default=8192, description="tokens that prompt and answer may take there, as this model's tokenizer counts them"
+    )
+    concurrency: Annotated[int, Field(strict=True, ge=1, le=64)] = Field(default=4, description="requests on their way at once")
+    timeout_s: Annotated[float, Field(strict=True, gt=0, le=3600)] = Field(
+        default=60.0, description="seconds for one request; then it is tried again"
+    )
+    retries: Annotated[int, Field(strict=True, ge=0, le=20)] = Field(
+        default=5, description="further attempts after a refusal that may pass (429, 5xx, no answer); then the arm has failed"
+    )
+    length_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        default="max_tokens", description="what the server calls the longest answer; newer OpenAI models want max_completion_tokens"
+    )
+    temperature: Annotated[float, Field(strict=True, ge=0, le=2)] | None = Field(
+        default=0.0, description="sent with each request; null: not sent, for models that refuse it"
+    )
+
+    @model_validator(mode="after")
+    def _address_and_model(self) -> Self:
+        if bool(self.url) != bool(self.model):
+            raise ValueError("endpoint.url and endpoint.model, both or neither | --endpoint URL --endpoint-model NAME")
+        return self
+
+    @property
+    def shown_name(self) -> str:
+        """The model and whose it is, as tables show it; empty without an address."""
+        return f"{self.model} at {urlsplit(self.url).netloc}" if self.url else ""

@@ -1,0 +1,139 @@
+"""`luthier run` with a model behind an address: measured beside the others, failed without harm, asked again on a repeat."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.fixtures.fake_server import Answer, fake_server
+from tests.fixtures.workplace import make_workplace
+
+LUTHIER = [sys.executable, "-c", "from luthier.cli.main import main; main()"]
+SECRET = "sk-not-a-real-key-0123456789"
+ARMS = ("zero-shot", "instructed", "few-shot", "few-shot retrieved")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_workplace(tmp_path_factory.mktemp("endpoint"))
+
+
+def _command(place: Path, url: str, *more: str) -> list[str]:
+    return [
+        *LUTHIER, "run", str(place / "train.jsonl"), "--instruction", "Name the kind.", "--input", "text", "--output", "category",
+        "--model", str(place / "model"), "--run-dir", str(place / "run"), "--epochs", "1", "--batch", "8", "--lr", "0.001",
+        "--set", "arms.shots=[1]", "--set", "arms.dev_items=6", "--set", "arms.latency_items=2", "--set", "model.dtype=float32",
+        "--set", "endpoint.retries=1", "--threads", "1", "--endpoint", url, "--endpoint-model", "remote", "--endpoint-key-env", "FAKE_KEY",
+        "--json", *more,
+    ]  # fmt: skip
+
+
+def _go(command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
+    full = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **env}
+    return subprocess.run(command, capture_output=True, text=True, env=full, timeout=240, check=False)
+
+
+def _kind(request: dict, number: int) -> Answer:
+    item = request["messages"][-1]["content"]
+    kind = next(kind for word, kind in (("card", "card"), ("money", "money"), ("account", "close")) if word in item)
+    return Answer(text=kind, usage={"prompt_tokens": 1000, "completion_tokens": 10}, model="remote-2026-01-01")
+
+
+def _kind_or_proposal(request: dict, number: int) -> Answer:
+    if "Write the instruction for an assistant" in request["messages"][-1]["content"]:
+        return Answer(
+            text=f"Go by the noun, rule {len(request['messages'][-1]['content'])}.", usage={"prompt_tokens": 300, "completion_tokens": 9}
+        )
+    return _kind(request, number)
+
+
+def _remote(done: subprocess.CompletedProcess[str]) -> dict[str, dict]:
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return {arm["name"]: arm for arm in found["arms"] if arm["name"].endswith("· remote")}
+
+
+def test_failed_then_measured_then_never_asked_again(place: Path) -> None:
+    """One run folder: no key, then a key and prices, then no server at all."""
+    with fake_server(_kind) as server:
+        command = _command(place, server.url, "--usd-per-m-input", "2", "--usd-per-m-output", "8")
+        without = _remote(_go(command))
+        assert list(without) == [f"{name} · remote" for name in ARMS]
+        for arm in without.values():
+            assert "FAKE_KEY is not set" in arm["failed"] and arm["score"] is None and arm["n"] == 0, arm
+        assert not server.seen
+        verdict = json.loads((place / "run" / "verdict.json").read_text(encoding="utf-8"))
+        assert any("zero-shot · remote: left out, it failed" in reason for reason in verdict["reasons"])
+        assert "FAKE_KEY is not set" in (place / "run" / "report.html").read_text(encoding="utf-8")
+
+        done = _go(command, FAKE_KEY=SECRET)
+        measured = _remote(done)
+        assert all(one.headers["Authorization"] == f"Bearer {SECRET}" for one in server.seen)
+        num_paid = len(server.seen)
+    for arm in measured.values():
+        assert arm["failed"] is None and arm["score"] == 1.0 and arm["n"] == 30, arm
+        assert arm["cost_per_1000"] == pytest.approx(1000 * (1000 * 2 + 10 * 8) / 1e6)
+        assert arm["latency_n"] == 30
+    record = json.loads((place / "run" / "results.json").read_text(encoding="utf-8"))
+    arms = {arm["name"]: arm for arm in record["arms"]}
+    assert arms["instructed · remote"]["params"]["answered by"] == "remote-2026-01-01"
+    assert arms["instructed · remote"]["effort"]["num_dev_evaluations"] == arms["instructed"]["effort"]["num_dev_evaluations"]
+    assert any("answers over the network" in note for note in record["notes"])
+    for path in (place / "run").rglob("*"):
+        assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
+    assert SECRET not in done.stdout + done.stderr
+
+    (place / "run" / "results.json").unlink()  # everything is put together again, from kept answers
+    again = _remote(_go(command))
+    assert again == measured and len(server.seen) == num_paid
+
+
+def test_the_endpoint_proposes_instructions_for_every_model(place: Path) -> None:
+    """Proposals are paid once, counted, kept in the record, and stand beside the instructed arm with the same budget."""
+    with fake_server(_kind_or_proposal) as server:
+        command = _command(place, server.url, "--run-dir", str(place / "proposed"), "--propose", "endpoint")
+        done = _go(command, FAKE_KEY=SECRET)
+        assert done.returncode == 0, done.stderr
+        proposals = [one for one in server.seen if "Write the instruction" in one.body["messages"][-1]["content"]]
+        num_paid = len(server.seen)
+        record = json.loads((place / "proposed" / "results.json").read_text(encoding="utf-8"))
+        (place / "proposed" / "results.json").unlink()
+        assert _go(command).returncode == 0 and len(server.seen) == num_paid
+    arms = {arm["name"]: arm for arm in record["arms"]}
+    names = list(arms)
+    for suffix in ("", " · remote"):
+        arm = arms[f"instruction optimised{suffix}"]
+        assert names.index(arm["name"]) == names.index(f"instructed{suffix}") + 1
+        assert arm["failed"] is None and len(arm["items"]) == 30
+        assert arm["params"]["instruction"].startswith("Go by the noun, rule ")
+        assert arm["effort"]["num_proposals"] == 2 and arm["effort"]["proposal_prompt_tokens"] == 600
+        assert arm["effort"]["num_dev_evaluations"] <= arms[f"instructed{suffix}"]["effort"]["num_dev_evaluations"] == 12
+    assert arms["instruction optimised"]["latencies_s"]
+    assert len({json.dumps(one.body["messages"]) for one in proposals}) == len(proposals)  # every question is another
+    test_ids = {item["item_id"] for item in arms["instructed"]["items"]}
+    shown = "".join(one.body["messages"][-1]["content"] for one in proposals)
+    assert not [i for i in test_ids if record["item_inputs"][i] in shown]  # no test item is shown to the proposer
+    assert "Go by the noun" in (place / "proposed" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--endpoint", "http://example.com/v1"), "readable by everyone"),
+        (("--endpoint", "https://u:p@example.com/v1"), "a key must not be part of it"),
+        (("--endpoint-model", ""), "both or neither"),
+        (("--endpoint-key-env", "gsk_0123456789abcdef"), "endpoint.key_env"),
+        (("--set", "endpoint.context=256", "--set", "arms.max_new_tokens=300"), "an answer may take 300"),
+    ],
+)
+def test_refused_before_anything_computes(place: Path, flags: tuple[str, ...], message: str) -> None:
+    done = _go(_command(place, "http://127.0.0.1:9/v1", "--run-dir", str(place / "refused"), *flags))
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert not (place / "refused" / "train").exists()
+    for path in (place / "refused").rglob("*"):
+        assert not path.is_file() or b"gsk_" not in path.read_bytes(), path
