@@ -48,7 +48,7 @@ def candidate(arm: Arm, **params: str):
 
 def test_names_families_and_equal_numbers_of_candidates() -> None:
     arms = plan()
-    assert tuple(arms) == ARM_NAMES
+    assert tuple(arms) == tuple(name for name in ARM_NAMES if name != "instruction optimised")  # only where a model proposes
     assert [arm.family for arm in arms.values()] == [*["floor"] * 3, *["prompt"] * 4, *["tuned"] * 2]
     assert [arm.model for arm in arms.values()] == [*["none"] * 3, *["base"] * 4, *["tuned"] * 2]
     assert [len(arm.candidates) for arm in arms.values()] == [0, 0, 0, 1, 6, 6, 6, 1, 6]
