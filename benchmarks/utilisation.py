@@ -1,12 +1,16 @@
 """How close to the machine's limit a training is: necessary floating-point work a second, over the measured peak of bf16 products.
 
-    python benchmarks/utilisation.py [--data DIR] [--batch 8] [--updates 12]
+    python benchmarks/utilisation.py [--data DIR] [--batch 8] [--updates 12] [--profile NAME]
 
 Necessary work of an update, LoRA on frozen weights, for T computed tokens (a shared prefix once) and N label tokens:
 4 * linear weights * T (forward, and backward to the inputs), 6 * adapter weights * T, 4 * vocabulary * hidden * N (output layer),
 12 * heads * head size * query-key pairs (attention, three times 4). Nothing that is computed twice counts twice. Products of
 2,048 x 2,048 are timed between the updates, so that both see the same machine; the best of them is the peak. Writes
 results/utilisation.json.
+
+With --profile, where the time of an update of the last batch size goes, by kind of operation, under that name in
+results/where_time_goes.json and in the table of README.md. The profiler itself slows small operations down. Another revision is
+measured with PYTHONPATH set to its src.
 """
 
 from __future__ import annotations
@@ -17,7 +21,10 @@ import json
 import random
 import statistics
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -72,11 +79,61 @@ def gemm_s(a: torch.Tensor, b: torch.Tensor) -> float:
     return time.perf_counter() - start
 
 
+# kind -> names of torch's operations; the rest is "other": Python, autograd, views, sums
+KINDS: dict[str, tuple[str, ...]] = {
+    "large products": (),  # by size, see `kind_of`
+    "small products (adapters)": (),
+    "products of attention": ("aten::bmm", "aten::baddbmm"),
+    "softmax": ("aten::_softmax", "aten::_softmax_backward_data"),
+    "copies, gathers, scatters": ("aten::copy_", "aten::index_select", "aten::index_add_", "aten::cat", "aten::gather", "aten::fill_"),
+    "elementwise": (
+        "aten::mul", "aten::mul_", "aten::add", "aten::add_", "aten::sub_", "aten::silu", "aten::silu_backward", "aten::addcmul_",
+        "aten::linalg_vector_norm", "aten::sum", "aten::neg", "aten::exp_", "aten::div_", "aten::rsqrt_",
+    ),
+}  # fmt: skip
+SMALL = 64  # a product with a side no longer than this is an adapter's
+
+
+def kind_of(name: str, shapes: list[list[int]]) -> str:
+    if name in ("aten::mm", "aten::addmm", "aten::addmm_"):
+        sides = [side for shape in shapes if len(shape) == 2 for side in shape]
+        return "small products (adapters)" if min(sides) < SMALL else "large products"
+    return next((kind for kind, names in KINDS.items() if name in names), "other")
+
+
+def profile(update: Callable[[], object], times: int = 3) -> dict[str, Any]:
+    """Milliseconds and calls of one update by kind of operation, means of `times` updates."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profiler:
+        for _ in range(times):
+            update()
+    ms: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for event in profiler.key_averages(group_by_input_shape=True):
+        kind = kind_of(event.key, event.input_shapes)
+        ms[kind] += event.self_cpu_time_total / 1e3 / times
+        calls[kind] += event.count / times if event.key.startswith("aten::") else 0
+    return {kind: {"ms": round(ms[kind], 1), "calls": round(calls[kind])} for kind in (*KINDS, "other")}
+
+
+def write_profiles(profiles: dict[str, Any]) -> None:
+    lines = ["| milliseconds (calls) of an update | " + " | ".join(profiles) + " |", "|---" * (1 + len(profiles)) + "|"]
+    for kind in (*KINDS, "other"):
+        cells = (f"{found['kinds'][kind]['ms']:.0f} ({found['kinds'][kind]['calls']:,})" for found in profiles.values())
+        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+    totals = (f"{sum(part['ms'] for part in found['kinds'].values()):.0f}" for found in profiles.values())
+    lines.append("| all, under the profiler | " + " | ".join(totals) + " |")
+    lines += ["", "; ".join(f"{name}: batch {found['batch']}, {found['git_revision']}" for name, found in profiles.items()) + "."]
+    readme = HERE / "README.md"
+    before, rest = readme.read_text(encoding="utf-8").split("<!-- time -->")
+    readme.write_text("\n".join([before + "<!-- time -->", *lines, "<!-- /time -->"]) + rest.split("<!-- /time -->")[1], encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data" / "banking77")
     parser.add_argument("--batch", type=int, nargs="*", default=[8, 16])
     parser.add_argument("--updates", type=int, default=12)
+    parser.add_argument("--profile", metavar="NAME")
     options = parser.parse_args()
     path = resolve("smollm2-135m")
     base = open_model(path, dtype=torch.bfloat16)
@@ -116,9 +173,17 @@ def main() -> None:
             }
         )  # fmt: skip
         print(found[-1], flush=True)
+    environment = describe_environment()
+    if options.profile:
+        path = HERE / "results" / "where_time_goes.json"
+        profiles = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        kinds = profile(lambda: train_step(model, optimiser, batch, pieces=Pieces(), lr=2e-4, max_grad_norm=1.0))
+        profiles[options.profile] = {"batch": options.batch[-1], "git_revision": environment["git_revision"], "kinds": kinds}
+        path.write_text(json.dumps(profiles, indent=1) + "\n", encoding="utf-8")
+        write_profiles(profiles)
+        return
     wanted = ("python", "cpu", "cpu_flags", "cores", "torch", "transformers", "git_revision")
-    environment = {k: v for k, v in describe_environment().items() if k in wanted}
-    report = {"work": "banking77 rows", "environment": environment, "found": found}
+    report = {"work": "banking77 rows", "environment": {k: v for k, v in environment.items() if k in wanted}, "found": found}
     (HERE / "results" / "utilisation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

@@ -115,7 +115,7 @@ def test_parts_are_nested_and_a_function_of_the_seed() -> None:
 def test_training_on_shuffled_labels_never_beats_the_nearest_neighbour(finished: dict, place: Path) -> None:
     """Labels that say nothing teach the form of an answer and nothing more; if they taught more, test answers would have leaked."""
     command = [str(place / "shuffled.jsonl") if word == str(place / "train.jsonl") else word for word in _command(place, "shuffled")]
-    done = _go([*command, *SKIP, "--epochs", "3", "--lr", "0.01"])
+    done = _go([*command, *SKIP, "--epochs", "3"])
     assert done.returncode == 0, done.stderr
     scores = {arm["name"]: arm for arm in json.loads(done.stdout.strip().splitlines()[-1])["arms"]}
     clean = next(arm for arm in finished["arms"] if arm["name"] == "nearest neighbour")

@@ -151,7 +151,7 @@ def _measured(
     shutil.rmtree(variant.train / "checkpoints", ignore_errors=True)
     local = open_tuned(variant, prepared.model_path, prepared.precision)
     arm = next(arm for arm in planned_arms(settings, inputs, local.context) if arm.name == tuned.name)
-    candidate = next(candidate for candidate in arm.candidates if dict(candidate.params) == dict(tuned.params))
+    candidate = next(candidate for candidate in arm.candidates if candidate.params.items() <= tuned.params.items())
     chosen = Chosen(candidate=candidate, dev_score=None, dev_n=0, effort=Effort())
     told = replace(bench, on_progress=lambda label, done, total: progress("measure", done, total, label))
     result = measure(arm, chosen, inputs.split.test, local, told, model_name=tuned.model)
