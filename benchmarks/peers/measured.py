@@ -24,13 +24,14 @@ def finish(
     *,
     held_out: Callable[[], float | None],
     packages: Sequence[str],
+    peak_gb: float | None = None,
 ) -> None:
     """Print the JSON line. `tokens` are those of the rows of each update, without padding."""
     assert len(losses) == len(seconds) == len(tokens), (len(losses), len(seconds), len(tokens))
     steady = sum(seconds[WARM_UP:])
     found = {
         "tokens_per_s": sum(tokens[WARM_UP:]) / steady if steady else None,
-        "peak_rss_gb": peak_rss_gb(),  # before the held-out rows are looked at
+        "peak_rss_gb": peak_gb or peak_rss_gb(),  # before the held-out rows are looked at
         "losses": list(losses),
         "tokens": list(tokens),
         "held_out_loss": held_out(),
