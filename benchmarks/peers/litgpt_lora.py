@@ -21,7 +21,7 @@ import torch
 from litgpt.args import EvalArgs, TrainArgs
 from litgpt.data import DataModule, get_sft_collate_fn
 from litgpt.finetune import lora
-from litgpt.prompts import PromptStyle
+from litgpt.prompts import Default
 from measured import finish, peak_rss_gb
 from torch.utils.data import DataLoader, Dataset
 
@@ -52,7 +52,7 @@ class Rows(DataModule):
 
     def __init__(self, task: dict[str, Any]) -> None:
         super().__init__()
-        self.task, self.tokens, self.prompt_style = task, [], PromptStyle.from_name("default")
+        self.task, self.tokens, self.prompt_style = task, [], Default()
         self.train_dataset, self.test_dataset = Encoded(task["rows"]), Encoded(task["held_out"])
         self.pad = get_sft_collate_fn(max_seq_length=task["max_length"], pad_id=task["pad_id"])
 
@@ -79,7 +79,9 @@ def converted(task: dict[str, Any], folder: Path) -> Path:
     for file in model.iterdir():
         (target / file.name).symlink_to(file)
     command = [str(Path(sys.executable).with_name("litgpt")), "convert_to_litgpt", str(target), "--dtype", task["dtype"]]
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr.strip().splitlines()[-1])
     return target
 
 
@@ -90,10 +92,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint, data = converted(task, folder), Rows(task)
-        sys.argv[1:] = ["finetune_lora", str(checkpoint)]  # LitGPT reads the command line once more when it saves
+        adapters = {"lora_r": task["lora_r"], "lora_alpha": task["lora_alpha"], "lora_dropout": 0.0}
+        adapters |= dict.fromkeys(("lora_query", "lora_key", "lora_value", "lora_projection", "lora_mlp"), True)
+        flags = [f"--{key}={json.dumps(value)}" for key, value in adapters.items()]
+        sys.argv[1:] = ["finetune_lora", str(checkpoint), *flags]  # LitGPT reads the command line once more when it saves
         lora.setup(
-            checkpoint, folder / "out", precision=PRECISIONS[task["dtype"]], data=data, lora_r=task["lora_r"], lora_alpha=task["lora_alpha"],
-            lora_dropout=0.0, lora_query=True, lora_key=True, lora_value=True, lora_projection=True, lora_mlp=True,
+            checkpoint, folder / "out", precision=PRECISIONS[task["dtype"]], data=data, **adapters,
             train=TrainArgs(
                 save_interval=None, log_interval=1, global_batch_size=task["batch"], micro_batch_size=task["batch"], lr_warmup_steps=1,
                 epochs=1, max_seq_length=task["max_length"],
