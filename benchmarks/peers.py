@@ -115,7 +115,8 @@ def _row(work: str, peer: str, found: dict[str, Any]) -> str:
     losses = [median(side, "held_out_loss") for side in (ours, best)]
     cells = [
         work, f"{peer} ({name})", shown(ours, "tokens_per_s", ".0f"), shown(best, "tokens_per_s", ".0f"),
-        f"{speeds[0] / speeds[1]:.1f}" if speeds[0] else "not measured", shown(ours, "peak_rss_gb", ".2f"), shown(best, "peak_rss_gb", ".2f"),
+        f"{speeds[0] / speeds[1]:.1f}" if speeds[0] else "not measured",
+        shown(ours, "peak_rss_gb", ".2f"), shown(best, "peak_rss_gb", ".2f"),
         f"{mems[0] / mems[1]:.2f}" if mems[0] and mems[1] else "not measured",
         " / ".join("not measured" if loss is None else f"{loss:.3f}" for loss in losses),
     ]  # fmt: skip

@@ -61,7 +61,8 @@ def compare(work: str, plan: dict[str, Any], dtype: str, repeats: int) -> dict[s
             print(work, dtype, "| luthier", _short(ours[-1]), "| Trainer", _short(theirs[-1]), flush=True)
     differences = [largest_difference(a, b) for a, b in zip(ours, theirs, strict=True)]
     worst = None if None in differences else max(d for d in differences if d is not None)
-    return {"rows": plan["rows"], "batch": plan["batch"], "threads": plan["threads"], "luthier": ours, "trainer": theirs, "difference": worst}
+    about = {key: plan[key] for key in ("rows", "batch", "threads")}
+    return {**about, "luthier": ours, "trainer": theirs, "difference": worst}
 
 
 def _short(run: dict[str, Any]) -> str:
@@ -99,8 +100,8 @@ def write_table(results: dict[str, Any]) -> None:
         lines.append(f"| {' | '.join(cells)} | {'no: ' + reason if reason else 'yes'} |")
     conditions = "; ".join(f"{key}: {value}" for key, value in results["environment"].items())
     after = (
-        f"A row counts when the losses of every step agree to {FP32_TOLERANCE:g} in fp32 ({FP32_UPDATES} updates) and {BF16_TOLERANCE:g} in bf16 "
-        f"(the timed runs). {conditions}."
+        f"A row counts when the losses of every step agree to {FP32_TOLERANCE:g} in fp32 ({FP32_UPDATES} updates) and "
+        f"{BF16_TOLERANCE:g} in bf16 (the timed runs). {conditions}."
     )
     replace_table("same-order", [*lines, "", after])
 

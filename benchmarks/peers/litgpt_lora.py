@@ -3,8 +3,8 @@
     python litgpt_lora.py TASK.json
 
 Runs in a virtual environment of its own (requirements-litgpt.txt). The rows come from the file through a data module, as LitGPT means
-it; order, starting adapter (on the same linear layers) and schedule are LitGPT's own: cosine, one update of warm-up (it cannot do without), and no
-clipping. Time is LitGPT's own `iter_time` of each update.
+it; order, starting adapter (on the same linear layers) and schedule are LitGPT's own: cosine, one update of warm-up (it cannot do
+without), and no clipping. Time is LitGPT's own `iter_time` of each update.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 Runs in a virtual environment of its own (requirements-torchtune.txt). torchtune has no builder for SmolLM2: the model is its Llama 3.2
 (tied embeddings) with SmolLM2's sizes and no scaling of positions. Rows, padding, schedule and logger are components of this file, as its
-configuration allows; order and starting adapter (on the same linear layers) are torchtune's own. Time is between two log entries of the recipe.
+configuration allows; order and starting adapter (on the same linear layers) are torchtune's own. Time is between two log entries.
 """
 
 from __future__ import annotations
