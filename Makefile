@@ -45,7 +45,8 @@ format: $(STAMP) ## format and sort imports
 bench-banking77: model ## the reference table on banking77 (needs ../shared/data), about 30 minutes
 	$(BIN)/python benchmarks/banking77.py
 
-bench: model ## against a peer, interleaved (needs ../shared/data, ../shared/bench and PEER_PYTHON, see benchmarks/README.md)
+bench: model ## against peers, interleaved (needs ../shared/data, ../shared/bench and PEER_PYTHON, see benchmarks/README.md)
+	$(BIN)/python benchmarks/same_order.py
 	$(BIN)/python benchmarks/peers.py
 
 clean: ## remove the virtual environment and the demo run
