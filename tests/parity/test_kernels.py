@@ -99,6 +99,28 @@ def test_lora_linear_equals_its_plain_twin(has_bias: bool) -> None:
     _same(fast, plain, x, a, b)
 
 
+def test_a_small_adapter_does_not_round_away_in_bf16() -> None:
+    """What the adapter changes, along what it should change: 1 if nothing is lost, near 0 if it is added to what was rounded before."""
+    gen = torch.Generator().manual_seed(9)
+    x, weight, a, b = (torch.randn(*shape, generator=gen).bfloat16() for shape in ((64, 96), (80, 96), (4, 96), (80, 4)))
+    b *= 2e-4
+    wanted = ((x.float() @ a.float().T) @ b.float().T).flatten()
+
+    def kept(with_adapter: torch.Tensor, without: torch.Tensor) -> float:
+        return float((with_adapter.float() - without.float()).flatten() @ wanted / (wanted @ wanted))
+
+    base = x @ weight.T
+    assert kept(base + (x @ a.T) @ b.T, base) < 0.3  # the order that loses
+    assert kept(lora_linear(x, weight, None, a, b, 1.0), base) == pytest.approx(1.0, abs=0.25)
+    x32, norm = torch.randn(64, 96, generator=gen).bfloat16(), Norm(torch.ones(96, dtype=torch.bfloat16), 1e-6)
+    layers = [Adapted(weight, None, a, b * factor, 1.0) for factor in (1, 0)]
+    still = Turn(torch.ones(64, 1, 8, dtype=torch.bfloat16), torch.zeros(64, 1, 8, dtype=torch.bfloat16))
+    changed, unchanged = (attention_input(x32, norm, layer, layer, layer, still)[:, :10].flatten(1) for layer in layers)
+    h_TE = rms_norm(x32, norm.weight_E, norm.eps)
+    wanted = ((h_TE.float() @ a.float().T) @ b.float().T).flatten()
+    assert kept(changed, unchanged) == pytest.approx(1.0, abs=0.25)
+
+
 def test_rms_norm_equals_its_plain_twin() -> None:
     gen = torch.Generator().manual_seed(4)
     x, weight = 3 * torch.randn(2, 7, 12, generator=gen), torch.randn(12, generator=gen)

@@ -74,8 +74,7 @@ class _AttentionInput(torch.autograd.Function):
         raw_TO = x_TE.new_empty(x_TE.shape[0], sum(sizes))
         u_TRs = _low_rank(h_TE, layers)
         for layer, u_TR, part_TO in zip(layers, u_TRs, raw_TO.split(sizes, dim=1), strict=True):
-            torch.mm(h_TE, layer.weight_OI.T, out=part_TO)
-            _add_adapter(part_TO, u_TR, layer)
+            _linear(h_TE, u_TR, layer, out_TO=part_TO)
         ctx.save_for_backward(x_TE, r_T1, *u_TRs)
         ctx.spec = (norm, layers, turn)
         D = turn.cos_T1D.shape[2]
@@ -101,16 +100,16 @@ class _AttentionOutput(torch.autograd.Function):
         del trained  # parts of the layers
         o, gate, up, down = layers
         (u_o,) = _low_rank(attended_TO, (o,))
-        x1_TE = _add_adapter(torch.addmm(x_TE, attended_TO, o.weight_OI.T), u_o, o)
+        x1_TE = _linear(attended_TO, u_o, o).add_(x_TE)
         h_TE, r_T1 = _normalise(x1_TE, norm)
         u_gate, u_up = _low_rank(h_TE, (gate, up))
-        gate_TF = _add_adapter(h_TE @ gate.weight_OI.T, u_gate, gate)
-        up_TF = _add_adapter(h_TE @ up.weight_OI.T, u_up, up)
+        gate_TF = _linear(h_TE, u_gate, gate)
+        up_TF = _linear(h_TE, u_up, up)
         s_TF = F.silu(gate_TF).mul_(up_TF)
         (u_down,) = _low_rank(s_TF, (down,))
         ctx.save_for_backward(attended_TO, u_o, x1_TE, r_T1, u_gate, u_up, gate_TF, up_TF, u_down)
         ctx.spec = (norm, layers)
-        return _add_adapter(torch.addmm(x1_TE, s_TF, down.weight_OI.T), u_down, down)
+        return _linear(s_TF, u_down, down).add_(x1_TE)
 
     @staticmethod
     def backward(ctx: Any, g_TE: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -138,11 +137,15 @@ def _low_rank(h_TI: Tensor, layers: Sequence[Adapted]) -> tuple[Tensor, ...]:
     return tuple(u.mul_(layer.scale) for u, layer in zip(u_TR.split([layer.a_RI.shape[0] for layer in layers], dim=1), layers, strict=True))
 
 
-def _add_adapter(out_TO: Tensor, u_TR: Tensor, layer: Adapted) -> Tensor:
-    """Add bias and adapter to W h, in place; `u_TR` is scale * A h."""
-    if layer.bias_O is not None:
-        out_TO.add_(layer.bias_O)
-    return out_TO.addmm_(u_TR, layer.b_OR.T)
+def _linear(h_TI: Tensor, u_TR: Tensor, layer: Adapted, out_TO: Tensor | None = None) -> Tensor:
+    """B u + W h + bias; `u_TR` is scale * A h.
+
+    The adapter's part is small. Added to a large part that is already rounded to bf16, most of it would round away, always in the same
+    direction; so it comes first, and the large product is added to it before rounding. For the same reason the residual is added last.
+    """
+    part_TO = torch.mm(u_TR, layer.b_OR.T) if out_TO is None else torch.mm(u_TR, layer.b_OR.T, out=out_TO)
+    part_TO.addmm_(h_TI, layer.weight_OI.T)
+    return part_TO if layer.bias_O is None else part_TO.add_(layer.bias_O)
 
 
 def _backward(
@@ -155,13 +158,14 @@ def _backward(
     ranks = [layer.a_RI.shape[0] for layer in layers]
     c_TR = g_TOs[0].new_empty(g_TOs[0].shape[0], sum(ranks))
     grad_b: list[Tensor] = []
-    dh_TI: Tensor | None = None
     for g_TO, u_TR, layer, c in zip(g_TOs, u_TRs, layers, c_TR.split(ranks, dim=1), strict=True):
         torch.mm(g_TO, layer.b_OR, out=c).mul_(layer.scale)
         grad_b.append((u_TR.T @ g_TO).T)
-        dh_TI = g_TO @ layer.weight_OI if dh_TI is None else dh_TI.addmm_(g_TO, layer.weight_OI)
-    assert dh_TI is not None
-    dh_TI.addmm_(c_TR, torch.cat([layer.a_RI for layer in layers]) if len(layers) > 1 else layers[0].a_RI)
+    dh_TI = c_TR @ (
+        torch.cat([layer.a_RI for layer in layers]) if len(layers) > 1 else layers[0].a_RI
+    )  # the small part first, as in `_linear`
+    for g_TO, layer in zip(g_TOs, layers, strict=True):
+        dh_TI.addmm_(g_TO, layer.weight_OI)
     return dh_TI, grad_a_of(c_TR).split(ranks), grad_b
 
 
