@@ -159,7 +159,7 @@ class Rows:
         new = torch.zeros(L, 2, rows, columns, K, D, dtype=like.dtype, device=like.device)
         used = len(self.lines)
         if old is not None and used:
-            filled = max(len(line.own) for line in self.lines)
-            new[:, :, :used, :filled] = old[:, :, :used, :filled]
+            filled = old.shape[3]
+            new[:, :, :used, :filled] = old[:, :, :used]
         self._store = new
         return new
