@@ -67,8 +67,9 @@ def _named_adapters(items: Sequence[str]) -> dict[str, Path]:
 
 
 def _over_base(path: Path, name: str, adapters: Mapping[str, Path], precision: Precision) -> Serving:
-    offers = [Offer(name=adapter, adapter=adapter, description=f"adapter {adapter} on {name}", parent=name) for adapter in adapters]
-    offers.append(Offer(name=name, adapter="", description="the base model as it is"))
+    name = f"{name}-base" if name in adapters else name
+    offers = [Offer(name=adapter, voice=adapter, description=f"adapter {adapter} on {name}", parent=name) for adapter in adapters]
+    offers.append(Offer(name=name, voice="", description="the base model as it is"))
     return Serving(base=path, precision=precision, adapters=dict(adapters), offers=tuple(offers))
 
 
@@ -79,25 +80,26 @@ def _of_run(folder: RunFolder, more: Mapping[str, Path]) -> Serving:
     name = folder.root.resolve().name
     if (folder.adapter / WEIGHTS).is_file():
         found = _over_base(resolve(settings.model.name), Path(settings.model.name).name, {name: folder.adapter, **more}, precision)
-        adapter, parent = name, found.offers[-1].name
+        voice, parent = name, found.offers[-1].name
     elif (folder.model / "config.json").is_file():
         found = _over_base(folder.model, name, more, precision)
-        adapter, parent = "", None
+        voice, parent = "", None
     else:
         raise RunError(
             "nothing was trained here yet", where=str(folder.root), fix="finish it with the command that started it: luthier run …"
         )
     system, instruction = shared_text(folder, "system"), shared_text(folder, "instruction")
     offers = [
-        Offer(name=name, adapter=adapter, description="the tuned model; it sees exactly what you send", parent=parent),
+        Offer(name=name, voice=voice, description="the tuned model; it sees exactly what you send", parent=parent),
         *(offer for offer in found.offers if offer.name != name),
     ]
     if system or instruction:
         prompted = Offer(
             name=f"{name}{PROMPTED}",
-            adapter=adapter,
+            voice=voice,
             description="the tuned model, with the prompt its training rows share put in front of your messages",
             parent=parent,
+            root=name,
             system=system,
             instruction=instruction,
         )
@@ -107,7 +109,7 @@ def _of_run(folder: RunFolder, more: Mapping[str, Path]) -> Serving:
 
 def vllm_command(serving: Serving, *, host: str, port: int, key_env: str | None) -> str:
     """The command that serves the same artefacts on vLLM, to paste into a shell. Raises ModelError for adapters vLLM does not compute."""
-    base_name = next(offer.name for offer in serving.offers if not offer.adapter and not offer.is_prompted)
+    base_name = next(offer.name for offer in serving.offers if not offer.voice and not offer.is_prompted)
     words = ["vllm", "serve", str(serving.base.resolve()), "--served-model-name", base_name, "--dtype", serving.precision.name]
     if serving.adapters:
         ranks = [_plain_rank(path) for path in serving.adapters.values()]

@@ -15,8 +15,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from luthier.core.errors import LuthierError
-from luthier.generate.engine import Engine, EngineRequest, Piece
+from luthier.core.errors import ContextError, LuthierError
+from luthier.core.types import Order, Piece
+from luthier.generate.contract import TextEngine
 from luthier.serve.guard import log_bug
 from luthier.serve.metrics import Metrics
 from luthier.serve.problems import Problem, internal_problem
@@ -44,7 +45,7 @@ class Answering:
 @dataclass(frozen=True, slots=True)
 class _Start:
     answering: Answering
-    requests: tuple[EngineRequest, ...]
+    orders: tuple[Order, ...]
     taken: asyncio.Future[None]
 
 
@@ -56,7 +57,7 @@ class _Leave:
 class Dispatcher:
     """Takes requests up to a bound, and one thread's worth of engine."""
 
-    def __init__(self, engine: Engine, *, limit: int, batch: int, metrics: Metrics) -> None:
+    def __init__(self, engine: TextEngine, *, limit: int, batch: int, metrics: Metrics) -> None:
         self.limit = limit
         self.batch = batch
         self.metrics = metrics
@@ -102,11 +103,11 @@ class Dispatcher:
         self._open.add(answering)
         return answering
 
-    async def begin(self, answering: Answering, requests: Sequence[EngineRequest]) -> None:
+    async def begin(self, answering: Answering, orders: Sequence[Order]) -> None:
         """Hand the choices of an admitted request to the engine. Raises Problem where it does not take them."""
-        assert len(requests) == answering.num_choices and self._loop is not None
+        assert len(orders) == answering.num_choices and self._loop is not None
         taken: asyncio.Future[None] = self._loop.create_future()
-        self._commands.put(_Start(answering, tuple(requests), taken))
+        self._commands.put(_Start(answering, tuple(orders), taken))
         await taken
 
     def leave(self, answering: Answering) -> None:
@@ -174,10 +175,12 @@ class Dispatcher:
     def _begin(self, command: _Start) -> None:
         problem: Problem | None = None
         try:
-            for choice, request in enumerate(command.requests):
-                self._tickets[self._engine.submit(request)] = (command.answering, choice)
+            for choice, order in enumerate(command.orders):
+                self._tickets[self._engine.submit(order)] = (command.answering, choice)
         except LuthierError as error:
-            problem = Problem(400, "invalid_value", error.message)
+            text = f"{error.message} ({error.fix})" if error.fix else error.message
+            code = "context_length_exceeded" if isinstance(error, ContextError) else "invalid_value"
+            problem = Problem(400, code, text, param=error.where or None)
         except Exception as error:  # whatever the engine cannot do with one request must not take the others along
             log_bug(error)
             problem = internal_problem()

@@ -20,11 +20,12 @@ _NAME = re.compile(r"[\w.:@/+-]{1,128}")  # what a URL, a shell and a metrics la
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """One name of /v1/models. `adapter` is what the engine calls its weights, "" for the base model as it is."""
+    """One name of /v1/models. `voice` is what the engine calls its weights, "" for the base model as it is."""
 
     name: str
-    adapter: str
+    voice: str
     description: str
+    root: str = ""  # the name of the same weights without a prompt; "": its own
     parent: str | None = None  # the name of the model the adapter belongs to
     system: str = ""  # put in front where the client sends no system message
     instruction: str = ""  # put in front of each user turn

@@ -14,6 +14,9 @@ from pydantic import BaseModel, ValidationError
 
 MAX_MESSAGE_CHARS = 500
 
+# Fields that are known only for the value that means "not used".
+NOT_DONE = frozenset({"frequency_penalty", "presence_penalty", "logit_bias", "best_of", "echo", "suffix", "store", "modalities"})
+
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -50,20 +53,26 @@ def internal_problem() -> Problem:
 
 
 def problem_of(error: ValidationError, body: object, model: type[BaseModel]) -> Problem:
-    """The first thing wrong with a body, by the name of its field. The values a client sent are not repeated."""
-    first = error.errors(include_url=False, include_context=True, include_input=False)[0]
-    path = _path(first["loc"], body)
-    message = first["msg"][:1].lower() + first["msg"][1:]
-    code = "invalid_value"
-    if first["type"] == "extra_forbidden":
+    """What is wrong with a body, by the name of its field. The values a client sent are not repeated.
+
+    Of a field that may have several forms each form has its errors; the one that came deepest into the body was meant.
+    """
+    found = error.errors(include_url=False, include_context=True, include_input=False)
+    first = max(found, key=lambda one: len(_path(one["loc"], body)))
+    path, kind = _path(first["loc"], body), first["type"]
+    field = str(first["loc"][0]) if first["loc"] else ""
+    code, message = "invalid_value", first["msg"][:1].lower() + first["msg"][1:].removeprefix("alue error, ")
+    if kind == "extra_forbidden":
         code = "unknown_parameter"
-        known = model.model_fields if len(first["loc"]) == 1 else {}
-        near = get_close_matches(str(first["loc"][-1]), list(known), n=1)
+        near = get_close_matches(str(first["loc"][-1]), list(model.model_fields) if len(first["loc"]) == 1 else [], n=1)
         message = "is not a field this server knows" + (f"; did you mean {near[0]}?" if near else "")
-    elif first["type"] == "missing":
-        code = "missing_required_parameter"
-        message = "is required"
-    message = message.removeprefix("value error, ")
+    elif kind == "missing":
+        code, message = "missing_required_parameter", "is required"
+    elif field in NOT_DONE:
+        code, message = "unsupported_parameter", "this server cannot do that; leave it out"
+    elif kind == "union_tag_invalid":
+        name = str(first.get("ctx", {}).get("discriminator", "")).strip("'")
+        path, message = f"{path}.{name}", f"expected one of {first.get('ctx', {}).get('expected_tags')}"
     return Problem(400, code, f"{path}: {message}" if path else message, param=path or None)
 
 

@@ -108,9 +108,7 @@ def bind(host: str, port: int) -> socket.socket:
         found.listen(256)
     except (OSError, OverflowError) as error:
         found.close()
-        raise ConfigError(
-            f"cannot listen there: {error}", where=f"{host}:{port}", fix=f"--port {port % 65_000 + 1}"
-        ) from error
+        raise ConfigError(f"cannot listen there: {error}", where=f"{host}:{port}", fix=f"--port {port % 65_000 + 1}") from error
     found.setblocking(False)
     return found
 

@@ -185,18 +185,15 @@ class ChatRequest(_Generation):
     prompt_cache_key: Annotated[str, StringConstraints(max_length=512)] | None = None
 
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=MAX_TOKENS)]], Field(min_length=1)]
+OneText = Annotated[list[str], Field(min_length=1, max_length=1)]
+OneTokenIds = Annotated[list[TokenIds], Field(min_length=1, max_length=1)]
 
 
 class CompletionRequest(_Generation):
     """POST /v1/completions: one prompt, as text (control tokens spelled in it are text) or as token ids."""
 
-    prompt: (
-        str
-        | TokenIds
-        | Annotated[list[str], Field(min_length=1, max_length=1)]
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=1)]
-    )
+    prompt: str | TokenIds | OneText | OneTokenIds
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
     echo: Literal[False] | None = None

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from luthier.core.seeds import seed_for
-from luthier.generate.engine import EngineRequest, Piece
+from luthier.core.types import Piece
 from luthier.serve.dispatch import Answering
 from luthier.serve.forms import DONE, PING, Chance, Finish, Form, Json, sse, usage
-from luthier.serve.problems import Problem, as_bytes
+from luthier.serve.problems import as_bytes
 from luthier.serve.service import Asked, Service
 
 
@@ -35,11 +33,11 @@ class Answer:
     asked: Asked
     form: Form
     answering: Answering
-    num_prompt_tokens: int
     id: str
     created_s: int
+    num_prompt_tokens: int = 0  # of the one prompt that all choices share
     num_cached_tokens: int = 0
-    num_new_tokens: int = 0
+    num_new_tokens: list[int] = field(default_factory=list[int])  # of each choice up to now
 
     async def whole(self) -> Json:
         """The body of an answer in one piece. Raises Problem."""
@@ -52,7 +50,7 @@ class Answer:
                 choice.tokens += tokens
                 choice.tops += tops
                 choice.finish = piece.finish
-        form, has_logprobs = self.form, self.asked.num_logprobs is not None
+        form, has_logprobs = self.form, self.asked.has_logprobs
         written = [
             form.choice(
                 index,
@@ -66,7 +64,7 @@ class Answer:
 
     async def events(self) -> AsyncIterator[bytes]:
         """The server-sent events of an answer. Raises Problem."""
-        form, has_logprobs = self.form, self.asked.num_logprobs is not None
+        form, has_logprobs = self.form, self.asked.has_logprobs
         head = self._head(form.chunk) | ({"usage": None} if self.asked.wants_usage else {})
 
         def chunk(choice: Json) -> bytes:
@@ -95,12 +93,16 @@ class Answer:
     async def _pieces(self) -> AsyncIterator[tuple[int, Piece] | None]:
         """What the engine adds, None now and then where it adds nothing, counted."""
         metrics, label = self.service.metrics, (("model", self.asked.offer.name),)
-        metrics.prompt_tokens[label] += self.num_prompt_tokens
+        self.num_new_tokens = [0] * len(self.asked.orders)
         async for event in self.service.dispatcher.events(self.answering):
             if event is not None:
-                piece = event[1]
-                self.num_new_tokens += piece.num_new_tokens
-                metrics.new_tokens[label] += piece.num_new_tokens
+                choice, piece = event
+                if not self.num_prompt_tokens:
+                    metrics.prompt_tokens[label] += piece.num_prompt_tokens
+                    metrics.cached_tokens[label] += piece.num_cached_tokens
+                    self.num_prompt_tokens, self.num_cached_tokens = piece.num_prompt_tokens, piece.num_cached_tokens
+                metrics.new_tokens[label] += piece.num_new_tokens - self.num_new_tokens[choice]
+                self.num_new_tokens[choice] = piece.num_new_tokens
             yield event
 
     def _head(self, kind: str) -> Json:
@@ -113,27 +115,14 @@ class Answer:
         }
 
     def _usage(self) -> Json:
-        return usage(prompt_tokens=self.num_prompt_tokens, cached_tokens=self.num_cached_tokens, new_tokens=self.num_new_tokens)
+        return usage(prompt_tokens=self.num_prompt_tokens, cached_tokens=self.num_cached_tokens, new_tokens=sum(self.num_new_tokens))
 
 
 async def open_answer(service: Service, asked: Asked, form: Form) -> Answer:
-    """Admit a request, tokenise its prompt and hand it to the engine. Raises Problem, and then holds no places."""
-    answering = service.dispatcher.admit(asked.num_choices)
+    """Admit a request and hand it to the engine. Raises Problem, and then holds no places."""
+    answering = service.dispatcher.admit(len(asked.orders))
     try:
-        ids = await asyncio.to_thread(service.encode, asked.prompt)
-        room = service.context - len(ids)
-        length = asked.max_new_tokens or room
-        if length > room or room < 1:
-            raise Problem(
-                400,
-                "context_length_exceeded",
-                f"the prompt has {len(ids):,} tokens and the answer may take {max(length, 1):,}; the model sees {service.context:,}",
-                param="messages",
-            )
-        seed = asked.seed if asked.seed is not None else secrets.randbits(62)
-        # One choice draws from the seed itself, so that it is what a request for one alone gives.
-        seeds = [seed if choice == 0 else seed_for(seed, f"choice/{choice}") for choice in range(asked.num_choices)]
-        await service.dispatcher.begin(answering, [_engine_request(asked, ids, length, seed) for seed in seeds])
+        await service.dispatcher.begin(answering, asked.orders)
     except BaseException:
         service.dispatcher.leave(answering)
         raise
@@ -142,30 +131,16 @@ async def open_answer(service: Service, asked: Asked, form: Form) -> Answer:
         asked=asked,
         form=form,
         answering=answering,
-        num_prompt_tokens=len(ids),
         id=form.id_prefix + secrets.token_hex(12),
         created_s=int(time.time()),
     )
 
 
-def _engine_request(asked: Asked, ids: tuple[int, ...], length: int, seed: int) -> EngineRequest:
-    return EngineRequest(
-        prompt_ids=ids,
-        max_new_tokens=length,
-        adapter=asked.offer.adapter,
-        temperature=asked.draw.temperature,
-        top_p=asked.draw.top_p,
-        top_k=asked.draw.top_k,
-        min_p=asked.draw.min_p,
-        repetition_penalty=asked.draw.repetition_penalty,
-        seed=seed,
-        stop=asked.stops,
-        num_logprobs=asked.num_logprobs,
-        json_schema=asked.json_schema,
-    )
-
-
 def _chances(piece: Piece) -> tuple[list[Chance], list[tuple[Chance, ...]]]:
-    tokens = [(c.text, c.spelled, c.logprob) for c, _ in piece.chances]
-    tops = [tuple((o.text, o.spelled, o.logprob) for o in others) for _, others in piece.chances]
-    return tokens, tops
+    """The tokens of a piece and the likeliest at their places, as the wire names them."""
+    tokens = [_chance(token.spelled, token.logprob) for token in piece.logprobs]
+    return tokens, [tuple(_chance(*other) for other in token.likeliest) for token in piece.logprobs]
+
+
+def _chance(spelled: bytes, logprob: float) -> Chance:
+    return spelled.decode("utf-8", "replace"), spelled, logprob
