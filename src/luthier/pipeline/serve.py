@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.core.errors import ConfigError, ModelError, RunError
+from luthier.core.hashing import digest, sha256_file
 from luthier.models.catalogue import resolve
 from luthier.models.folder import read_json
+from luthier.models.load import inspect_folder
 from luthier.models.lora import CONFIG, WEIGHTS
-from luthier.pipeline.open import base_of, shared_text
+from luthier.pipeline.open import base_of, open_engine, shared_text
 from luthier.pipeline.prepare import DTYPE_FACT
 from luthier.pipeline.settings import load_settings
+from luthier.serve.dispatch import Dispatcher
+from luthier.serve.metrics import Metrics
 from luthier.serve.offers import Offer, check_offers
+from luthier.serve.service import Service
 from luthier.store.layout import RunFolder, known_fact
 from luthier.train.precision import Precision, choose_precision
 
@@ -135,3 +141,20 @@ def _plain_rank(path: Path) -> int:
 def _not_on_vllm(what: str, path: Path) -> ModelError:
     run = path.parent if path.name == "adapter" else path
     return ModelError(f"the adapter {what}", where=str(path), fix=f"merge it first: luthier export {run} --to merged --out merged")
+
+
+def open_service(serving: Serving, *, batch: int, queue: int) -> Service:
+    """Open weights and adapters for `serving`. Raises ModelError."""
+    base_name = next(offer.name for offer in serving.offers if not offer.voice and not offer.is_prompted)
+    engine = open_engine(serving.base, serving.precision, base_name=base_name, adapters=serving.adapters, max_active=batch)
+    parts = [inspect_folder(serving.base).sha256, serving.precision.name]
+    parts += [sha256_file(path / WEIGHTS) for _, path in sorted(serving.adapters.items())]
+    metrics = Metrics()
+    return Service(
+        offers=serving.offers,
+        dispatcher=Dispatcher(engine, limit=queue, batch=batch, metrics=metrics),
+        metrics=metrics,
+        context=engine.context,
+        fingerprint=f"fp_{digest(parts)[:16]}",
+        created_s=int(time.time()),
+    )

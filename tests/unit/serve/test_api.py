@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import httpx2 as httpx
 import openai
 import pytest
-
-from luthier.serve import answers, dispatch
 from tests.fixtures.hostile import HOSTILE
 from tests.fixtures.served import CONTEXT, Served, served
+
+from luthier.serve import answers, dispatch
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,12 @@ def test_messages_reach_the_model_as_they_are_sent(server: Served, client: opena
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     talk = [{"role": "developer", "content": "S"}, *user("q"), {"role": "assistant", "content": "r"}, {"role": "user", "content": parts}]
     client.chat.completions.create(model="tuned", messages=talk)
-    assert [(m.role, m.content) for m in last_order(server).messages] == [("system", "S"), ("user", "q"), ("assistant", "r"), ("user", "a\nb")]
+    assert [(m.role, m.content) for m in last_order(server).messages] == [
+        ("system", "S"),
+        ("user", "q"),
+        ("assistant", "r"),
+        ("user", "a\nb"),
+    ]
 
 
 def test_the_prompted_name_puts_the_prompt_of_the_rows_in_front(server: Served, client: openai.OpenAI) -> None:
@@ -350,9 +355,7 @@ def test_a_quiet_stream_is_kept_open_by_comments(monkeypatch: pytest.MonkeyPatch
 def test_the_end_of_the_server_is_an_event_of_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("luthier.serve.server.DRAIN_S", 0.5)
     with served(step_s=0.05) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
-        short, long = (
-            client.chat.completions.create(model="base", messages=user(text), stream=True) for text in ("ab", "x" * 1000)
-        )
+        short, long = (client.chat.completions.create(model="base", messages=user(text), stream=True) for text in ("ab", "x" * 1000))
         threading.Timer(0.1, server.stop).start()
         assert "".join(chunk.choices[0].delta.content or "" for chunk in short) == "ab"
         with pytest.raises(openai.APIError) as error:
