@@ -43,6 +43,10 @@ class Voices:
             self._use(voices[0])
         return hidden_states(self._body, ids_BT, positions_BT, layout)
 
+    def logits(self, h_NE: Tensor) -> Tensor:
+        """[N, V]."""
+        return h_NE @ self.head_VE.T
+
     def _use(self, voice: str) -> None:
         if voice == self._active:
             return
