@@ -1,4 +1,4 @@
-"""Who is let in and what is let through: keys, hosts, browsers, sizes and slow clients, over raw sockets where a client library would help."""
+"""Who is let in and what is let through: keys, hosts, browsers, sizes and slow clients, over raw sockets where a library would help."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from collections.abc import Iterator
 
 import httpx2 as httpx
 import pytest
+from tests.fixtures.served import KEY, Served, make_service, served
 
 from luthier.core.errors import ConfigError
-from luthier.serve import guard, server as serving
+from luthier.serve import guard
+from luthier.serve import server as serving
 from luthier.serve.api import build_routes
 from luthier.serve.guard import SECURITY_HEADERS, rules_for
 from luthier.serve.server import MAX_HEAD_BYTES, bind
 from luthier.serve.wire import MAX_BODY_BYTES
-from tests.fixtures.served import KEY, Served, make_service, served
 
 CHAT = b'{"model": "base", "messages": [{"role": "user", "content": "x"}]}'
 JSON = {"Content-Type": "application/json"}
@@ -189,8 +190,8 @@ def test_browsers_are_refused(server: Served, path: str) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.invalid", "evil.invalid:8000", "127.0.0.1.evil.invalid", "localhost.evil.invalid", "127.0.0.1@evil.invalid", "evil.invalid/127.0.0.1",
-     "", "[::1", "127.0.0.1#evil", "127.0.0.2", "2130706433", "evil.invalid\\@127.0.0.1", "127.0.0.1:x"],
+    ["evil.invalid", "evil.invalid:8000", "127.0.0.1.evil.invalid", "localhost.evil.invalid", "127.0.0.1@evil.invalid",
+     "evil.invalid/127.0.0.1", "", "[::1", "127.0.0.1#evil", "127.0.0.2", "2130706433", "evil.invalid\\@127.0.0.1", "127.0.0.1:x"],
 )  # fmt: skip
 def test_a_rebound_name_is_refused(server: Served, host: str) -> None:
     found = ask(server, "/v1/models", host=host)
