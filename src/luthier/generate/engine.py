@@ -23,7 +23,7 @@ from luthier.generate.contract import check_order, find_voice
 from luthier.generate.held import Held, hold
 from luthier.generate.prefix_cache import PrefixCache
 from luthier.generate.rows import EMPTY, Prefix, Rows, read_prefix
-from luthier.generate.sampling import draw, random_stream
+from luthier.generate.sampling import draw, likeliest, random_stream
 from luthier.generate.writing import Writing
 from luthier.models.voices import Voices
 from luthier.tokens.template import ChatEncoder
@@ -147,7 +147,7 @@ class Engine:
 
     def _draw(self, logits_RV: Tensor) -> list[int]:
         if all(answer.held is None and answer.order.sampling == Sampling(seed=answer.order.sampling.seed) for answer in self._active):
-            return logits_RV.argmax(dim=-1).tolist()
+            return likeliest(logits_RV)
         return [
             draw(
                 logits_RV[r],
