@@ -23,6 +23,7 @@ from luthier.serve.metrics import Metrics
 from luthier.serve.problems import Problem, internal_problem
 
 PING_S = 15.0
+_FIELDS = {"json_schema": "response_format", "max_new_tokens": "max_tokens", "num_logprobs": "logprobs"}  # of an order -> of a body
 
 Event = tuple[int, Piece] | Problem  # the number of the choice and what was added to it
 
@@ -178,9 +179,7 @@ class Dispatcher:
             for choice, order in enumerate(command.orders):
                 self._tickets[self._engine.submit(order)] = (command.answering, choice)
         except LuthierError as error:
-            text = f"{error.message} ({error.fix})" if error.fix else error.message
-            code = "context_length_exceeded" if isinstance(error, ContextError) else "invalid_value"
-            problem = Problem(400, code, text, param=error.where or None)
+            problem = _refused(error)
         except Exception as error:  # whatever the engine cannot do with one request must not take the others along
             log_bug(error)
             problem = internal_problem()
@@ -219,6 +218,14 @@ class Dispatcher:
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(function, *values)
+
+
+def _refused(error: LuthierError) -> Problem:
+    """What the engine has against an order, in the words of the API."""
+    param = _FIELDS.get(error.where, error.where) or None
+    code = "context_length_exceeded" if isinstance(error, ContextError) else "invalid_value"
+    text = f"{error.message} (try: {error.fix})" if error.fix else error.message
+    return Problem(400, code, f"{param}: {text}" if param else text, param=param)
 
 
 def _settle(taken: asyncio.Future[None], problem: Problem | None) -> None:
