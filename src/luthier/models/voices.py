@@ -19,11 +19,16 @@ class Voices:
         self.adapters = dict(adapters or {})
         self._model: Any = model
         self._body, self.head_VE = body_and_head(model)
-        self._active: str | None = None
+        self._active: str | None = ""
         if self.adapters:
-            self._use("")
+            self._use(None)
         self._fast = open_fast_body(self._body, tuple(self.adapters.values()))
         self._number = {voice: number for number, voice in enumerate(self.adapters, start=1)}
+
+    @property
+    def own(self) -> str:
+        """The voice of a model that was opened with one adapter, or with none."""
+        return next(iter(self.adapters), "")
 
     @property
     def device(self) -> torch.device:
@@ -47,11 +52,14 @@ class Voices:
         """[N, V]."""
         return h_NE @ self.head_VE.T
 
-    def _use(self, voice: str) -> None:
+    def _use(self, voice: str | None) -> None:
+        """Speak with one adapter, or with none."""
+        if voice not in self.adapters:
+            voice = None
         if voice == self._active:
             return
         layers = self._model.base_model
-        if voice in self.adapters:
+        if voice is not None:
             layers.enable_adapter_layers()
             layers.set_adapter(self.adapters[voice])
             self._model.requires_grad_(requires_grad=False)

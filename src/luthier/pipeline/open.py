@@ -40,7 +40,7 @@ def open_local(model_path: Path, precision: Precision, *, adapter: Path | None =
     model.eval()
     adapter_sha256 = sha256_file(adapter / "adapter_model.safetensors") if adapter is not None else ""
     return LocalModel(
-        model=model,
+        voices=Voices(model, {"tuned": "default"} if adapter is not None else None),
         encoder=open_chat(open_tokenizer(model_path)),
         fingerprint=digest([info.sha256, adapter_sha256, str(precision.dtype)]),
         context=info.context,
