@@ -179,7 +179,7 @@ class Dispatcher:
             for choice, order in enumerate(command.orders):
                 self._tickets[self._engine.submit(order)] = (command.answering, choice)
         except LuthierError as error:
-            problem = _refused(error)
+            problem = refused(error)
         except Exception as error:  # whatever the engine cannot do with one request must not take the others along
             log_bug(error)
             problem = internal_problem()
@@ -220,7 +220,7 @@ class Dispatcher:
             self._loop.call_soon_threadsafe(function, *values)
 
 
-def _refused(error: LuthierError) -> Problem:
+def refused(error: LuthierError) -> Problem:
     """What the engine has against an order, in the words of the API."""
     param = _FIELDS.get(error.where, error.where) or None
     code = "context_length_exceeded" if isinstance(error, ContextError) else "invalid_value"

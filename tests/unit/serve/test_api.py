@@ -148,10 +148,25 @@ def test_stop_length_and_format_reach_the_engine(server: Served, client: openai.
     assert json.loads(last_order(server).json_schema) == schema
     client.chat.completions.create(model="base", messages=user("{}"), response_format={"type": "json_object"})
     assert json.loads(last_order(server).json_schema) == {"type": "object"}
-    with pytest.raises(openai.BadRequestError) as error:
-        form["json_schema"]["schema"] = {"type": "nonsense"}
-        client.chat.completions.create(model="base", messages=user("{}"), response_format=form, stream=True)
-    assert error.value.param == "response_format"  # the status is right for a stream too: it begins once the engine took the order
+
+
+def test_schemas_that_cannot_be_used_never_reach_the_engine(server: Served, client: openai.OpenAI) -> None:
+    taken = len(server.engine.orders)
+    explosion = {"allOf": [{"anyOf": [{"type": "string", "pattern": "a" * i}, {"type": "integer"}]} for i in range(1, 40)]}
+    for schema in ({"type": "nonsense"}, {"$ref": "http://evil.invalid/x.json"}, {"$ref": "file:///etc/passwd"}, explosion):
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        started = time.perf_counter()
+        with pytest.raises(openai.BadRequestError) as error:
+            client.chat.completions.create(model="base", messages=user("{}"), response_format=form, stream=True)
+        assert error.value.param == "response_format" and "root:" not in error.value.message and time.perf_counter() - started < 8
+    assert len(server.engine.orders) == taken
+
+
+def test_what_the_engine_refuses_has_the_right_status_in_a_stream_too(client: openai.OpenAI) -> None:
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as error:
+            client.chat.completions.create(model="base", messages=user("x"), stop="REFUSE", stream=stream)
+        assert error.value.param == "stop" and "cannot be done (try: something else)" in error.value.message
 
 
 def test_tools_reach_the_template(server: Served, client: openai.OpenAI) -> None:
