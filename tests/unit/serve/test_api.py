@@ -331,6 +331,17 @@ def test_a_bug_takes_its_requests_and_no_more(server: Served, capfd: pytest.Capt
     assert "ZeroDivisionError at served.py:" in logged and "secret" not in logged and "secret" not in found.text
 
 
+def test_a_bug_while_giving_up_does_not_stop_the_engine(server: Served, capfd: pytest.CaptureFixture[str]) -> None:
+    server.engine.fail_next_cancel = True
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json={**CHAT, "messages": user("x" * 3000), "stream": True}) as stream:
+        next(stream.iter_raw())
+    deadline = time.monotonic() + 2
+    while server.engine.fail_next_cancel and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert post(server, CHAT).status_code == 200 and httpx.get(f"{server.url}/healthz").status_code == 200
+    assert "secret" not in capfd.readouterr().err and server.service.dispatcher.num_live == 0
+
+
 def test_a_full_queue_says_when_to_come_back() -> None:
     with served(limit=2, step_s=0.02) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
         stream = client.chat.completions.create(model="base", messages=user("x" * 200), n=2, stream=True)
