@@ -95,7 +95,7 @@ def test_the_command_for_vllm(run: Path, tmp_path: Path) -> None:
     words = shlex.split(text)[1:]
     assert words == [
         "vllm", "serve", str(tmp_path / "model"), "--served-model-name", "model", "--dtype", "float32", "--enable-lora",
-        "--max-lora-rank", "32", "--lora-modules", f"intents={run / 'adapter'}", f"big={big}",
+        "--max-loras", "2", "--max-lora-rank", "32", "--lora-modules", f"intents={run / 'adapter'}", f"big={big}",
         "--generation-config", "vllm", "--host", "127.0.0.1", "--port", "8000",
     ]  # fmt: skip
     for what, more in (("DoRA", {"use_dora": True}), ("rank 1024", {"r": 1024})):
