@@ -16,6 +16,7 @@ import argparse
 import csv
 import json
 import random
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -42,10 +43,12 @@ BATCHES = (16, 32)
 PARTS = 3
 CONTINUOUS_ROWS = 12  # generate_batch answers so many only: on a CPU it takes seconds an item
 THREADS = 2
-Program = Callable[[list[tuple[int, ...]]], list[list[int]]]
+Prompts = list[tuple[int, ...]]
+Answers = list[list[int]]
+Program = Callable[[Prompts], Answers]
 
 
-def prompts_of(work: str, encoder: ChatEncoder, data: Path, rows: int) -> list[tuple[int, ...]]:
+def prompts_of(work: str, encoder: ChatEncoder, data: Path, rows: int) -> Prompts:
     def read(name: str) -> list[dict[str, str]]:
         with (data / name).open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
@@ -64,7 +67,7 @@ def cut(ids: list[int], eos: frozenset[int]) -> list[int]:
 
 
 def ours(voices: Voices, encoder: ChatEncoder, max_new: int) -> Program:
-    def run(prompts: list[tuple[int, ...]]) -> list[list[int]]:
+    def run(prompts: Prompts) -> Answers:
         engine = Engine(voices, encoder, context=8192, base_name="base")
         tickets = [engine.submit(Order(prompt_ids=prompt, max_new_tokens=max_new)) for prompt in prompts]
         found: dict[int, list[int]] = {}
@@ -77,7 +80,7 @@ def ours(voices: Voices, encoder: ChatEncoder, max_new: int) -> Program:
 
 
 def static_batches(model: Any, eos: frozenset[int], max_new: int, batch: int) -> Program:
-    def run(prompts: list[tuple[int, ...]]) -> list[list[int]]:
+    def run(prompts: Prompts) -> Answers:
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         found: dict[int, list[int]] = {}
         for start in range(0, len(order), batch):
@@ -95,7 +98,7 @@ def static_batches(model: Any, eos: frozenset[int], max_new: int, batch: int) ->
 
 
 def continuous(model: Any, eos: frozenset[int], max_new: int) -> Program:
-    def run(prompts: list[tuple[int, ...]]) -> list[list[int]]:
+    def run(prompts: Prompts) -> Answers:
         from transformers import GenerationConfig
 
         config = GenerationConfig(max_new_tokens=max_new, do_sample=False, eos_token_id=sorted(eos), pad_token_id=0)
@@ -105,17 +108,32 @@ def continuous(model: Any, eos: frozenset[int], max_new: int) -> Program:
     return run
 
 
+TOOK_S: list[float] = []  # a program in a process of its own says itself how long it took: starting it is not counted
+
+
+def openvino(gguf: Path, packages: Path, eos: frozenset[int], max_new: int) -> Program:
+    def run(prompts: Prompts) -> Answers:
+        given = {"gguf": str(gguf), "packages": str(packages), "prompts": prompts, "max_new_tokens": max_new, "eos": sorted(eos)}
+        script = HERE / "peers" / "openvino_generate.py"
+        done = subprocess.run([sys.executable, script], input=json.dumps(given), stdout=subprocess.PIPE, text=True, check=True, timeout=180)
+        found = json.loads(done.stdout.strip().splitlines()[-1])
+        TOOK_S.append(found["s"])
+        return [cut(answer, eos) for answer in found["answers"]]
+
+    return run
+
+
 def one_by_one(program: Program) -> Program:
     return lambda prompts: [answer for prompt in prompts for answer in program([prompt])]
 
 
-def timed(program: Program, prompts: list[tuple[int, ...]], max_new: int) -> tuple[dict[str, Any], list[list[int]]]:
+def timed(program: Program, prompts: Prompts, max_new: int) -> tuple[dict[str, Any], Answers]:
     started = time.perf_counter()
     try:
         answers = program(prompts)
     except Exception as error:  # a peer that does not run here is a result too
         return {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}, []
-    wall_s = time.perf_counter() - started
+    wall_s = TOOK_S.pop() if TOOK_S else time.perf_counter() - started
     num_new = sum(min(len(answer) + 1, max_new) for answer in answers)  # the end token was computed too
     return {"s": wall_s, "items_per_s": len(prompts) / wall_s, "new_tokens_per_s": num_new / wall_s}, answers
 
@@ -139,7 +157,7 @@ def same_in_fp32(work: str, data: Path) -> dict[str, int]:
     return {"n": len(prompts), "same": sum(a == b for a, b in zip(found, want, strict=True))}
 
 
-def measure(work: str, data: Path, rows: int) -> dict[str, Any]:
+def measure(work: str, data: Path, rows: int, gguf: Path | None, packages: Path | None) -> dict[str, Any]:
     voices, encoder, peer = open_both(torch.bfloat16)
     max_new, eos = MAX_NEW[work], encoder.eos_ids
     prompts = prompts_of(work, encoder, data, rows)
@@ -147,6 +165,8 @@ def measure(work: str, data: Path, rows: int) -> dict[str, Any]:
     programs = {"luthier": ours(voices, encoder, max_new), "transformers.generate": static_batches(peer, eos, max_new, 1)}
     if work == "single":
         programs = {name: one_by_one(program) for name, program in programs.items()}
+        if gguf is not None and packages is not None:
+            programs["OpenVINO GenAI, 8-bit weights"] = openvino(gguf, packages, eos, max_new)
     else:
         programs["transformers.generate_batch"] = continuous(peer, eos, max_new)
         trial = {batch: timed(static_batches(peer, eos, max_new, batch), prompts[:batch], max_new)[0] for batch in BATCHES}
@@ -158,7 +178,7 @@ def measure(work: str, data: Path, rows: int) -> dict[str, Any]:
     same = 0
     for part in range(PARTS):
         mine = prompts[part::PARTS]
-        answers: dict[str, list[list[int]]] = {}
+        answers: dict[str, Answers] = {}
         for name, program in programs.items():
             runs = result["programs"].setdefault(name, [])
             is_slow = name == "transformers.generate_batch"
@@ -198,13 +218,15 @@ def main() -> None:
     parser.add_argument("work", choices=[*MAX_NEW, "table"])
     parser.add_argument("--rows", type=int)
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data" / "banking77")
+    parser.add_argument("--gguf", type=Path, help="single: the model as GGUF, for OpenVINO GenAI")
+    parser.add_argument("--openvino", type=Path, help="single: the folder its packages were installed to (see peers/openvino_generate.py)")
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     torch.set_grad_enabled(False)
     if options.work != "table":
         rows = options.rows or (6 if options.work == "single" else 300)
         results = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
-        results[options.work] = measure(options.work, options.data, rows)
+        results[options.work] = measure(options.work, options.data, rows, options.gguf, options.openvino)
         RESULT.parent.mkdir(exist_ok=True)
         RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if RESULT.is_file():

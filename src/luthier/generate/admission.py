@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from luthier.tokens.tree import common_prefix_length
 
@@ -11,10 +11,10 @@ MIN_SAVED = 256  # tokens that a further prefix behind a shared one must save: e
 MAX_READ = 2048  # tokens read in one pass, padding included: longer passes would keep those who wait for their next token waiting
 
 
-def choose(lengths: Sequence[int], room: int) -> list[int]:
-    """Which of the waiting (in order of arrival; tokens to read) enter together: the first, and those nearest to it in length.
+def choose(lengths: Sequence[int], room: int, *, unread: Callable[[int], int]) -> list[int]:
+    """Which of the waiting (in order of arrival) enter together: the first, and those nearest to it in length.
 
-    The first always enters, so nobody waits for ever.
+    `unread(i)` is how many of i's `lengths[i]` tokens are not held in the cache. The first always enters, so nobody waits for ever.
     """
     if not lengths or room <= 0:
         return []
@@ -23,7 +23,7 @@ def choose(lengths: Sequence[int], room: int) -> list[int]:
     chosen: list[int] = []
     longest = 0
     for i in near[:room]:
-        wide = max(longest, lengths[i])
+        wide = max(longest, unread(i))
         if chosen and (len(chosen) + 1) * wide > MAX_READ:
             break
         chosen.append(i)

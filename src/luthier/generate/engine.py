@@ -18,7 +18,7 @@ from torch import Tensor
 
 from luthier.core.errors import ContextError, InputError
 from luthier.core.types import Order, Piece, Sampling, TokenLogprob
-from luthier.generate.admission import choose, shared_lengths
+from luthier.generate.admission import MAX_READ, choose, shared_lengths
 from luthier.generate.contract import check_order, find_voice
 from luthier.generate.held import Held, hold
 from luthier.generate.prefix_cache import PrefixCache
@@ -32,6 +32,8 @@ MAX_ACTIVE = 64
 CACHE_BYTES = 256 * 2**20
 MIN_HELD = 8  # tokens: below this, reading again costs less than looking up and copying
 MIN_HELD_APART = 64  # tokens: below this, a prompt is better read again together with others than from the cache on its own
+STORE_BYTES = 2 * 2**30
+SPARE = 128  # columns: a row needs about so many more than it enters with
 WINDOW = 4  # times `max_active`: how many of the waiting are looked at
 
 
@@ -50,6 +52,11 @@ class _Answer:
     num_cached: int = 0
     written: list[int] = field(default_factory=list[int])
 
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """All there is of it: what a row that enters (again) has to read."""
+        return (*self.prompt, *self.written)
+
 
 class Engine:
     """See `TextEngine`. `base_name` is what the base model is called."""
@@ -63,6 +70,7 @@ class Engine:
         base_name: str,
         max_active: int = MAX_ACTIVE,
         cache_bytes: int = CACHE_BYTES,
+        store_bytes: int = STORE_BYTES,
     ) -> None:
         self.voices = (base_name, *voices.adapters)
         self.context = context
@@ -73,6 +81,7 @@ class Engine:
         self._cache = PrefixCache(cache_bytes)
         self._waiting: list[_Answer] = []
         self._active: list[_Answer] = []  # one for each line of `_rows`
+        self._max_slots = store_bytes // voices.bytes_per_token  # rows times columns
         self._last_ticket = 0
 
     @property
@@ -135,6 +144,7 @@ class Engine:
 
     def step(self) -> tuple[Piece, ...]:
         """One token of every active answer; those waiting enter first, where there is room, and get their first token in the same step."""
+        self._make_room()
         parts = [self._rows.step([answer.written[-1] for answer in self._active])] if self._active else []
         parts += self._admit()
         if not parts:
@@ -153,7 +163,7 @@ class Engine:
                 logits_RV[r],
                 answer.order.sampling,
                 answer.stream,
-                seen=(*answer.prompt, *answer.written) if answer.order.sampling.repetition_penalty != 1 else (),
+                seen=answer.ids if answer.order.sampling.repetition_penalty != 1 else (),
                 allowed=answer.held.allowed() if answer.held is not None else None,
             )
             for r, answer in enumerate(self._active)
@@ -194,19 +204,31 @@ class Engine:
     def _spell(self, token: int) -> bytes:
         return self._encoder.spell(token)
 
+    def _make_room(self) -> None:
+        """Put the youngest answers back among the waiting while the rows would take more memory than they may."""
+        while len(self._active) > 1 and len(self._active) * self._rows.width > self._max_slots:
+            r = max(range(len(self._active)), key=lambda r: self._active[r].ticket)
+            self._waiting.insert(0, self._active[r])
+            self._leave([r], keep=True)
+
     def _admit(self) -> list[Tensor]:
         """Let waiting prompts enter, the oldest and those nearest to it in length; logits of the new rows, [N, V] each."""
-        room = self.max_active - len(self._active)
-        if not self._waiting or room <= 0:
+        if not self._waiting or len(self._active) >= self.max_active:
             return []
-        seen = self._waiting[: WINDOW * self.max_active]
-        voice = seen[0].voice
-        if not self._model.mixes and self._active and self._active[0].voice != voice:
+        first = self._waiting[0]
+        if not self._model.mixes and self._active and self._active[0].voice != first.voice:
             return []  # rows of one voice at a time: the next voice has its turn when these are done
-        seen = [answer for answer in seen if self._model.mixes or answer.voice == voice]
-        held = [max(0, self._cache.match(answer.voice, answer.prompt[:-1])) for answer in seen]
-        chosen = choose([len(answer.prompt) - n for answer, n in zip(seen, held, strict=True)], room)
-        entering = [seen[i] for i in chosen]
+        if self._active and self._read_ahead(first):
+            return []
+        seen = [a for a in self._waiting[: WINDOW * self.max_active] if self._model.mixes or a.voice == first.voice]
+        all_ids = [answer.ids for answer in seen]
+        width = max(self._rows.width, len(first.ids)) + SPARE
+        room = min(self.max_active, self._max_slots // width) - len(self._active)
+        if not self._active:
+            room = max(1, room)
+        fits = [i for i, ids in enumerate(all_ids) if len(ids) <= width]
+        unread = lambda n: len(all_ids[fits[n]]) - self._cache.match(seen[fits[n]].voice, all_ids[fits[n]][:-1])  # noqa: E731
+        entering = [seen[fits[n]] for n in choose([len(all_ids[i]) for i in fits], room, unread=unread)]
         tickets = {answer.ticket for answer in entering}
         self._waiting = [answer for answer in self._waiting if answer.ticket not in tickets]
         parts: list[Tensor] = []
@@ -214,39 +236,46 @@ class Engine:
             parts += self._enter([answer for answer in entering if answer.voice == of_voice], of_voice)
         return parts
 
+    def _read_ahead(self, answer: _Answer) -> bool:
+        """Of a long prompt, read one stretch into the cache, so that other answers go on in between; False where it can enter now."""
+        held = self._cache.match(answer.voice, answer.ids[:-1])
+        if len(answer.ids) - held <= MAX_READ:
+            return False
+        self._prefix(answer.ids[: held + MAX_READ], answer.voice)
+        return self._cache.match(answer.voice, answer.ids[:-1]) > held  # a cache too small to hold it would never get there
+
     def _enter(self, entering: Sequence[_Answer], voice: str) -> list[Tensor]:
         """Prompts of one voice: first those behind each shared beginning together, then those with a history of their own, one by one."""
         groups: dict[tuple[int, ...], list[_Answer]] = {}
-        for answer, n in zip(entering, shared_lengths([answer.prompt for answer in entering]), strict=True):
-            prefix = self._standing(answer, n)
-            groups.setdefault(answer.prompt[:n] if prefix is None else prefix.ids, []).append(answer)
+        for answer, n in zip(entering, shared_lengths([answer.ids for answer in entering]), strict=True):
+            standing = self._standing(answer)
+            ids = answer.ids[:n] if standing is None or n - len(standing.ids) >= MIN_HELD_APART else standing.ids
+            groups.setdefault(ids, []).append(answer)
         parts: list[Tensor] = []
         for ids, members in groups.items():
             prefix = self._prefix(ids, voice)
             worth = MIN_HELD if len(members) == 1 else MIN_HELD_APART
             fresh: list[_Answer] = []
             for answer in members:
-                held = self._cache.match(voice, answer.prompt[:-1])
-                answer.num_cached = max(len(ids), held)
-                if held - len(ids) < worth:
-                    answer.num_cached = len(ids)
+                held = self._cache.match(voice, answer.ids[:-1])
+                is_fresh = held - len(ids) < worth
+                if not answer.written:
+                    answer.num_cached = len(ids) if is_fresh else held
+                if is_fresh:
                     fresh.append(answer)
                     continue
-                kv = self._cache.read(voice, answer.prompt[:held])
+                kv = self._cache.read(voice, answer.ids[:held])
                 assert kv is not None
-                parts.append(self._read(prefix, [Prefix(answer.prompt[len(ids) : held], kv[:, :, len(ids) :])], [answer]))
+                parts.append(self._read(prefix, [Prefix(answer.ids[len(ids) : held], kv[:, :, len(ids) :])], [answer]))
             if fresh:
                 parts.append(self._read(prefix, [EMPTY] * len(fresh), fresh))
         return parts
 
-    def _standing(self, answer: _Answer, n: int) -> Prefix | None:
-        """The longest prefix shared by active rows that this prompt begins with too, if it is at least n long."""
-        found: Prefix | None = None
-        for other, line in zip(self._active, self._rows.lines, strict=True):
-            ids = line.prefix.ids
-            if other.voice == answer.voice and len(ids) >= max(n, 1) and len(ids) > len(found.ids if found else ()):
-                found = line.prefix if len(ids) < len(answer.prompt) and answer.prompt[: len(ids)] == ids else found
-        return found
+    def _standing(self, answer: _Answer) -> Prefix | None:
+        """The longest prefix shared by active rows that this prompt begins with too."""
+        shared = {id(line.prefix): line for line in self._rows.lines if line.voice == answer.voice and line.prefix.ids}
+        fitting = [line.prefix for line in shared.values() if answer.ids[:-1][: len(line.prefix.ids)] == line.prefix.ids]
+        return max(fitting, key=lambda prefix: len(prefix.ids), default=None)
 
     def _prefix(self, ids: tuple[int, ...], voice: str) -> Prefix:
         """A shared beginning: as active rows have it, else from the cache, what is missing read now."""
@@ -262,7 +291,7 @@ class Engine:
         return prefix
 
     def _read(self, prefix: Prefix, histories: Sequence[Prefix], entering: Sequence[_Answer]) -> Tensor:
-        behind = [answer.prompt[len(prefix.ids) :] for answer in entering]
+        behind = [answer.ids[len(prefix.ids) :] for answer in entering]
         logits_NV = self._rows.enter(prefix, histories, behind, [answer.voice for answer in entering])
         self._active += entering
         return logits_NV
@@ -275,6 +304,6 @@ class Engine:
             if keep:
                 line, answer = self._rows.lines[r], self._active[r]
                 start = len(line.prefix.ids)
-                ids = (*answer.prompt, *answer.written)[: start + len(line.own)]
+                ids = answer.ids[: start + len(line.own)]
                 self._cache.add(answer.voice, ids, self._rows.own_kv(r, 0, len(line.own)), start=start)
         self._active = [self._active[r] for r in self._rows.leave(rows)]

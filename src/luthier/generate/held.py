@@ -57,7 +57,7 @@ class _HeldToGrammar:
         self._eos = torch.tensor(sorted(eos_ids))
 
     def allowed(self) -> Tensor:
-        if self._matcher.is_stopped():
+        if self._matcher.is_stopped() or self._matcher.is_error():  # an error: the form took more work than a token may
             return self._eos
         bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
         ids = torch.from_numpy(bits.nonzero()[0])

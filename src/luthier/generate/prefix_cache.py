@@ -5,7 +5,7 @@ Each voice has a tree of its own, since adapters change keys and values. Memory 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -32,11 +32,11 @@ class PrefixCache:
         self._roots: dict[str, dict[int, _Node]] = {}
         self._clock = 0
 
-    def match(self, voice: str, ids: Sequence[int]) -> int:
+    def match(self, voice: str, ids: tuple[int, ...]) -> int:
         """How many leading tokens are held."""
         return sum(n for _, n in self._path(voice, ids))
 
-    def read(self, voice: str, ids: Sequence[int]) -> Tensor | None:
+    def read(self, voice: str, ids: tuple[int, ...]) -> Tensor | None:
         """Keys and values of the longest beginning that is held, [L, 2, n, K, D] (a copy); None where there is none."""
         self._clock += 1
         parts: list[Tensor] = []
@@ -45,7 +45,7 @@ class PrefixCache:
             parts.append(node.kv[:, :, :n])
         return torch.cat(parts, dim=2) if parts else None
 
-    def add(self, voice: str, ids: Sequence[int], kv: Tensor, *, start: int = 0) -> None:
+    def add(self, voice: str, ids: tuple[int, ...], kv: Tensor, *, start: int = 0) -> None:
         """Keep `kv` of `ids[start:]`, as far as it is new. Nothing happens where what stands before `start` is not held any more."""
         self._clock += 1
         path = list(self._path(voice, ids))
@@ -63,11 +63,13 @@ class PrefixCache:
         self.num_bytes += _bytes(tail)
         self._evict()
 
-    def _path(self, voice: str, ids: Sequence[int]) -> Iterator[tuple[_Node, int]]:
+    def _path(self, voice: str, ids: tuple[int, ...]) -> Iterator[tuple[_Node, int]]:
         """Nodes along `ids`, and how many tokens of each fit; only the last may fit in part."""
         children, at = self._roots.get(voice, {}), 0
         while at < len(ids) and (node := children.get(ids[at])) is not None:
             n, limit = 1, min(len(node.tokens), len(ids) - at)
+            if node.tokens == ids[at : at + limit]:  # nearly always, and a hundred times as fast as one by one
+                n = limit
             while n < limit and node.tokens[n] == ids[at + n]:
                 n += 1
             yield node, n

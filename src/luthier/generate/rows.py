@@ -128,7 +128,14 @@ class Rows:
                 n = len(self.lines[r].own)
                 self._store[:, :, to, :n] = self._store[:, :, r, :n]
         self.lines = [self.lines[r] for r in order]
+        if not order:
+            self._store = None  # one long answer must not leave its width behind
         return order
+
+    @property
+    def width(self) -> int:
+        """Columns that the longest row will have filled after the next step."""
+        return max((len(line.own) + 1 for line in self.lines), default=0)
 
     def own_kv(self, row: int, start: int, end: int) -> Tensor:
         """A copy of keys and values of a row's own tokens `start` to `end`, [L, 2, n, K, D]."""

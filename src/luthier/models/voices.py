@@ -18,6 +18,7 @@ class Voices:
     def __init__(self, model: nn.Module, adapters: Mapping[str, str] | None = None) -> None:
         self.adapters = dict(adapters or {})
         self._model: Any = model
+        self._config: Any = self._model.config
         self._body, self.head_VE = body_and_head(model)
         self._active: str | None = ""
         if self.adapters:
@@ -34,6 +35,14 @@ class Voices:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.head_VE.device
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of keys and values, all layers."""
+        text = self._config.get_text_config()
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        return int(2 * text.num_hidden_layers * heads * head_dim * self.head_VE.element_size())
 
     @property
     def mixes(self) -> bool:
