@@ -134,9 +134,7 @@ class Engine:
             return self._encoder.encode_prompt(order.messages, json.loads(order.tools) if order.tools else ())
         num_vocab = self._model.head_VE.shape[0]
         if not all(0 <= token < num_vocab for token in order.prompt_ids):
-            raise InputError(
-                f"holds a token beyond the vocabulary of {num_vocab}", where="prompt", fix='a text: "prompt": "Once upon a time"'
-            )
+            raise InputError(f"holds a token beyond the vocabulary of {num_vocab}", where="prompt", fix='"prompt": "Once upon a time"')
         return order.prompt_ids
 
     def cancel(self, ticket: int) -> None:

@@ -24,7 +24,7 @@ from luthier.serve.service import Service
 from luthier.store.layout import RunFolder, known_fact
 from luthier.train.precision import Precision, choose_precision
 
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # --max-lora-rank takes these
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # --max-lora-rank takes these
 PROMPTED = "-prompted"
 
 
@@ -122,7 +122,7 @@ def vllm_command(serving: Serving, *, host: str, port: int, key_env: str | None)
         rank = next((rank for rank in VLLM_RANKS if rank >= max(ranks)), None)
         if rank is None:
             raise _not_on_vllm(f"has rank {max(ranks)}, vLLM takes up to {VLLM_RANKS[-1]}", next(iter(serving.adapters.values())))
-        words += ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules"]
+        words += ["--enable-lora", "--max-loras", str(len(ranks)), "--max-lora-rank", str(rank), "--lora-modules"]
         words += [f"{name}={path.resolve()}" for name, path in serving.adapters.items()]
     words += ["--generation-config", "vllm", "--host", host, "--port", str(port)]
     key = f'VLLM_API_KEY="${key_env}" ' if key_env else ""  # not an argument: every user of the machine can read those

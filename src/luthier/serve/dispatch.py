@@ -23,6 +23,7 @@ from luthier.serve.metrics import Metrics
 from luthier.serve.problems import Problem, internal_problem
 
 PING_S = 15.0
+_FIELDS = {"json_schema": "response_format", "max_new_tokens": "max_tokens", "num_logprobs": "logprobs"}  # of an order -> of a body
 
 Event = tuple[int, Piece] | Problem  # the number of the choice and what was added to it
 
@@ -42,18 +43,6 @@ class Answering:
         return self.num_finished == self.num_choices
 
 
-@dataclass(frozen=True, slots=True)
-class _Start:
-    answering: Answering
-    orders: tuple[Order, ...]
-    taken: asyncio.Future[None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Leave:
-    answering: Answering
-
-
 class Dispatcher:
     """Takes requests up to a bound, and one thread's worth of engine."""
 
@@ -66,7 +55,7 @@ class Dispatcher:
         self._open: set[Answering] = set()
         self._mean_s = 1.0  # how long an answer has taken lately
         self._engine = engine
-        self._commands: queue.SimpleQueue[_Start | _Leave | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._tickets: dict[int, tuple[Answering, int]] = {}  # the thread's
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -83,7 +72,7 @@ class Dispatcher:
         """End the thread, at the latest one step from now."""
         self._commands.put(None)
         if self._thread is not None:
-            await asyncio.to_thread(self._thread.join, 5.0)
+            await asyncio.to_thread(self._thread.join, 1.0)
 
     @property
     def is_alive(self) -> bool:
@@ -107,7 +96,7 @@ class Dispatcher:
         """Hand the choices of an admitted request to the engine. Raises Problem where it does not take them."""
         assert len(orders) == answering.num_choices and self._loop is not None
         taken: asyncio.Future[None] = self._loop.create_future()
-        self._commands.put(_Start(answering, tuple(orders), taken))
+        self._commands.put(lambda: self._begin(answering, orders, taken))
         await taken
 
     def leave(self, answering: Answering) -> None:
@@ -121,7 +110,7 @@ class Dispatcher:
             self._mean_s += 0.1 * (seconds - self._mean_s)
             self.metrics.whole.observe(seconds)
         else:
-            self._commands.put(_Leave(answering))
+            self._commands.put(lambda: self._cancel(answering))
 
     async def events(self, answering: Answering) -> AsyncIterator[tuple[int, Piece] | None]:
         """What comes for a request until all its choices are finished, None where nothing came for a while. Raises Problem."""
@@ -163,50 +152,46 @@ class Dispatcher:
             try:
                 command = self._commands.get(block=not self._tickets)
             except queue.Empty:
-                self._step()
-                continue
+                command = self._step
             if command is None:
                 return
-            if isinstance(command, _Start):
-                self._begin(command)
-            else:
-                self._cancel(command.answering)
+            try:
+                command()
+            except Exception as error:  # the batch is lost; requests to come may fare better
+                log_bug(error)
+                self._give_up()
 
-    def _begin(self, command: _Start) -> None:
+    def _begin(self, answering: Answering, orders: Sequence[Order], taken: asyncio.Future[None]) -> None:
         problem: Problem | None = None
         try:
-            for choice, order in enumerate(command.orders):
-                self._tickets[self._engine.submit(order)] = (command.answering, choice)
+            for choice, order in enumerate(orders):
+                self._tickets[self._engine.submit(order)] = (answering, choice)
         except LuthierError as error:
-            text = f"{error.message} ({error.fix})" if error.fix else error.message
-            code = "context_length_exceeded" if isinstance(error, ContextError) else "invalid_value"
-            problem = Problem(400, code, text, param=error.where or None)
+            problem = refused(error)
         except Exception as error:  # whatever the engine cannot do with one request must not take the others along
             log_bug(error)
             problem = internal_problem()
+        self._call(_settle, taken, problem)
         if problem is not None:
-            self._cancel(command.answering)
-        self._call(_settle, command.taken, problem)
+            self._cancel(answering)
 
     def _cancel(self, answering: Answering) -> None:
         for ticket in [ticket for ticket, (owner, _) in self._tickets.items() if owner is answering]:
             del self._tickets[ticket]
             self._engine.cancel(ticket)
 
+    def _give_up(self) -> None:
+        """Every answer that is being written ends with an error."""
+        tickets, self._tickets = self._tickets, {}
+        for ticket in tickets:
+            with contextlib.suppress(Exception):
+                self._engine.cancel(ticket)
+        owners = {id(owner): owner for owner, _ in tickets.values()}
+        self._call(self._deliver, [(owner, internal_problem()) for owner in owners.values()])
+
     def _step(self) -> None:
-        try:
-            pieces = self._engine.step()
-        except Exception as error:  # the batch is lost; requests to come may fare better
-            log_bug(error)
-            owners = {id(owner): owner for owner, _ in self._tickets.values()}
-            for owner in owners.values():
-                with contextlib.suppress(Exception):
-                    self._cancel(owner)
-            self._tickets.clear()
-            self._call(self._deliver, [(owner, internal_problem()) for owner in owners.values()])
-            return
         events: list[tuple[Answering, Event]] = []
-        for piece in pieces:
+        for piece in self._engine.step():
             found = self._tickets.get(piece.ticket)
             if found is not None:
                 events.append((found[0], (found[1], piece)))
@@ -219,6 +204,14 @@ class Dispatcher:
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(function, *values)
+
+
+def refused(error: LuthierError) -> Problem:
+    """What the engine has against an order, in the words of the API."""
+    param = _FIELDS.get(error.where, error.where) or None
+    code = "context_length_exceeded" if isinstance(error, ContextError) else "invalid_value"
+    text = f"{error.message} (try: {error.fix})" if error.fix else error.message
+    return Problem(400, code, f"{param}: {text}" if param else text, param=param)
 
 
 def _settle(taken: asyncio.Future[None], problem: Problem | None) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from luthier.core.seeds import seed_for
 from luthier.core.types import Message, Order, Sampling
@@ -28,6 +29,7 @@ class Service:
     context: int  # tokens of prompt and answer together
     fingerprint: str  # names base, adapters and dtype: with it and a seed an answer can be had again
     created_s: int
+    trials: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))  # schemas tried at once, each in a process
 
     def find(self, name: str) -> Offer:
         """The model of this name. Raises Problem 404."""

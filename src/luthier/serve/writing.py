@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from luthier.core.errors import InputError
 from luthier.core.types import Piece
-from luthier.serve.dispatch import Answering
+from luthier.generate.schema_trial import try_schema
+from luthier.serve.dispatch import Answering, refused
 from luthier.serve.forms import DONE, PING, Chance, Finish, Form, Json, sse, usage
 from luthier.serve.problems import as_bytes
-from luthier.serve.service import Asked, Service
+from luthier.serve.service import ANY_OBJECT, Asked, Service
 
 
 @dataclass(slots=True)
@@ -122,6 +125,7 @@ async def open_answer(service: Service, asked: Asked, form: Form) -> Answer:
     """Admit a request and hand it to the engine. Raises Problem, and then holds no places."""
     answering = service.dispatcher.admit(len(asked.orders))
     try:
+        await _try_schema(service, asked.orders[0].json_schema)
         await service.dispatcher.begin(answering, asked.orders)
     except BaseException:
         service.dispatcher.leave(answering)
@@ -134,6 +138,17 @@ async def open_answer(service: Service, asked: Asked, form: Form) -> Answer:
         id=form.id_prefix + secrets.token_hex(12),
         created_s=int(time.time()),
     )
+
+
+async def _try_schema(service: Service, schema: str | None) -> None:
+    """Refuse a schema that cannot be used before the engine's thread has to find out. Raises Problem."""
+    if schema is None or schema == ANY_OBJECT:
+        return
+    async with service.trials:
+        try:
+            await asyncio.to_thread(try_schema, schema)
+        except InputError as error:
+            raise refused(error) from error
 
 
 def _chances(piece: Piece) -> tuple[list[Chance], list[tuple[Chance, ...]]]:

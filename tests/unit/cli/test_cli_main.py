@@ -249,6 +249,7 @@ def test_every_command_has_json_debug_help_and_exit_codes() -> None:
         "decide",
         "report",
         "chat",
+        "serve",
         "models list",
         "models pull",
         "init",

@@ -148,10 +148,25 @@ def test_stop_length_and_format_reach_the_engine(server: Served, client: openai.
     assert json.loads(last_order(server).json_schema) == schema
     client.chat.completions.create(model="base", messages=user("{}"), response_format={"type": "json_object"})
     assert json.loads(last_order(server).json_schema) == {"type": "object"}
-    with pytest.raises(openai.BadRequestError) as error:
-        form["json_schema"]["schema"] = {"type": "nonsense"}
-        client.chat.completions.create(model="base", messages=user("{}"), response_format=form, stream=True)
-    assert error.value.param == "response_format"  # the status is right for a stream too: it begins once the engine took the order
+
+
+def test_schemas_that_cannot_be_used_never_reach_the_engine(server: Served, client: openai.OpenAI) -> None:
+    taken = len(server.engine.orders)
+    explosion = {"allOf": [{"anyOf": [{"type": "string", "pattern": "a" * i}, {"type": "integer"}]} for i in range(1, 40)]}
+    for schema in ({"type": "nonsense"}, {"$ref": "http://evil.invalid/x.json"}, {"$ref": "file:///etc/passwd"}, explosion):
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        started = time.perf_counter()
+        with pytest.raises(openai.BadRequestError) as error:
+            client.chat.completions.create(model="base", messages=user("{}"), response_format=form, stream=True)
+        assert error.value.param == "response_format" and "root:" not in error.value.message and time.perf_counter() - started < 8
+    assert len(server.engine.orders) == taken
+
+
+def test_what_the_engine_refuses_has_the_right_status_in_a_stream_too(client: openai.OpenAI) -> None:
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as error:
+            client.chat.completions.create(model="base", messages=user("x"), stop="REFUSE", stream=stream)
+        assert error.value.param == "stop" and "cannot be done (try: something else)" in error.value.message
 
 
 def test_tools_reach_the_template(server: Served, client: openai.OpenAI) -> None:
@@ -314,6 +329,17 @@ def test_a_bug_takes_its_requests_and_no_more(server: Served, capfd: pytest.Capt
     assert post(server, CHAT).status_code == 200 and server.service.dispatcher.num_live == 0
     logged = capfd.readouterr().err
     assert "ZeroDivisionError at served.py:" in logged and "secret" not in logged and "secret" not in found.text
+
+
+def test_a_bug_while_giving_up_does_not_stop_the_engine(server: Served, capfd: pytest.CaptureFixture[str]) -> None:
+    server.engine.fail_next_cancel = True
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json={**CHAT, "messages": user("x" * 3000), "stream": True}) as stream:
+        next(stream.iter_raw())
+    deadline = time.monotonic() + 2
+    while server.engine.fail_next_cancel and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert post(server, CHAT).status_code == 200 and httpx.get(f"{server.url}/healthz").status_code == 200
+    assert "secret" not in capfd.readouterr().err and server.service.dispatcher.num_live == 0
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:
