@@ -10,13 +10,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flag:
-    """One option. `key` is the setting it overrides, or "" for what only the command itself looks at."""
+    """One option. `key` is the setting it overrides, or "" for what only the command itself looks at.
+
+    `words` names the values of an option that takes more than one.
+    """
 
     names: tuple[str, ...]
     type: type
     help: str
     key: str = ""
     many: bool = False
+    words: tuple[str, ...] = ()
 
     @property
     def parameter(self) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 from luthier.core.errors import ConfigError, ModelError, RunError
+from luthier.generate.local import LocalModel
 from luthier.models.catalogue import resolve
 from luthier.models.lora import CONFIG, base_name
 from luthier.pipeline.open import open_local, open_tuned
@@ -16,18 +19,45 @@ from luthier.store.layout import RunFolder, known_fact
 from luthier.train.precision import choose_precision
 
 
-def open_chat_with(run_or_model: str, *, compare: bool, system: str | None, base: str | None = None) -> Conversation:
-    """A conversation with the tuned model of a run or an adapter folder (with `compare`, the base model too), or with a plain model.
+BASE = "base"
 
-    For a run, the instruction all its rows shared is put before each turn, as in training. `base` names the base model of an adapter.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """What a name leads to: the voice, what its rows all shared, and how to open the base model it stands on (None: it is one)."""
+
+    voice: Voice
+    system: str = ""
+    instruction: str = ""
+    base: Callable[[], LocalModel] | None = None
+
+
+def open_chat_with(run_or_model: str, *, compare: str | None, system: str | None, base: str | None = None) -> Conversation:
+    """A conversation with the tuned model of a run or an adapter folder, or with a plain model.
+
+    `compare` adds a second voice: "base" for the model that the first stands on, else any run, adapter or model. For a run, the
+    instruction all its rows shared is put before each turn, as in training. `base` names the base model of an adapter.
     """
+    first = _open(run_or_model, base)
+    voices = [first.voice]
+    if compare == BASE and first.base is None:
+        raise RunError("is a model, and a model has no base model to compare with", where=run_or_model, fix="--compare NAME, another model")
+    if compare == BASE and first.base is not None:
+        voices.append(Voice(name=BASE, local=first.base()))
+    elif compare is not None:
+        other, name = _open(compare, None).voice, Path(compare).name
+        voices.append(Voice(name=name if name != first.voice.name else f"{name} (2)", local=other.local))
+    return open_conversation(voices, system=first.system if system is None else system, instruction=first.instruction)
+
+
+def _open(run_or_model: str, base: str | None) -> _Opened:
     folder = RunFolder(Path(run_or_model))
     if (folder.root / CONFIG).is_file():
-        return _with_adapter(folder.root, base, compare=compare, system=system)
+        return _adapter(folder.root, base)
     if base is not None:
         raise ConfigError(f"{run_or_model} is no adapter, --model names the base model of one", where="--model", fix="leave --model out")
     if folder.config.is_file():
-        return _with_run(folder, compare=compare, system=system)
+        return _run(folder)
     if folder.root.parent != Path() and folder.root.parent.is_dir() and not folder.root.is_dir():
         near = get_close_matches(folder.root.name, [p.name for p in folder.root.parent.iterdir() if p.is_dir()], n=1, cutoff=0.3)
         fix = (
@@ -36,21 +66,16 @@ def open_chat_with(run_or_model: str, *, compare: bool, system: str | None, base
             else "give the folder of a finished run, or a name of: luthier models list"
         )
         raise RunError("there is no such run", where=run_or_model, fix=fix)
-    if compare:
-        raise RunError("is a model, and a model has no base model to compare with", where=run_or_model, fix="leave --compare out")
-    path = resolve(run_or_model)
-    local = open_local(path, choose_precision("auto"))
-    return open_conversation([Voice(name=Path(run_or_model).name, local=local)], system=system or "", instruction="")
+    local = open_local(resolve(run_or_model), choose_precision("auto"))
+    return _Opened(voice=Voice(name=Path(run_or_model).name, local=local))
 
 
-def _with_adapter(adapter: Path, base: str | None, *, compare: bool, system: str | None) -> Conversation:
+def _adapter(adapter: Path, base: str | None) -> _Opened:
     """An adapter in PEFT's format, saved here or elsewhere, on the base model that is given or that it names itself."""
     path = _base_of(adapter) if base is None else resolve(base)
     precision = choose_precision("auto")
-    voices = [Voice(name="tuned", local=open_local(path, precision, adapter=adapter))]
-    if compare:
-        voices.append(Voice(name="base", local=open_local(path, precision)))
-    return open_conversation(voices, system=system or "", instruction="")
+    voice = Voice(name="tuned", local=open_local(path, precision, adapter=adapter))
+    return _Opened(voice=voice, base=lambda: open_local(path, precision))
 
 
 def _base_of(adapter: Path) -> Path:
@@ -63,14 +88,14 @@ def _base_of(adapter: Path) -> Path:
         raise ModelError(f"the adapter's base model {name!r} is not on this machine", where=str(adapter), fix=fix) from error
 
 
-def _with_run(folder: RunFolder, *, compare: bool, system: str | None) -> Conversation:
+def _run(folder: RunFolder) -> _Opened:
     settings: Settings = load_settings(folder.config, {})
     path, precision = resolve(settings.model.name), choose_precision(settings.model.dtype, settled=known_fact(folder, DTYPE_FACT))
-    voices = [Voice(name="tuned", local=open_tuned(folder, path, precision))]
-    if compare:
-        voices.append(Voice(name="base", local=open_local(path, precision)))
-    return open_conversation(
-        voices, system=system if system is not None else _shared(folder, "system"), instruction=_shared(folder, "instruction")
+    return _Opened(
+        voice=Voice(name="tuned", local=open_tuned(folder, path, precision)),
+        system=_shared(folder, "system"),
+        instruction=_shared(folder, "instruction"),
+        base=lambda: open_local(path, precision),
     )
 
 
