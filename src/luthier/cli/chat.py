@@ -13,7 +13,7 @@ from luthier.cli.command import Argument, Given, Outcome, add_command
 from luthier.cli.options import Flag
 
 if TYPE_CHECKING:
-    from luthier.core.types import ChatTurn
+    from luthier.core.chat import ChatTurn
     from luthier.serve.chat import Drawing
 
 TARGET = Argument(name="run", help="Folder of a finished run or of an adapter, or a model's name or folder.")

@@ -11,7 +11,7 @@ from luthier.cli.command import Argument, Given, Outcome, add_command
 from luthier.cli.options import Flag
 
 if TYPE_CHECKING:
-    from luthier.core.types import AnswerMark
+    from luthier.core.chat import AnswerMark
     from luthier.pipeline.feedback import RowKind
 
 TARGET = Argument(name="run", help="What was talked to: a run, adapter or model; or the file of one conversation.")

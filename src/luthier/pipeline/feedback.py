@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from luthier.core.errors import InputError, RunError
-from luthier.core.types import AnswerMark, ChatAnswer, ChatTranscript, ChatTurn, Message
+from luthier.core.chat import AnswerMark, ChatAnswer, ChatTranscript, ChatTurn
+from luthier.core.types import Message
 from luthier.pipeline.settings import load_settings
 from luthier.pipeline.talk import checked_mark
 from luthier.pipeline.transcripts import held, transcripts_of

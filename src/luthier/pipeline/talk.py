@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luthier.core.errors import ConfigError, InputError
-from luthier.core.types import AnswerMark, ChatAnswer, ChatTranscript, ChatTurn
+from luthier.core.chat import AnswerMark, ChatAnswer, ChatTranscript, ChatTurn
 from luthier.pipeline.transcripts import held, latest_transcript, new_path
 from luthier.serve.chat import Asked, Conversation, Drawing, answer_turn, remember
 from luthier.store.files import disk_error

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from luthier.core.errors import RunError
-from luthier.core.types import AnswerMark, ChatAnswer, ChatTranscript, ChatTurn, Message
+from luthier.core.chat import AnswerMark, ChatAnswer, ChatTranscript, ChatTurn
+from luthier.core.types import Message
 from luthier.store.journal import append, read
 
 SCHEMA = 1
