@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +57,7 @@ def chat(given: Given) -> Outcome:
             given.arguments[0], compare=compare, base=base, system=before.system if system is None and before is not None else system
         ),
         file=None if file is None else Path(file).expanduser(),
-        goes_on=bool(given.values.get("continue")),
+        goes_on=bool(given.values.get("continue_")),
         is_kept=not given.values.get("no_log"),
     ) as talk:
         listener = Listener(target=given.arguments[0], is_person=is_person, is_shown=not given.as_json)
@@ -69,6 +68,7 @@ def chat(given: Given) -> Outcome:
 def _drawing(given: Given) -> Drawing:
     """The flags that say how answers are drawn. Raises ConfigError."""
     from luthier.core.errors import ConfigError
+    from luthier.core.types import Sampling
     from luthier.serve.chat import Drawing
 
     number = {name: given.values.get(name) for name in ("max_new_tokens", "temperature", "top_p", "top_k", "seed")}
@@ -88,8 +88,9 @@ def _drawing(given: Given) -> Drawing:
         raise ConfigError(
             "changes nothing while the likeliest token is taken", where=idle[0], fix=f"add --temperature 1, or leave {idle[0]} out"
         )
-    set_values: Mapping[str, object] = {name: value for name, value in number.items() if value is not None}
-    return Drawing(**{"max_new_tokens": DEFAULT_MAX_NEW_TOKENS, **set_values})  # pyright: ignore[reportArgumentType]
+    longest = number.pop("max_new_tokens")
+    sampling = Sampling(**{name: value for name, value in number.items() if value is not None})  # pyright: ignore[reportArgumentType]
+    return Drawing(max_new_tokens=longest if isinstance(longest, int) else DEFAULT_MAX_NEW_TOKENS, sampling=sampling)
 
 
 def _text(given: Given, name: str) -> str | None:

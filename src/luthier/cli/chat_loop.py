@@ -10,11 +10,11 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from luthier.core.chat import AnswerMark, ChatTurn
 from luthier.core.console import ask, note
 from luthier.core.errors import InputError, LuthierError
 from luthier.core.growing import GrowingText, SideBySide, column_cells
 from luthier.core.stop import Stopped, stop_answer_on_interrupt
-from luthier.core.chat import AnswerMark, ChatTurn
 from luthier.pipeline.talk import Talk, answer_and_keep, forget, mark_last, save_copy
 from luthier.serve.chat import Drawing, prepare_turn
 

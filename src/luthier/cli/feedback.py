@@ -27,7 +27,8 @@ FLAGS = (
 def feedback(given: Given) -> Outcome:
     """Turn what you marked in chats into rows for the next training.
 
-    Answers are marked while you talk (/good, /bad, /edit) or here afterwards. Each row says which conversation, answer and model it is from.
+    Answers are marked while you talk (/good, /bad, /edit) or here afterwards. Each row says which conversation, answer and model it is
+    from.
     """
     from luthier.core.errors import ConfigError
     from luthier.pipeline.feedback import KINDS, list_answers, mark_answer, write_rows

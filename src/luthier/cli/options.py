@@ -6,6 +6,7 @@ Help texts are plain ASCII, so that they can be shown in any code page. Both `--
 from __future__ import annotations
 
 from dataclasses import dataclass
+from keyword import iskeyword
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +25,9 @@ class Flag:
 
     @property
     def parameter(self) -> str:
-        """The name of the Python parameter."""
-        return self.names[0].lstrip("-").replace("-", "_")
+        """The name of the Python parameter; words that Python keeps for itself get a `_`."""
+        name = self.names[0].lstrip("-").replace("-", "_")
+        return f"{name}_" if iskeyword(name) else name
 
 
 def _setting(key: str, names: str, kind: type, text: str, *, many: bool = False) -> Flag:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
 from luthier.core.errors import ConfigError, ModelError, RunError
 from luthier.generate.local import LocalModel
+from luthier.generate.single import SingleEngine
 from luthier.models.catalogue import resolve
 from luthier.models.lora import CONFIG, base_name
 from luthier.pipeline.open import open_local, open_tuned
@@ -18,8 +19,7 @@ from luthier.serve.chat import Conversation, Voice, open_conversation
 from luthier.store.layout import RunFolder, known_fact
 from luthier.train.precision import choose_precision
 
-
-BASE = "base"
+TUNED, BASE = "tuned", "base"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +43,23 @@ def open_chat_with(run_or_model: str, *, compare: str | None, system: str | None
     if compare == BASE and first.base is None:
         raise RunError("is a model, and a model has no base model to compare with", where=run_or_model, fix="--compare NAME, another model")
     if compare == BASE and first.base is not None:
-        voices.append(Voice(name=BASE, local=first.base()))
+        voices.append(voice_of(BASE, first.base()))
     elif compare is not None:
-        other, name = _open(compare, None).voice, Path(compare).name
-        voices.append(Voice(name=name if name != first.voice.name else f"{name} (2)", local=other.local))
+        name = Path(compare).name
+        voices.append(replace(_open(compare, None).voice, name=name if name != first.voice.name else f"{name} (2)"))
     return open_conversation(voices, system=first.system if system is None else system, instruction=first.instruction)
+
+
+def voice_of(name: str, local: LocalModel) -> Voice:
+    """A model as a voice, on an engine of its own."""
+    engine = SingleEngine(local)
+    return Voice(
+        name=name,
+        engine=engine,
+        spoken_as="",
+        count_prompt=lambda messages: len(local.encoder.encode_prompt(messages)),
+        fingerprint=local.fingerprint,
+    )
 
 
 def _open(run_or_model: str, base: str | None) -> _Opened:
@@ -67,14 +79,14 @@ def _open(run_or_model: str, base: str | None) -> _Opened:
         )
         raise RunError("there is no such run", where=run_or_model, fix=fix)
     local = open_local(resolve(run_or_model), choose_precision("auto"))
-    return _Opened(voice=Voice(name=Path(run_or_model).name, local=local))
+    return _Opened(voice=voice_of(Path(run_or_model).name, local))
 
 
 def _adapter(adapter: Path, base: str | None) -> _Opened:
     """An adapter in PEFT's format, saved here or elsewhere, on the base model that is given or that it names itself."""
     path = _base_of(adapter) if base is None else resolve(base)
     precision = choose_precision("auto")
-    voice = Voice(name="tuned", local=open_local(path, precision, adapter=adapter))
+    voice = voice_of(TUNED, open_local(path, precision, adapter=adapter))
     return _Opened(voice=voice, base=lambda: open_local(path, precision))
 
 
@@ -92,7 +104,7 @@ def _run(folder: RunFolder) -> _Opened:
     settings: Settings = load_settings(folder.config, {})
     path, precision = resolve(settings.model.name), choose_precision(settings.model.dtype, settled=known_fact(folder, DTYPE_FACT))
     return _Opened(
-        voice=Voice(name="tuned", local=open_tuned(folder, path, precision)),
+        voice=voice_of(TUNED, open_tuned(folder, path, precision)),
         system=_shared(folder, "system"),
         instruction=_shared(folder, "instruction"),
         base=lambda: open_local(path, precision),

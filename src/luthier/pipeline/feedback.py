@@ -14,8 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from luthier.core.errors import InputError, RunError
 from luthier.core.chat import AnswerMark, ChatAnswer, ChatTranscript, ChatTurn
+from luthier.core.errors import InputError, RunError
 from luthier.core.types import Message
 from luthier.pipeline.settings import load_settings
 from luthier.pipeline.talk import checked_mark
@@ -60,9 +60,8 @@ def list_answers(target: str) -> dict[str, object]:
         for one in said
     ]
     num_marked = sum(one.answer.mark is not None for one in said)
-    lines.append(
-        f"{len(said)} answers, {num_marked} marked. To mark one: luthier feedback {target} --mark {said[-1].answer.id if said else 'ID'} good"
-    )
+    example = said[-1].answer.id if said else "ID"
+    lines.append(f"{len(said)} answers, {num_marked} marked. To mark one: luthier feedback {target} --mark {example} good")
     records = [
         {
             "id": one.answer.id,

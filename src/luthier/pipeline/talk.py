@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from luthier.core.errors import ConfigError, InputError
 from luthier.core.chat import AnswerMark, ChatAnswer, ChatTranscript, ChatTurn
+from luthier.core.errors import ConfigError, InputError
 from luthier.pipeline.transcripts import held, latest_transcript, new_path
 from luthier.serve.chat import Asked, Conversation, Drawing, answer_turn, remember
 from luthier.store.files import disk_error
@@ -54,7 +54,7 @@ def open_talk(
             remember(conversation, before)
             yield Talk(conversation, before)
             return
-        models = {voice.name: voice.local.fingerprint for voice in conversation.voices}
+        models = {voice.name: voice.fingerprint for voice in conversation.voices}
         transcript = new_transcript(path, target=target, models=models, system=conversation.system, instruction=conversation.instruction)
         yield Talk(conversation, transcript)
 

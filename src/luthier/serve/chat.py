@@ -8,12 +8,13 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 
+from luthier.core.chat import ChatAnswer, ChatTranscript
 from luthier.core.errors import InputError
 from luthier.core.seeds import seed_for
-from luthier.core.types import ChatAnswer, ChatTranscript, Example, GenerationRequest, Message
-from luthier.generate.local import LocalModel
+from luthier.core.types import Example, Message, Order, Piece, Sampling
+from luthier.generate.contract import TextEngine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +22,10 @@ class Voice:
     """One model in the conversation. Each voice has its own history: it remembers its own answers, not the other's."""
 
     name: str
-    local: LocalModel
+    engine: TextEngine
+    spoken_as: str  # its name in the engine
+    count_prompt: Callable[[Sequence[Message]], int]  # tokens of a prompt
+    fingerprint: str  # of base, adapter and dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,15 +33,11 @@ class Drawing:
     """How answers are drawn: greedily at temperature 0. The same seed and the same turns give the same answers."""
 
     max_new_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
 
     def as_record(self) -> dict[str, float]:
         """What a transcript says of it."""
-        names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed")
-        return {name: getattr(self, name) for name in names}
+        return {"max_new_tokens": self.max_new_tokens, **asdict(self.sampling)}
 
 
 @dataclass(slots=True)
@@ -69,7 +69,7 @@ class Asked:
     """A turn made ready for one voice: what it is shown, and how many of its oldest turns no longer fit."""
 
     voice: Voice
-    request: GenerationRequest
+    order: Order
     history: tuple[Message, ...]
     num_dropped: int
 
@@ -108,20 +108,19 @@ def _prepare(conversation: Conversation, voice: Voice, text: str, drawing: Drawi
         return (*system, *history[2 * num_dropped :], user)
 
     def fits(num_dropped: int) -> bool:
-        return len(voice.local.encoder.encode_prompt(messages(num_dropped))) + drawing.max_new_tokens <= voice.local.context
+        return voice.count_prompt(messages(num_dropped)) + drawing.max_new_tokens <= voice.engine.context
 
     num_turns = len(history) // 2
     num_dropped = bisect_left(range(num_turns + 1), True, key=fits)
     if num_dropped > num_turns:
-        raise _too_long(voice, len(voice.local.encoder.encode_prompt(messages(num_turns))), drawing.max_new_tokens)
+        raise _too_long(voice, voice.count_prompt(messages(num_turns)), drawing.max_new_tokens)
     return Asked(
         voice=voice,
-        request=GenerationRequest(
-            item_id="chat",
+        order=Order(
             messages=messages(num_dropped),
             max_new_tokens=drawing.max_new_tokens,
-            temperature=drawing.temperature,
-            seed=seed_for(drawing.seed, f"chat/{conversation.num_turns}"),
+            voice=voice.spoken_as,
+            sampling=replace(drawing.sampling, seed=seed_for(drawing.sampling.seed, f"chat/{conversation.num_turns}")),
         ),
         history=tuple(history[2 * num_dropped :]),
         num_dropped=num_dropped,
@@ -129,9 +128,9 @@ def _prepare(conversation: Conversation, voice: Voice, text: str, drawing: Drawi
 
 
 def _too_long(voice: Voice, num_prompt_tokens: int, max_new_tokens: int) -> InputError:
-    room = voice.local.context - num_prompt_tokens
+    room = voice.engine.context - num_prompt_tokens
     return InputError(
-        f"the prompt has {num_prompt_tokens:,} tokens and the answer may take {max_new_tokens:,}; the model sees {voice.local.context:,}",
+        f"the prompt has {num_prompt_tokens:,} tokens and the answer may take {max_new_tokens:,}; the model sees {voice.engine.context:,}",
         where=voice.name,
         fix=f"--max-new-tokens {room}" if room >= min(16, max_new_tokens) else "a shorter text: this one does not fit the model",
     )
@@ -156,51 +155,69 @@ def answer_turn(
 
     Turns are remembered afterwards, but for those that were answered with nothing.
     """
-    answers: list[ChatAnswer] = []
-    for index, one in enumerate(asked):
-        started = time.perf_counter()
-        ids_T = one.voice.local.encoder.encode_prompt(one.request.messages)
-        so_far: list[int] = []
-        shown = 0
-
-        def add(row: int, token: int, one: Asked = one, so_far: list[int] = so_far, index: int = index) -> bool:
-            nonlocal shown
-            so_far.append(token)
-            text = one.voice.local.encoder.decode(so_far)
-            if not text.endswith("�"):
-                on_piece(index, text[shown:])
-                shown = len(text)
-            return not should_stop()
-
-        from luthier.generate.decode import Sampling, decode, read_prefix
-
-        [written] = decode(
-            one.voice.local.model,
-            read_prefix(one.voice.local.model, []),
-            [ids_T],
-            max_new_tokens=[one.request.max_new_tokens],
-            eos_ids=one.voice.local.encoder.eos_ids,
-            sampling=[Sampling(one.request.temperature, one.request.seed)],
-            on_token=add,
-        )
-        text = one.voice.local.encoder.decode(written)
-        on_piece(index, text[shown:])
-        on_end(index)
-        answers.append(
-            ChatAnswer(
-                id=ids[index],
-                voice=one.voice.name,
-                text=text,
-                finish="cancelled" if should_stop() else "length" if len(written) >= one.request.max_new_tokens else "stop",
-                history=one.history,
-                num_dropped=one.num_dropped,
-                num_prompt_tokens=len(ids_T),
-                num_new_tokens=len(written),
-                seconds=time.perf_counter() - started,
-            )
-        )
+    writing = [_Writing(asked=one, id=ids[index]) for index, one in enumerate(asked)]
+    for group in [range(len(asked))] if together else [[index] for index in range(len(asked))]:
+        if not should_stop():
+            _write(writing, group, on_piece=on_piece, on_end=on_end, should_stop=should_stop)
     conversation.num_turns += 1
-    for one, answer in zip(asked, answers, strict=True):
-        if answer.text.strip():
-            conversation.turns[one.voice.name] += [one.request.messages[-1], Message(role="assistant", content=answer.text)]
-    return tuple(answers)
+    for one in writing:
+        if one.text.strip():
+            conversation.turns[one.asked.voice.name] += [one.asked.order.messages[-1], Message(role="assistant", content=one.text)]
+    return tuple(one.answer() for one in writing)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Writing:
+    """One answer on its way."""
+
+    asked: Asked
+    id: str
+    text: str = ""
+    last: Piece | None = None
+    seconds: float | None = None
+
+    def answer(self) -> ChatAnswer:
+        return ChatAnswer(
+            id=self.id,
+            voice=self.asked.voice.name,
+            text=self.text,
+            finish=(self.last and self.last.finish) or "cancelled",
+            history=self.asked.history,
+            num_dropped=self.asked.num_dropped,
+            num_prompt_tokens=None if self.last is None else self.last.num_prompt_tokens,
+            num_new_tokens=None if self.last is None else self.last.num_new_tokens,
+            seconds=self.seconds,
+        )
+
+
+def _write(
+    writing: Sequence[_Writing],
+    group: Sequence[int],
+    *,
+    on_piece: Callable[[int, str], None],
+    on_end: Callable[[int], None],
+    should_stop: Callable[[], bool],
+) -> None:
+    """Answers of a group of voices, a step of each engine in turn; given up between two steps."""
+    started = time.perf_counter()
+    engines = list({id(engine): engine for engine in (writing[index].asked.voice.engine for index in group)}.values())
+    open_tickets: dict[tuple[int, int], int] = {}
+    try:
+        for index in group:
+            engine = writing[index].asked.voice.engine
+            open_tickets[id(engine), engine.submit(writing[index].asked.order)] = index
+        while open_tickets and not should_stop():
+            for engine in engines:
+                for piece in () if engine.idle else engine.step():
+                    index = open_tickets[id(engine), piece.ticket]
+                    one = writing[index]
+                    one.text, one.last, one.seconds = one.text + piece.text, piece, time.perf_counter() - started
+                    on_piece(index, piece.text)
+                    if piece.finish is not None:
+                        del open_tickets[id(engine), piece.ticket]
+                        on_end(index)
+    finally:
+        for engine in engines:
+            for number, ticket in open_tickets:
+                if number == id(engine):
+                    engine.cancel(ticket)

@@ -17,8 +17,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
-from luthier.core.errors import RunError
 from luthier.core.chat import AnswerMark, ChatAnswer, ChatTranscript, ChatTurn
+from luthier.core.errors import RunError
 from luthier.core.types import Message
 from luthier.store.journal import append, read
 
