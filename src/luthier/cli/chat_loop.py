@@ -60,7 +60,15 @@ def answer_all(talk: Talk, drawing: Drawing, listener: Listener) -> list[ChatTur
     turns: list[ChatTurn] = []
     if listener.is_person:
         num_turns = len(talk.transcript.turns) - talk.transcript.num_forgotten
-        note(f"Going on after {num_turns} turns; /help" if num_turns else "One prompt a line; /help says what else there is.")
+        note(
+            f"Going on after {num_turns} turn{'s' * (num_turns > 1)}; /help says what there is."
+            if num_turns
+            else "One prompt a line; /help says what else there is."
+        )
+        models = {answer.voice: answer.model for answer in talk.last.answers} if talk.last else {}
+        for voice in talk.conversation.voices:
+            if models.get(voice.name, voice.fingerprint) != voice.fingerprint:
+                note(f"{voice.name} is not the model that answered before: other weights, or another number format")
     with _told_at_the_end(talk, listener):
         while (line := ask("> ")) is not None:
             try:
@@ -80,6 +88,8 @@ def answer_all(talk: Talk, drawing: Drawing, listener: Listener) -> list[ChatTur
 
 def answer_one(talk: Talk, text: str, drawing: Drawing, listener: Listener) -> ChatTurn:
     """One turn, shown as it is written: side by side where the terminal has room for it."""
+    if not text.strip():
+        raise InputError("there is nothing to answer", where="prompt", fix='-p "TEXT"')
     asked = prepare_turn(talk.conversation, text, drawing)
     for one in asked:
         if one.num_dropped:

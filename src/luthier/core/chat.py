@@ -17,6 +17,7 @@ class ChatAnswer:
 
     id: str
     voice: str
+    model: str  # fingerprint of what answered
     text: str
     finish: Literal["stop", "length", "cancelled"]
     history: tuple[Message, ...] = ()
@@ -54,7 +55,6 @@ class ChatTranscript:
     path: str
     time: str
     target: str
-    models: Mapping[str, str]  # voice -> fingerprint of its weights
     system: str
     instruction: str
     turns: tuple[ChatTurn, ...] = ()

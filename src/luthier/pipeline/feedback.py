@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -101,7 +101,7 @@ def write_rows(target: str, out: Path, kind: RowKind) -> dict[str, object]:
     if not rows:
         raise InputError(f"no marked answer makes a {kind} row", where=target, fix=_remedy(target, kind))
     _refuse_other_content(out)
-    atomic_write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    atomic_write_text(out, "".join(f"{_as_line(row)}\n" for row in rows))
     marks = {mark: sum(one.answer.mark == mark for one in said) for mark in ("good", "bad", "edited")}
     lines = [
         f"{len(rows)} {kind} rows written to {out} (answers marked good: {marks['good']}, bad: {marks['bad']}, edited: {marks['edited']})"
@@ -117,6 +117,16 @@ def write_rows(target: str, out: Path, kind: RowKind) -> dict[str, object]:
     return {"lines": lines, "json": {"rows": len(rows), "kind": kind, "out": str(out), "marks": marks}}
 
 
+def _as_line(row: Row) -> str:
+    """JSON in plain letters; half a character, which UTF-8 cannot hold, as an escape that `check` will name."""
+    line = json.dumps(row, ensure_ascii=False)
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(row)
+    return line
+
+
 def _training(said: Sequence[Said]) -> Iterator[Row]:
     for one in said:
         if one.answer.mark in ("good", "edited"):
@@ -128,16 +138,15 @@ def _preference(said: Sequence[Said]) -> Iterator[Row]:
     for one in said:
         if one.answer.mark == "edited" and one.answer.text.strip():
             yield {**_prompt(one), "chosen": one.answer.wanted, "rejected": one.answer.text, "meta": _meta(one)}
-    for good in said:
-        for bad in said:
-            is_pair = (good.answer.mark, bad.answer.mark) == ("good", "bad") and good.turn is bad.turn
-            if is_pair and good.answer.history == bad.answer.history and bad.answer.text.strip():
-                yield {
-                    **_prompt(good),
-                    "chosen": good.answer.text,
-                    "rejected": bad.answer.text,
-                    "meta": {**_meta(good), "rejected": _meta(bad)},
-                }
+    for good, other in ((one, other) for one in said if one.answer.mark == "good" for other in one.turn.answers if other.mark == "bad"):
+        bad = replace(good, answer=other)
+        if good.answer.history == bad.answer.history and bad.answer.text.strip():
+            yield {
+                **_prompt(good),
+                "chosen": good.answer.text,
+                "rejected": bad.answer.text,
+                "meta": {**_meta(good), "rejected": _meta(bad)},
+            }
 
 
 def _kto(said: Sequence[Said]) -> Iterator[Row]:
@@ -170,7 +179,7 @@ def _meta(one: Said) -> Row:
         "time": one.turn.time,
         "target": one.transcript.target,
         "voice": one.answer.voice,
-        "model": one.transcript.models.get(one.answer.voice, ""),
+        "model": one.answer.model,
     }
 
 

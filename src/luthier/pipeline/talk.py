@@ -13,7 +13,7 @@ from luthier.core.errors import ConfigError, InputError
 from luthier.pipeline.transcripts import held, latest_transcript, new_path
 from luthier.serve.chat import Asked, Conversation, Drawing, answer_turn, remember
 from luthier.store.files import disk_error
-from luthier.store.transcript import add_mark, add_reset, add_turn, new_transcript, now, read_transcript
+from luthier.store.transcript import add_mark, add_reset, add_turn, new_transcript, now, read_transcript, refuse_existing
 
 
 @dataclass(slots=True)
@@ -44,18 +44,20 @@ def open_talk(
     """
     if not is_kept and (goes_on or file is not None):
         raise ConfigError("a talk that is not kept has no transcript", where="--no-log", fix="leave --no-log out")
-    path = None if not is_kept else file or (latest_transcript(target) if goes_on else new_path(target))
-    before = read_transcript(path) if goes_on and path is not None else None
-    if before is None and path is not None and path.exists():
-        new_transcript(path, target=target, models={}, system="", instruction="")  # says that the file is there, before a model is loaded
-    conversation = open_conversation(before)
-    with held(path):
-        if before is not None:
+    if goes_on:
+        path = file or latest_transcript(target)
+        with held(path):
+            before = read_transcript(path)
+            conversation = open_conversation(before)
             remember(conversation, before)
             yield Talk(conversation, before)
-            return
-        models = {voice.name: voice.fingerprint for voice in conversation.voices}
-        transcript = new_transcript(path, target=target, models=models, system=conversation.system, instruction=conversation.instruction)
+        return
+    path = None if not is_kept else file or new_path(target)
+    if path is not None:
+        refuse_existing(path)  # before a model is loaded
+    conversation = open_conversation(None)
+    with held(path):
+        transcript = new_transcript(path, target=target, system=conversation.system, instruction=conversation.instruction)
         yield Talk(conversation, transcript)
 
 

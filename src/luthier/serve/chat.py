@@ -180,6 +180,7 @@ class _Writing:
         return ChatAnswer(
             id=self.id,
             voice=self.asked.voice.name,
+            model=self.asked.voice.fingerprint,
             text=self.text,
             finish=(self.last and self.last.finish) or "cancelled",
             history=self.asked.history,

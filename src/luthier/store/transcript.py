@@ -1,12 +1,12 @@
 """Conversations on disk: a journal each, read back whole.
 
-    {"event": "opened", "schema": 1, "id": "a1b2c3", "time": "…", "target": "runs/x", "models": {"tuned": "…"}, "system": "…", "instruction": "…"}
-    {"event": "turn", "number": 1, "time": "…", "prompt": "…", "answers": [{"id": "a1b2c3-1", "voice": "tuned", "text": "…", …}], …}
+    {"event": "opened", "schema": 1, "id": "a1b2c3", "time": "…", "target": "runs/x", "system": "…", "instruction": "…"}
+    {"event": "turn", "number": 1, "time": "…", "prompt": "…", "answers": [{"id": "a1b2c3-1", "voice": "tuned", …}], …}
     {"event": "mark", "id": "a1b2c3-1", "mark": "good", "edited": null, "time": "…"}
     {"event": "reset"}
 
 A transcript may come from anywhere: everything in it is checked, and is untrusted text all the same.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 
@@ -33,23 +33,27 @@ def now() -> str:
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
-def new_transcript(path: Path | None, *, target: str, models: Mapping[str, str], system: str, instruction: str) -> ChatTranscript:
+def new_transcript(path: Path | None, *, target: str, system: str, instruction: str) -> ChatTranscript:
     """Begin a transcript at `path`, which must not exist yet; None: it is kept in memory only. Raises RunError."""
     transcript = ChatTranscript(
         id=secrets.token_hex(3),
         path="" if path is None else str(path),
         time=now(),
         target=target,
-        models=dict(models),
         system=system,
         instruction=instruction,
     )
     if path is not None:
-        if path.exists():
-            raise RunError("there is such a file already", where=str(path), fix="give another name, or go on with it: --continue")
+        refuse_existing(path)
         head = {key: value for key, value in asdict(transcript).items() if key not in ("path", "turns", "num_forgotten")}
         append(path, {"event": "opened", "schema": SCHEMA, **head})
     return transcript
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise RunError where a new transcript would meet an old file."""
+    if path.exists():
+        raise RunError("there is such a file already", where=str(path), fix="give another name, or go on with it: --continue")
 
 
 def add_turn(transcript: ChatTranscript, turn: ChatTurn) -> ChatTranscript:
@@ -120,12 +124,8 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
 def _opened(record: Mapping[str, object], path: Path) -> ChatTranscript:
     if record["event"] != "opened" or record["schema"] != SCHEMA:
         raise ValueError(f"found event {record['event']!r}, schema {record.get('schema')!r}; expected 'opened', {SCHEMA}")
-    models = record["models"]
-    if not isinstance(models, Mapping):
-        raise TypeError("`models` is no object")
     return ChatTranscript(
         path=str(path),
-        models={str(voice): str(model) for voice, model in models.items()},
         **{key: _text(record, key) for key in ("id", "time", "target", "system", "instruction")},
     )
 
@@ -168,6 +168,7 @@ def _answer(value: object) -> ChatAnswer:
     return ChatAnswer(
         id=_text(record, "id"),
         voice=_text(record, "voice"),
+        model=_text(record, "model"),
         text=_text(record, "text"),
         finish=finish,  # pyright: ignore[reportArgumentType]
         history=tuple(_message(turn) for turn in cast("list[object]", history)),

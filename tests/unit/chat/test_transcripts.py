@@ -24,6 +24,7 @@ def _turn(talk_id: str, number: int, prompt: str, *texts: str, history: tuple[Me
         ChatAnswer(
             id=f"{talk_id}-{number}" + (f":v{i}" if i else ""),
             voice=f"v{i}",
+            model=f"f{i}",
             text=text,
             finish=finish,  # type: ignore[arg-type]
             history=history,
@@ -49,7 +50,7 @@ def talk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Five turns: good, edited, bad beside good, unmarked, good with history."""
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "talk.jsonl"
-    found = new_transcript(path, target="some/run", models={"v0": "f0", "v1": "f1"}, system="", instruction="Sort.")
+    found = new_transcript(path, target="some/run", system="", instruction="Sort.")
     turns = [
         _turn(found.id, 1, "hello\x1b[2J", "greeting"),
         _turn(found.id, 2, "card?", "no idea"),
@@ -176,7 +177,7 @@ def test_nothing_marked_is_an_error_with_a_remedy(tmp_path: Path, monkeypatch: p
     with pytest.raises(RunError, match="nobody has talked"):
         list_answers("some-model")
     path = tmp_path / "t.jsonl"
-    add_turn(new_transcript(path, target="x", models={}, system="", instruction=""), _turn("x", 1, "a", "b"))
+    add_turn(new_transcript(path, target="x", system="", instruction=""), _turn("x", 1, "a", "b"))
     for kind in ("training", "preference", "kto"):
         with pytest.raises(InputError, match=f"no marked answer makes a {kind} row"):
             write_rows(str(path), tmp_path / "rows.jsonl", kind)  # type: ignore[arg-type]
