@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from luthier.core.errors import RunError
 from luthier.core.hashing import digest, sha256_file
+from luthier.generate.engine import MAX_ACTIVE, Engine
 from luthier.generate.local import LocalModel
 from luthier.models.backbone import use_layout_attention
 from luthier.models.load import inspect_folder, open_model
 from luthier.models.lora import load_adapter
 from luthier.models.tokenizer import open_tokenizer
+from luthier.models.voices import Voices
 from luthier.store.layout import RunFolder
 from luthier.tokens.template import open_chat
 from luthier.train.precision import Precision
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 def open_local(model_path: Path, precision: Precision, *, adapter: Path | None = None) -> LocalModel:
@@ -34,6 +42,32 @@ def open_local(model_path: Path, precision: Precision, *, adapter: Path | None =
         encoder=open_chat(open_tokenizer(model_path)),
         fingerprint=digest([info.sha256, adapter_sha256, str(precision.dtype)]),
         context=info.context,
+    )
+
+
+def open_engine(
+    model_path: Path, precision: Precision, *, base_name: str, adapters: Mapping[str, Path], max_active: int = MAX_ACTIVE
+) -> Engine:
+    """An engine over one base model: its own voice is called `base_name`, each adapter's by its key in `adapters`.
+
+    Raises ModelError for an adapter of another base.
+    """
+    info = inspect_folder(model_path)
+    model = open_model(model_path, dtype=precision.dtype)
+    use_layout_attention(model)
+    names = {voice: f"voice{number}" for number, voice in enumerate(adapters)}  # peft's names may not hold dots
+    adapted: PreTrainedModel | PeftModel = model
+    for voice, path in adapters.items():
+        adapted = load_adapter(adapted, path, base_info=info, name=names[voice])
+    for name, param in adapted.named_parameters():
+        if "lora_" in name:
+            param.data = param.data.to(precision.dtype)
+    return Engine(
+        Voices(adapted.eval(), names),
+        open_chat(open_tokenizer(model_path)),
+        context=info.context,
+        base_name=base_name,
+        max_active=max_active,
     )
 
 

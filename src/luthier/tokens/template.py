@@ -19,6 +19,7 @@ from luthier.core.errors import InputError, ModelError
 from luthier.core.types import Example, Message, TokenRow
 from luthier.tokens.controls import Controls, Marks, find_controls, mark_content, pick_marks, tokenise
 from luthier.tokens.render import chat_template, check_template, fold_system, render_chat, render_plain
+from luthier.tokens.spelling import read_spelling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,6 +59,15 @@ class ChatEncoder:
         except InputError as error:
             raise InputError(error.message, where=f"{example.path}:{example.line}", fix=error.fix) from error
 
+    def encode_raw(self, text: str) -> tuple[int, ...]:
+        """Ids of a text that is to be gone on with as it stands: no template, control spellings read as text. Raises InputError."""
+        _refuse_surrogates([text])
+        marks = pick_marks([text])
+        ids = tokenise(self.tokenizer, self.controls, mark_content(self.controls, text, marks), marks)
+        if not (ids or self.bos_ids):
+            raise InputError("the prompt is empty", where="prompt", fix='"prompt": "Once upon a time"')
+        return (*self.bos_ids, *ids)
+
     def count_tokens(self, text: str) -> int:
         """Tokens of a bare text, control spellings read as text."""
         marks = pick_marks([text])
@@ -68,6 +78,12 @@ class ChatEncoder:
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
+
+    def spell(self, token: int) -> bytes:
+        """The bytes a token stands for; of a control token its name."""
+        spelling = read_spelling(self.tokenizer)
+        spelled = None if spelling is None else spelling.of_id.get(token)
+        return spelled if spelled is not None else self._spell([token]).encode("utf-8", "surrogatepass")
 
     def _mark(self, messages: Sequence[Message]) -> tuple[list[Message], Marks]:
         contents = [message.content for message in messages]

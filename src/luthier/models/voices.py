@@ -1,0 +1,49 @@
+"""One base model and the adapters on it, each a named voice: from tokens to hidden states, whichever voice each row has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.models.backbone import AttentionLayout, body_and_head, hidden_states
+
+
+class Voices:
+    """`adapters`: voice -> the name peft knows its adapter under; any other voice is the base. None: the model as it was opened."""
+
+    def __init__(self, model: nn.Module, adapters: Mapping[str, str] | None = None) -> None:
+        self.adapters = dict(adapters or {})
+        self._model: Any = model
+        self._body, self.head_VE = body_and_head(model)
+        self._active: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head_VE.device
+
+    @property
+    def mixes(self) -> bool:
+        """Whether rows of several voices can be in one pass."""
+        return not self.adapters
+
+    def states(self, ids_BT: Tensor, positions_BT: Tensor, layout: AttentionLayout, voices: Sequence[str]) -> Tensor:
+        """Last hidden states, [B, T, E]; `voices[b]` is row b's."""
+        if self.adapters:
+            self._use(voices[0])
+        return hidden_states(self._body, ids_BT, positions_BT, layout)
+
+    def _use(self, voice: str) -> None:
+        if voice == self._active:
+            return
+        layers = self._model.base_model
+        if voice in self.adapters:
+            layers.enable_adapter_layers()
+            layers.set_adapter(self.adapters[voice])
+            self._model.requires_grad_(requires_grad=False)
+        else:
+            layers.disable_adapter_layers()
+        self._active = voice
