@@ -8,16 +8,17 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from luthier.core.errors import ConfigError, ModelError, RunError
-from luthier.generate.local import LocalModel
-from luthier.generate.single import SingleEngine
+from luthier.core.hashing import digest, sha256_file
+from luthier.generate.engine import Engine
 from luthier.models.catalogue import resolve
+from luthier.models.load import inspect_folder
 from luthier.models.lora import CONFIG, base_name
-from luthier.pipeline.open import open_local, open_tuned
+from luthier.pipeline.open import open_engine, tuned_folder
 from luthier.pipeline.prepare import DTYPE_FACT
 from luthier.pipeline.settings import Settings, load_settings
 from luthier.serve.chat import Conversation, Voice, open_conversation
 from luthier.store.layout import RunFolder, known_fact
-from luthier.train.precision import choose_precision
+from luthier.train.precision import Precision, choose_precision
 
 TUNED, BASE = "tuned", "base"
 
@@ -29,7 +30,7 @@ class _Opened:
     voice: Voice
     system: str = ""
     instruction: str = ""
-    base: Callable[[], LocalModel] | None = None
+    base: Callable[[], Voice] | None = None
 
 
 def open_chat_with(run_or_model: str, *, compare: str | None, system: str | None, base: str | None = None) -> Conversation:
@@ -43,23 +44,11 @@ def open_chat_with(run_or_model: str, *, compare: str | None, system: str | None
     if compare == BASE and first.base is None:
         raise RunError("is a model, and a model has no base model to compare with", where=run_or_model, fix="--compare NAME, another model")
     if compare == BASE and first.base is not None:
-        voices.append(voice_of(BASE, first.base()))
+        voices.append(first.base())
     elif compare is not None:
-        name = Path(compare).name
+        name = Path(compare).resolve().name
         voices.append(replace(_open(compare, None).voice, name=name if name != first.voice.name else f"{name} (2)"))
     return open_conversation(voices, system=first.system if system is None else system, instruction=first.instruction)
-
-
-def voice_of(name: str, local: LocalModel) -> Voice:
-    """A model as a voice, on an engine of its own."""
-    engine = SingleEngine(local)
-    return Voice(
-        name=name,
-        engine=engine,
-        spoken_as="",
-        count_prompt=lambda messages: len(local.encoder.encode_prompt(messages)),
-        fingerprint=local.fingerprint,
-    )
 
 
 def _open(run_or_model: str, base: str | None) -> _Opened:
@@ -78,16 +67,37 @@ def _open(run_or_model: str, base: str | None) -> _Opened:
             else "give the folder of a finished run, or a name of: luthier models list"
         )
         raise RunError("there is no such run", where=run_or_model, fix=fix)
-    local = open_local(resolve(run_or_model), choose_precision("auto"))
-    return _Opened(voice=voice_of(Path(run_or_model).name, local))
+    path = resolve(run_or_model)
+    return _Opened(voice=_alone(path.resolve().name, path, choose_precision("auto")))
+
+
+def _alone(name: str, path: Path, precision: Precision) -> Voice:
+    """A model on an engine of its own."""
+    return _voice(name, open_engine(path, precision, base_name=name, adapters={}), _fingerprint(path, precision))
+
+
+def _with_adapter(path: Path, precision: Precision, adapter: Path) -> _Opened:
+    """An adapter and its base, two voices of one engine."""
+    engine = open_engine(path, precision, base_name=BASE, adapters={TUNED: adapter})
+    return _Opened(
+        voice=_voice(TUNED, engine, _fingerprint(path, precision, adapter)),
+        base=lambda: _voice(BASE, engine, _fingerprint(path, precision)),
+    )
+
+
+def _voice(name: str, engine: Engine, fingerprint: str) -> Voice:
+    return Voice(name=name, engine=engine, spoken_as=name, count_prompt=engine.count_prompt, fingerprint=fingerprint)
+
+
+def _fingerprint(path: Path, precision: Precision, adapter: Path | None = None) -> str:
+    """The digest that `open_local` names the same weights by."""
+    adapter_sha256 = sha256_file(adapter / "adapter_model.safetensors") if adapter is not None else ""
+    return digest([inspect_folder(path).sha256, adapter_sha256, str(precision.dtype)])
 
 
 def _adapter(adapter: Path, base: str | None) -> _Opened:
     """An adapter in PEFT's format, saved here or elsewhere, on the base model that is given or that it names itself."""
-    path = _base_of(adapter) if base is None else resolve(base)
-    precision = choose_precision("auto")
-    voice = voice_of(TUNED, open_local(path, precision, adapter=adapter))
-    return _Opened(voice=voice, base=lambda: open_local(path, precision))
+    return _with_adapter(_base_of(adapter) if base is None else resolve(base), choose_precision("auto"), adapter)
 
 
 def _base_of(adapter: Path) -> Path:
@@ -101,14 +111,15 @@ def _base_of(adapter: Path) -> Path:
 
 
 def _run(folder: RunFolder) -> _Opened:
+    """What a run trained: its adapter on the base model, or its own model."""
     settings: Settings = load_settings(folder.config, {})
     path, precision = resolve(settings.model.name), choose_precision(settings.model.dtype, settled=known_fact(folder, DTYPE_FACT))
-    return _Opened(
-        voice=voice_of(TUNED, open_tuned(folder, path, precision)),
-        system=_shared(folder, "system"),
-        instruction=_shared(folder, "instruction"),
-        base=lambda: open_local(path, precision),
-    )
+    trained = tuned_folder(folder)
+    if trained == folder.adapter:
+        opened = _with_adapter(path, precision, trained)
+    else:
+        opened = _Opened(voice=_alone(TUNED, trained, precision), base=lambda: _alone(BASE, path, precision))
+    return replace(opened, system=_shared(folder, "system"), instruction=_shared(folder, "instruction"))
 
 
 def _shared(folder: RunFolder, name: str) -> str:
