@@ -217,13 +217,15 @@ class Sampling:
 class Order:
     """What a client of the running engine asks for; an item of an evaluation is a `GenerationRequest`.
 
-    Either `messages`, or `text` as it is (no template). `stop` texts end the answer and are no part of it. At most one of `choices`,
-    `json_schema` and `regex` holds the answer to a form while it is written.
+    Either `messages`, or `text` as it is (no template), or the tokens of a prompt. `stop` texts end the answer and are no part of it.
+    At most one of `choices`, `json_schema` and `regex` holds the answer to a form while it is written.
     """
 
-    max_new_tokens: int
+    max_new_tokens: int | None = None  # None: what the prompt leaves of the context
     messages: tuple[Message, ...] = ()
+    tools: str = ""  # a JSON list of tool definitions, shown through the chat template
     text: str | None = None
+    prompt_ids: tuple[int, ...] = ()
     voice: str = ""  # "": the base model
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()

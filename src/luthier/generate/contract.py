@@ -46,8 +46,8 @@ class TextEngine(Protocol):
     def submit(self, order: Order) -> int:
         """Take an order and return its ticket.
 
-        Raises ModelError for an unknown voice, InputError for an order that cannot be answered: too long for the context, a
-        template that refuses the messages, a broken schema, a number out of range.
+        Raises ModelError for an unknown voice, ContextError for an order too long for the context, InputError for another that cannot
+        be answered: a template that refuses the messages or has no place for tools, a broken schema, a number out of range.
         """
         ...
 
@@ -74,7 +74,7 @@ def check_order(order: Order) -> None:
     """Raise InputError for what no engine can answer: nothing or two things to answer to, or a number out of range."""
     sampling = order.sampling
     ranges = (
-        ("max_new_tokens", order.max_new_tokens >= 1, order.max_new_tokens, "at least 1", "16"),
+        ("max_new_tokens", order.max_new_tokens is None or order.max_new_tokens >= 1, order.max_new_tokens, "at least 1", "16"),
         ("temperature", 0 <= sampling.temperature <= 100, sampling.temperature, "0 to 100", "0.7"),
         ("top_p", 0 < sampling.top_p <= 1, sampling.top_p, "above 0, up to 1", "1.0"),
         ("top_k", sampling.top_k >= 0, sampling.top_k, "0 (all) or more", "0"),
@@ -85,8 +85,10 @@ def check_order(order: Order) -> None:
     for name, is_good, found, expected, fix in ranges:
         if not is_good:
             raise InputError(f"{name} is {found}, expected {expected}", where=name, fix=f'"{name}": {fix}')
-    if bool(order.messages) == (order.text is not None):
-        raise InputError("an order needs either messages or a text", where="messages", fix='"messages": [{"role": "user", "content": "…"}]')
+    if bool(order.messages) + (order.text is not None) + bool(order.prompt_ids) != 1:
+        raise InputError(
+            "an order needs either messages, a text or tokens", where="messages", fix='"messages": [{"role": "user", "content": "…"}]'
+        )
     if len(order.stop) > MAX_STOPS or not all(order.stop):
         raise InputError(f"stop has {len(order.stop)} texts, expected up to {MAX_STOPS}, none empty", where="stop", fix='"stop": ["\\n"]')
     forms = [name for name in ("choices", "json_schema", "regex") if getattr(order, name) not in (None, ())]

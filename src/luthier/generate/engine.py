@@ -9,20 +9,21 @@ of a logit may differ with the shape of a batch, as in every batched engine, and
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from luthier.core.errors import InputError
+from luthier.core.errors import ContextError, InputError
 from luthier.core.types import Message, Order, Piece, Sampling, TokenLogprob
 from luthier.generate.admission import choose, shared_lengths
 from luthier.generate.contract import check_order, find_voice
 from luthier.generate.held import Held, hold
 from luthier.generate.prefix_cache import PrefixCache
 from luthier.generate.rows import EMPTY, Prefix, Rows, read_prefix
-from luthier.generate.sampling import draw, random_stream
+from luthier.generate.sampling import draw, likeliest, random_stream
 from luthier.generate.writing import Writing
 from luthier.models.voices import Voices
 from luthier.tokens.template import ChatEncoder
@@ -40,6 +41,7 @@ class _Answer:
 
     ticket: int
     order: Order
+    length: int  # tokens it may have at most
     voice: str
     prompt: tuple[int, ...]
     writing: Writing
@@ -96,17 +98,20 @@ class Engine:
         """Take an order and return its ticket; see `TextEngine.submit` for what it raises."""
         voice = find_voice(self.voices, order.voice)
         check_order(order)
-        prompt = self._encoder.encode_raw(order.text) if order.text is not None else self._encoder.encode_prompt(order.messages)
-        if len(prompt) + order.max_new_tokens > self.context:
-            raise InputError(
-                f"the prompt has {len(prompt)} tokens and the answer may take {order.max_new_tokens}; the model sees {self.context}",
-                where="messages" if order.text is None else "prompt",
-                fix=f'a shorter prompt, or "max_tokens": {max(1, self.context - len(prompt))}',
+        prompt = self._encode(order)
+        room = self.context - len(prompt)
+        length = room if order.max_new_tokens is None else order.max_new_tokens
+        if length > room or room < 1:
+            raise ContextError(
+                f"the prompt has {len(prompt)} tokens and the answer may take {max(1, length)}; the model sees {self.context}",
+                where="messages" if order.messages else "prompt",
+                fix="a shorter prompt" + (f', or "max_tokens": {room}' if room > 0 else ""),
             )
         self._last_ticket += 1
         answer = _Answer(
             ticket=self._last_ticket,
             order=order,
+            length=length,
             voice=voice,
             prompt=tuple(prompt),
             writing=Writing(self._encoder, order.stop),
@@ -115,6 +120,19 @@ class Engine:
         )
         self._waiting.append(answer)
         return answer.ticket
+
+    def _encode(self, order: Order) -> tuple[int, ...]:
+        """The prompt of an order. Raises InputError."""
+        if order.text is not None:
+            return self._encoder.encode_raw(order.text)
+        if order.messages:
+            return self._encoder.encode_prompt(order.messages, json.loads(order.tools) if order.tools else ())
+        num_vocab = self._model.head_VE.shape[0]
+        if not all(0 <= token < num_vocab for token in order.prompt_ids):
+            raise InputError(
+                f"holds a token beyond the vocabulary of {num_vocab}", where="prompt", fix='a text: "prompt": "Once upon a time"'
+            )
+        return order.prompt_ids
 
     def cancel(self, ticket: int) -> None:
         """Give an order up; its row is free at once."""
@@ -135,7 +153,7 @@ class Engine:
 
     def _draw(self, logits_RV: Tensor) -> list[int]:
         if all(answer.held is None and answer.order.sampling == Sampling(seed=answer.order.sampling.seed) for answer in self._active):
-            return logits_RV.argmax(dim=-1).tolist()
+            return likeliest(logits_RV)
         return [
             draw(
                 logits_RV[r],
@@ -158,7 +176,7 @@ class Engine:
             complete = answer.held is not None and answer.held.write(token)
             if answer.writing.stopped or complete:
                 finish = "stop"
-            elif len(answer.written) >= answer.order.max_new_tokens:
+            elif len(answer.written) >= answer.length:
                 finish = "length"
         if finish is not None:
             text += answer.writing.end()

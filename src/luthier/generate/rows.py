@@ -86,7 +86,7 @@ class Rows:
             store[:, :, first, :n_history] = history.kv
         store[:, :, first : first + len(fresh), n_history : n_history + T] = kv
         self.lines += [Line(prefix, list(ids), voice) for ids, voice in zip(prompts, voices, strict=True)]
-        return h_NE @ self.voices.head_VE.T
+        return self.voices.logits(h_NE)
 
     @torch.no_grad()
     def step(self, tokens: Sequence[int]) -> Tensor:
@@ -115,7 +115,7 @@ class Rows:
         position_R = length_R + torch.tensor([len(line.prefix.ids) for line in self.lines], device=device)
         ids_R1 = torch.tensor(tokens, device=device)[:, None]
         h_R1E = self.voices.states(ids_R1, position_R[:, None], layout, [line.voice for line in self.lines])
-        return h_R1E[:, 0] @ self.voices.head_VE.T
+        return self.voices.logits(h_R1E[:, 0])
 
     def leave(self, rows: Sequence[int]) -> None:
         """Drop rows; those behind move up."""
@@ -159,7 +159,7 @@ class Rows:
         new = torch.zeros(L, 2, rows, columns, K, D, dtype=like.dtype, device=like.device)
         used = len(self.lines)
         if old is not None and used:
-            filled = max(len(line.own) for line in self.lines)
-            new[:, :, :used, :filled] = old[:, :, :used, :filled]
+            filled = old.shape[3]
+            new[:, :, :used, :filled] = old[:, :, :used]
         self._store = new
         return new

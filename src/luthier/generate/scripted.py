@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from luthier.core.errors import InputError
+from luthier.core.errors import ContextError
 from luthier.core.types import Message, Order, Piece, TokenLogprob
 from luthier.generate.contract import check_order, find_voice
 
@@ -52,9 +52,10 @@ class ScriptedEngine:
         find_voice(self.voices, order.voice)
         check_order(order)
         num_prompt = len(_prompt(order))
-        if num_prompt + order.max_new_tokens > self.context:
-            raise InputError(
-                f"the prompt has {num_prompt} tokens and the answer may take {order.max_new_tokens}; the model sees {self.context}",
+        length = max(1, self._length(order))
+        if num_prompt + length > self.context:
+            raise ContextError(
+                f"the prompt has {num_prompt} tokens and the answer may take {length}; the model sees {self.context}",
                 where="messages",
                 fix="a shorter prompt",
             )
@@ -100,12 +101,17 @@ class ScriptedEngine:
         text = self.answers(order) if callable(self.answers) else self.answers[(ticket - 1) % len(self.answers)]
         for stop in order.stop:
             text = text.partition(stop)[0]
-        finish = "length" if len(text) > order.max_new_tokens else "stop"
-        return _Answer(order=order, characters=text[: order.max_new_tokens], finish=finish)
+        length = self._length(order)
+        return _Answer(order=order, characters=text[:length], finish="length" if len(text) > length else "stop")
+
+    def _length(self, order: Order) -> int:
+        return self.context - len(_prompt(order)) if order.max_new_tokens is None else order.max_new_tokens
 
 
 def _prompt(order: Order) -> str:
-    return order.text if order.text is not None else "".join(_turn(message) for message in order.messages)
+    if order.prompt_ids:
+        return "".join(map(chr, order.prompt_ids))
+    return order.text if order.text is not None else order.tools + "".join(_turn(message) for message in order.messages)
 
 
 def _turn(message: Message) -> str:

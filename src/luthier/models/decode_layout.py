@@ -1,7 +1,7 @@
 """Attention while text is generated: prompts entering behind a shared prefix, then one token a row a step.
 
 A query sees the shared prefix and its row's own tokens. Each part is computed on its own, the prefix once for all rows that share it,
-and the two are joined by their log-sum-exp (as in FlashAttention, arXiv 2205.14135): softmax over both = sigmoid-weighted mean of both.
+and the two are joined by their log-sum-exp (kernels/lse_attention.py).
 
 Shapes: R rows, H query heads, K key heads (H = K * G), T new tokens a row, D head size, P prefix tokens, C columns, L layers.
 """
@@ -13,33 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-
-def attention_lse(
-    q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, *, bias: Tensor | None = None, is_causal: bool = False, scaling: float
-) -> tuple[Tensor, Tensor]:
-    """Attention and the log-sum-exp of its scores, [B, H, T, D] and [B, H, T] (fp32)."""
-    if q_BHTD.device.type == "cpu":
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q_BHTD, k_BHSD, v_BHSD, 0.0, is_causal, attn_mask=bias, scale=scaling
-        )
-    return plain_attention_lse(q_BHTD, k_BHSD, v_BHSD, bias=bias, is_causal=is_causal, scaling=scaling)
-
-
-def plain_attention_lse(
-    q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, *, bias: Tensor | None = None, is_causal: bool = False, scaling: float
-) -> tuple[Tensor, Tensor]:
-    """The same in steps: the slow twin, and what runs where there is no such kernel."""
-    scores = (q_BHTD @ k_BHSD.transpose(-1, -2)).float() * scaling
-    if bias is not None:
-        scores = scores + bias
-    if is_causal:
-        T, S = scores.shape[-2:]
-        scores = scores.masked_fill(torch.ones(T, S, dtype=torch.bool, device=scores.device).triu(1), float("-inf"))
-    return torch.softmax(scores, dim=-1).to(q_BHTD.dtype) @ v_BHSD, torch.logsumexp(scores, dim=-1)
-
-
-def _join(own: Tensor, lse_own: Tensor, shared: Tensor, lse_shared: Tensor) -> Tensor:
-    return torch.lerp(own, shared, torch.sigmoid(lse_shared - lse_own).to(own.dtype)[..., None])
+from luthier.kernels.lse_attention import attention_lse, join_parts
 
 
 def _over_prefix(q_RKQD: Tensor, kv_2PKD: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
@@ -69,7 +43,7 @@ class EnterLayout:
         if self.prefix_kv is None:
             return own
         out, lse_shared = _over_prefix(q_BHTD.reshape(B, K, -1, D), self.prefix_kv[layer], scaling)
-        return _join(own, lse, out.reshape(B, H, T, D), lse_shared.reshape(B, H, T))
+        return join_parts(own, lse, out.reshape(B, H, T, D), lse_shared.reshape(B, H, T))
 
     def stacked(self) -> Tensor:
         """All layers' keys and values, [L, 2, B, T, K, D]."""
@@ -107,9 +81,9 @@ class StepLayout:
         own, lse = attention_lse(q_RKGD, k, v, bias=self.bias_R11C, scaling=scaling)
         for group in self.shared:
             if group.rows is None:
-                own = _join(own, lse, *_over_prefix(q_RKGD, group.kv[layer], scaling))
+                own = join_parts(own, lse, *_over_prefix(q_RKGD, group.kv[layer], scaling))
             else:
                 rows = group.rows
                 out, lse_shared = _over_prefix(q_RKGD[rows], group.kv[layer], scaling)
-                own[rows] = _join(own[rows], lse[rows], out, lse_shared)
+                own[rows] = join_parts(own[rows], lse[rows], out, lse_shared)
         return own.reshape(R, H, 1, D)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from luthier.core.errors import ConfigError, ModelError, RunError
+from luthier.core.errors import ConfigError, RunError
 from luthier.core.hashing import digest, sha256_file
 from luthier.generate.engine import Engine
 from luthier.models.catalogue import resolve
 from luthier.models.load import inspect_folder
-from luthier.models.lora import CONFIG, base_name
-from luthier.pipeline.open import open_engine, tuned_folder
+from luthier.models.lora import CONFIG
+from luthier.pipeline.open import base_of, open_engine, shared_text, tuned_folder
 from luthier.pipeline.prepare import DTYPE_FACT
 from luthier.pipeline.settings import Settings, load_settings
 from luthier.serve.chat import Conversation, Voice, open_conversation
@@ -97,17 +97,7 @@ def _fingerprint(path: Path, precision: Precision, adapter: Path | None = None) 
 
 def _adapter(adapter: Path, base: str | None) -> _Opened:
     """An adapter in PEFT's format, saved here or elsewhere, on the base model that is given or that it names itself."""
-    return _with_adapter(_base_of(adapter) if base is None else resolve(base), choose_precision("auto"), adapter)
-
-
-def _base_of(adapter: Path) -> Path:
-    name, fix = base_name(adapter), f"name its base model: luthier chat {adapter} --model FOLDER"
-    if not name:
-        raise ModelError("the adapter does not say which base model it belongs to", where=str(adapter), fix=fix)
-    try:
-        return resolve(name)
-    except ModelError as error:
-        raise ModelError(f"the adapter's base model {name!r} is not on this machine", where=str(adapter), fix=fix) from error
+    return _with_adapter(base_of(adapter, command="chat") if base is None else resolve(base), choose_precision("auto"), adapter)
 
 
 def _run(folder: RunFolder) -> _Opened:
@@ -119,17 +109,4 @@ def _run(folder: RunFolder) -> _Opened:
         opened = _with_adapter(path, precision, trained)
     else:
         opened = _Opened(voice=_alone(TUNED, trained, precision), base=lambda: _alone(BASE, path, precision))
-    return replace(opened, system=_shared(folder, "system"), instruction=_shared(folder, "instruction"))
-
-
-def _shared(folder: RunFolder, name: str) -> str:
-    """The system text or instruction that all training rows have in common, or nothing."""
-    import json
-
-    found: set[str] = set()
-    with folder.split_file("train").open(encoding="utf-8") as rows:
-        for row in rows:
-            found.add(str(json.loads(row)[name]))
-            if len(found) > 1:
-                return ""
-    return found.pop() if found else ""
+    return replace(opened, system=shared_text(folder, "system"), instruction=shared_text(folder, "instruction"))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luthier.core.errors import RunError
+from luthier.core.errors import ModelError, RunError
 from luthier.core.hashing import digest, sha256_file
 from luthier.generate.engine import MAX_ACTIVE, Engine
 from luthier.generate.local import LocalModel
 from luthier.models.backbone import use_layout_attention
+from luthier.models.catalogue import resolve
 from luthier.models.load import inspect_folder, open_model
-from luthier.models.lora import load_adapter
+from luthier.models.lora import base_name, load_adapter
 from luthier.models.tokenizer import open_tokenizer
 from luthier.models.voices import Voices
 from luthier.store.layout import RunFolder
@@ -38,7 +40,7 @@ def open_local(model_path: Path, precision: Precision, *, adapter: Path | None =
     model.eval()
     adapter_sha256 = sha256_file(adapter / "adapter_model.safetensors") if adapter is not None else ""
     return LocalModel(
-        model=model,
+        voices=Voices(model, {"tuned": "default"} if adapter is not None else None),
         encoder=open_chat(open_tokenizer(model_path)),
         fingerprint=digest([info.sha256, adapter_sha256, str(precision.dtype)]),
         context=info.context,
@@ -84,3 +86,25 @@ def tuned_folder(folder: RunFolder) -> Path:
     if (folder.model / "config.json").is_file():
         return folder.model
     raise RunError("nothing was trained here yet", where=str(folder.root), fix="finish it with the command that started it: luthier run …")
+
+
+def base_of(adapter: Path, *, command: str) -> Path:
+    """The base model an adapter folder names. `command` is the luthier command of the remedy. Raises ModelError."""
+    name, fix = base_name(adapter), f"name its base model: luthier {command} {adapter} --model FOLDER"
+    if not name:
+        raise ModelError("the adapter does not say which base model it belongs to", where=str(adapter), fix=fix)
+    try:
+        return resolve(name)
+    except ModelError as error:
+        raise ModelError(f"the adapter's base model {name!r} is not on this machine", where=str(adapter), fix=fix) from error
+
+
+def shared_text(folder: RunFolder, name: str) -> str:
+    """The `system` text or `instruction` that all training rows of a run have in common, or nothing."""
+    found: set[str] = set()
+    with folder.split_file("train").open(encoding="utf-8") as rows:
+        for row in rows:
+            found.add(str(json.loads(row)[name]))
+            if len(found) > 1:
+                return ""
+    return found.pop() if found else ""

@@ -11,9 +11,9 @@ Labels are positions, never ids, so a padding token that is also the end token s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from luthier.core.errors import InputError, ModelError
 from luthier.core.types import Example, Message, TokenRow
@@ -41,10 +41,15 @@ class ChatEncoder:
     head_controls: int  # control tokens the template writes between generation prompt and answer
     tail: str | None  # what it writes behind the answer, where that holds no control token; None where it does
 
-    def encode_prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Ids up to where the model begins to answer, with exactly one BOS if the model has one. Raises InputError."""
-        marked, marks = self._mark(messages)
-        return tuple(self._encode_prompt_text(self._render(marked, is_prompt=True), marks))
+    def encode_prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, object]] = ()) -> tuple[int, ...]:
+        """Ids up to where the model begins to answer, with exactly one BOS if the model has one. Raises InputError.
+
+        `tools` are shown as the model's template shows them; a template without a place for them is an error, for they would be lost.
+        """
+        if not tools:
+            marked, marks = self._mark(messages)
+            return tuple(self._encode_prompt_text(self._render(marked, is_prompt=True), marks))
+        return tuple(self._encode_with_tools(messages, tools))
 
     def encode_example(self, example: Example) -> TokenRow:
         """Prompt, response and end of turn; of a preference pair the wanted response. Raises InputError with file and line.
@@ -96,6 +101,19 @@ class ChatEncoder:
             return render_plain(messages)
         turns = fold_system(messages) if self.folds_system else messages
         return render_chat(self.tokenizer, turns, add_generation_prompt=is_prompt)
+
+    def _encode_with_tools(self, messages: Sequence[Message], tools: Sequence[Mapping[str, object]]) -> list[int]:
+        strings = [text for tool in tools for text in _strings(tool)]
+        contents = [*(message.content for message in messages), *strings]
+        _refuse_surrogates(contents)
+        marks = pick_marks(contents)
+        marked = [Message(role=m.role, content=mark_content(self.controls, m.content, marks)) for m in messages]
+        shown = [cast("dict[str, object]", _mark_strings(tool, self.controls, marks)) for tool in tools]
+        turns = fold_system(marked) if self.folds_system else marked
+        text = render_chat(self.tokenizer, turns, add_generation_prompt=True, tools=shown) if self.is_chat else ""
+        if text == (render_chat(self.tokenizer, turns, add_generation_prompt=True) if self.is_chat else ""):
+            raise InputError("the model's chat template has no place for tools", fix="describe them in the system message")
+        return tokenise(self.tokenizer, self.controls, text, marks)
 
     def _encode_prompt_text(self, text: str, marks: Marks) -> list[int]:
         ids = tokenise(self.tokenizer, self.controls, text, marks)
@@ -243,6 +261,26 @@ def _bos_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     bare: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]  # pyright: ignore[reportAssignmentType]
     at = next((n for n in range(len(ids) - len(bare) + 1) if ids[n : n + len(bare)] == bare), 0)
     return tuple(ids[:at])
+
+
+def _strings(value: object) -> list[str]:
+    """Every text in a JSON value, keys too."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        pairs = cast("Mapping[str, object]", value)
+        return [text for key, inner in pairs.items() for text in (key, *_strings(inner))]
+    return [text for inner in cast("list[object]", value) for text in _strings(inner)] if isinstance(value, list) else []
+
+
+def _mark_strings(value: object, controls: Controls, marks: Marks) -> object:
+    """A JSON value with the control spellings of its texts marked."""
+    if isinstance(value, str):
+        return mark_content(controls, value, marks)
+    if isinstance(value, Mapping):
+        pairs = cast("Mapping[str, object]", value)
+        return {mark_content(controls, key, marks): _mark_strings(inner, controls, marks) for key, inner in pairs.items()}
+    return [_mark_strings(inner, controls, marks) for inner in cast("list[object]", value)] if isinstance(value, list) else value
 
 
 def _refuse_surrogates(contents: Sequence[str]) -> None:
