@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import pty
 import re
-import select
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +15,6 @@ from tests.fixtures.tiny_model import make_tiny_model
 
 from luthier.cli.main import main
 
-LUTHIER = [sys.executable, "-m", "luthier"]
 Say = Callable[..., tuple[int, str, str]]
 
 
@@ -134,78 +127,3 @@ def test_two_models_answer(say: Say, model: Path) -> None:
     assert code == 0 and re.search(r"^\[model\] ", out, re.M) and re.search(r"^\[other\] ", out, re.M)
     code, _, err = say(*words, "--compare", "base")
     assert code == 2 and "no base model" in err
-
-
-# ---------------------------------------------------------------- at a terminal
-
-
-class Terminal:
-    """The command on a pseudo terminal, and everything it wrote there."""
-
-    def __init__(self, words: list[str], cache: Path, columns: int = 80) -> None:
-        self.child, slave = pty.openpty()
-        env = {**os.environ, "LUTHIER_CACHE": str(cache), "COLUMNS": str(columns), "TERM": "dumb"}
-        self.process = subprocess.Popen(
-            [*LUTHIER, *words], stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True, close_fds=True
-        )
-        os.close(slave)
-        self.seen = ""
-
-    def until(self, wanted: str, timeout_s: float = 60.0) -> str:
-        """What was written up to and with `wanted`, a regular expression, since the last call."""
-        deadline = time.monotonic() + timeout_s
-        while not (found := re.search(wanted, self.seen)):
-            assert time.monotonic() < deadline, f"no {wanted!r} in {self.seen!r}"
-            if select.select([self.child], [], [], 0.2)[0]:
-                try:
-                    self.seen += os.read(self.child, 65536).decode("utf-8", "replace")
-                except OSError as error:  # the other end is closed
-                    raise AssertionError(f"it left before {wanted!r}: {self.seen!r}") from error
-        part, self.seen = self.seen[: found.end()], self.seen[found.end() :]
-        return part
-
-    def type(self, text: str) -> None:
-        os.write(self.child, text.encode())
-
-    def interrupt(self) -> None:
-        os.kill(self.process.pid, signal.SIGINT)
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-def test_ctrl_c_stops_the_answer_and_then_leaves(model: Path, cache: Path) -> None:
-    terminal = Terminal(["chat", str(model), "--max-new-tokens", "400"], cache)
-    terminal.until("/help says what else there is")
-    terminal.until("> ")
-    terminal.type("hello\n")
-    terminal.until(r"hello\r?\n.")  # the first characters are there, hundreds of tokens before the end
-    terminal.interrupt()
-    terminal.until(r"\(stopped\)")
-    terminal.until("> ")
-    terminal.type("/bad\n")
-    terminal.until(r"is marked bad")
-    terminal.until("> ")
-    terminal.interrupt()
-    terminal.until(r"to go on: luthier chat \S+ --continue")
-    assert terminal.process.wait(timeout=30) == 130
-    [path] = (cache / "chat").rglob("*.jsonl")
-    turn = json.loads(path.read_text(encoding="utf-8").splitlines()[1])["answers"][0]
-    assert turn["finish"] == "cancelled" and 0 < turn["num_new_tokens"] < 400
-
-
-def test_side_by_side_on_a_terminal(model: Path, cache: Path) -> None:
-    terminal = Terminal(["chat", str(model), "--compare", str(model.parent / "other"), "--max-new-tokens", "30"], cache)
-    terminal.until("> ")
-    terminal.type("hello\n")
-    table = terminal.until(r"model +│ other\r?\n─+┼─+\r?\n(.*│.*\n)+")
-    assert "\x1b" not in table.replace("\x1b[?2004l", "").replace("\x1b[?2004h", "")  # readline's own, around the typed line
-    terminal.until("> ")
-    terminal.type("/edit [other] better\n")
-    terminal.until(r"-1:other is marked edited")
-    terminal.until("> ")
-    terminal.type("quit\n")
-    terminal.until("rows of what you marked: luthier feedback")
-    assert terminal.process.wait(timeout=30) == 0

@@ -93,9 +93,9 @@ def answer_one(talk: Talk, text: str, drawing: Drawing, listener: Listener) -> C
     asked = prepare_turn(talk.conversation, text, drawing)
     for one in asked:
         if one.num_dropped:
-            turns = "oldest turn is" if one.num_dropped == 1 else f"{one.num_dropped} oldest turns are"
+            turns, them = ("oldest turn is", "it") if one.num_dropped == 1 else (f"{one.num_dropped} oldest turns are", "them")
             who = f" to {one.voice.name}" if len(asked) > 1 else ""
-            note(f"the {turns} not shown{who} any more: with them, the prompt would not fit the model (/reset forgets all)")
+            note(f"the {turns} not shown{who} any more: with {them}, the prompt would not fit the model (/reset forgets all)")
     cells = column_cells(len(asked)) if listener.is_shown and len(asked) > 1 else None
     names = [one.voice.name for one in asked]
     with _shown(names, cells, is_shown=listener.is_shown) as (on_piece, on_end), _interruptible(listener) as should_stop:

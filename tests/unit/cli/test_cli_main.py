@@ -250,6 +250,7 @@ def test_every_command_has_json_debug_help_and_exit_codes() -> None:
         "report",
         "chat",
         "feedback",
+        "serve",
         "models list",
         "models pull",
         "init",
