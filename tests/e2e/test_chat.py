@@ -93,7 +93,7 @@ def test_tomorrow_it_goes_on(say: Say, model: Path, tmp_path: Path) -> None:
 
 
 def test_marked_answers_become_rows_that_check_reads(say: Say, model: Path, tmp_path: Path) -> None:
-    script = b"where is my card\n/edit card_arrival\nI lost it\n/edit lost_card\n/good\nhello\n/bad\n"
+    script = b"where is my card\n/edit card_arrival\nI lost it\n/edit lost_card\nhello\n/bad\n"
     assert say("chat", str(model), "--lines", "--max-new-tokens", "3", piped=script)[0] == 0
     code, out, _ = say("feedback", str(model), "--list", "--json")
     ids = [answer["id"] for answer in json.loads(out)["answers"]]

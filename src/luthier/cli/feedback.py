@@ -12,7 +12,6 @@ from luthier.cli.options import Flag
 
 if TYPE_CHECKING:
     from luthier.core.chat import AnswerMark
-    from luthier.pipeline.feedback import RowKind
 
 TARGET = Argument(name="run", help="What was talked to: a run, adapter or model; or the file of one conversation.")
 FLAGS = (
@@ -46,7 +45,7 @@ def feedback(given: Given) -> Outcome:
     if wishes == ["list"]:
         return list_answers(target)
     if wishes == ["out"]:
-        return write_rows(target, Path(str(given.values["out"])).expanduser(), cast("RowKind", kind))
+        return write_rows(target, Path(str(given.values["out"])).expanduser(), kind)
     answer_id, text = cast("tuple[str, str]", given.values[wishes[0]])
     if wishes == ["edit"]:
         return mark_answer(target, answer_id, "edited", text)

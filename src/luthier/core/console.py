@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TextIO
 
 from luthier.core.errors import InputError
@@ -62,7 +63,7 @@ def ask(prompt: str) -> str | None:
     """One line from stdin without its newline, None at its end. The prompt is shown only when a person is there, who can edit the line."""
     if sys.stdin.isatty() and sys.stdout.isatty():
         with contextlib.suppress(ImportError):  # systems without it edit lines themselves
-            import readline  # noqa: F401  `input` uses it once it is there
+            import_module("readline")  # `input` uses it once it is there
 
         try:
             return input(prompt)

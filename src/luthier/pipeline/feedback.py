@@ -103,15 +103,15 @@ def write_rows(target: str, out: Path, kind: RowKind) -> dict[str, object]:
     _refuse_other_content(out)
     atomic_write_text(out, "".join(f"{_as_line(row)}\n" for row in rows))
     marks = {mark: sum(one.answer.mark == mark for one in said) for mark in ("good", "bad", "edited")}
-    lines = [
-        f"{len(rows)} {kind} rows written to {out} (answers marked good: {marks['good']}, bad: {marks['bad']}, edited: {marks['edited']})"
-    ]
+    counts = ", ".join(f"{mark}: {count}" for mark, count in marks.items())
+    lines = [f"{len(rows)} {kind} row{'s' * (len(rows) != 1)} written to {out} (answers marked {counts})"]
     if kind == "training" and marks["bad"]:
         lines.append(f"A bad answer without a better one teaches nothing here: {marks['bad']} left out (--edit ID TEXT, or --kind kto).")
     num_talks = sum(columns != {} and "history" in row for row in rows)
     if num_talks:
+        held_by = ", ".join(columns.values())
         lines.append(
-            f"{num_talks} rows have earlier turns, which columns ({', '.join(columns)}) cannot hold: they need a file and run of their own."
+            f"{num_talks} of them with earlier turns, which columns ({held_by}) cannot hold: these need a file and run of their own."
         )
     lines.append(f"To look them over: luthier check {out}")
     return {"lines": lines, "json": {"rows": len(rows), "kind": kind, "out": str(out), "marks": marks}}

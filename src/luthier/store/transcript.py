@@ -126,7 +126,11 @@ def _opened(record: Mapping[str, object], path: Path) -> ChatTranscript:
         raise ValueError(f"found event {record['event']!r}, schema {record.get('schema')!r}; expected 'opened', {SCHEMA}")
     return ChatTranscript(
         path=str(path),
-        **{key: _text(record, key) for key in ("id", "time", "target", "system", "instruction")},
+        id=_text(record, "id"),
+        time=_text(record, "time"),
+        target=_text(record, "target"),
+        system=_text(record, "system"),
+        instruction=_text(record, "instruction"),
     )
 
 
@@ -139,7 +143,7 @@ def _replayed(transcript: ChatTranscript, record: Mapping[str, object]) -> ChatT
             if mark is not None and mark not in MARKS:
                 raise ValueError(f"found mark {mark!r}, expected one of {', '.join(MARKS)}")
             edited = None if record["edited"] is None else _text(record, "edited")
-            return _marked(transcript, _text(record, "id"), cast("AnswerMark | None", mark), edited)
+            return _marked(transcript, _text(record, "id"), mark, edited)
         case "reset":
             return replace(transcript, num_forgotten=len(transcript.turns))
         case other:

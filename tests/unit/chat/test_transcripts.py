@@ -194,7 +194,7 @@ def test_rows_of_a_run_carry_its_columns(talk: Path, tmp_path: Path) -> None:
     said = write_rows(str(run), tmp_path / "rows.jsonl", "training")
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(row.get("text"), row.get("category")) for row in rows][1] == ("card?", "card_arrival")
-    assert "text" not in rows[3] and "1 rows have earlier turns" in said["lines"][2]  # type: ignore[index]
+    assert "text" not in rows[3] and "1 of them with earlier turns, which columns (text, category) cannot hold" in said["lines"][2]  # type: ignore[index]
 
 
 def test_where_conversations_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
