@@ -108,24 +108,19 @@ def plan_arms(
     as_is = (_Way(params={}, build=zero_shot),)
     retrieved = _retrieved_ways(plan, partial(with_shots, shared=plan.shared))
     tuned_retrieved = _retrieved_ways(plan, with_trained_shots)
+    bare = Shared(system=None, instruction=None)  # the turn of a tuned model says all, as it was trained
     return (
         *_floors(plan),
         _arm(plan, "zero-shot", "prompt", "The item as it is.", as_is),
         _arm(plan, "instructed", "prompt", "The instruction with the exact form of the answer.", _instructed_ways(plan)),
         _arm(plan, "few-shot", "prompt", "The same solved examples before every item.", _fixed_ways(plan)),
         _arm(plan, "few-shot retrieved", "prompt", "The most similar solved examples before each item.", retrieved),
-        *_grounded(plan, "documents", "prompt", "The passages of the reference documents that match an item before it.", plan.shared),
+        *_grounded(plan, "documents", "prompt", "Matching passages of the reference documents before each item.", plan.shared),
         _arm(plan, "tuned", "tuned", "The fine-tuned model, prompted as trained.", as_is),
         _arm(
             plan, "tuned + retrieval", "tuned", "The fine-tuned model, the most similar solved examples before each item.", tuned_retrieved
         ),
-        *_grounded(
-            plan,
-            "tuned + documents",
-            "tuned",
-            "The fine-tuned model, the passages of the reference documents that match an item before it.",
-            Shared(system=None, instruction=None),
-        ),
+        *_grounded(plan, "tuned + documents", "tuned", "The fine-tuned model, matching passages of the documents before each item.", bare),
     )
 
 
