@@ -77,6 +77,6 @@ def decode(
         if not active:
             return written
         if len(active) < COMPACT_BELOW * len(rows):
-            batch.leave([line for line, row in enumerate(rows) if ended[row]])
-            tokens, rows = [tokens[line] for line in active], [rows[line] for line in active]
+            order = batch.leave([line for line, row in enumerate(rows) if ended[row]])
+            tokens, rows = [tokens[line] for line in order], [rows[line] for line in order]
         logits_RV = batch.step(tokens)

@@ -283,7 +283,4 @@ class Engine:
                 start = len(line.prefix.ids)
                 ids = (*answer.prompt, *answer.written)[: start + len(line.own)]
                 self._cache.add(answer.voice, ids, self._rows.own_kv(r, 0, len(line.own)), start=start)
-        gone = set(rows)
-        kept = [r for r in range(len(self._active)) if r not in gone]
-        self._rows.leave(rows)
-        self._active = [self._active[r] for r in kept]
+        self._active = [self._active[r] for r in self._rows.leave(rows)]

@@ -53,7 +53,7 @@ def read_prefix(voices: Voices, ids: Sequence[int], *, voice: str = "", behind: 
 
 @dataclass(slots=True)
 class Rows:
-    """The batch. `lines[r]` describes row r; rows keep their order when others leave."""
+    """The batch. `lines[r]` describes row r; some move when others leave."""
 
     voices: Voices
     lines: list[Line] = field(default_factory=list[Line])
@@ -117,16 +117,18 @@ class Rows:
         h_R1E = self.voices.states(ids_R1, position_R[:, None], layout, [line.voice for line in self.lines])
         return self.voices.logits(h_R1E[:, 0])
 
-    def leave(self, rows: Sequence[int]) -> None:
-        """Drop rows; those behind move up."""
+    def leave(self, rows: Sequence[int]) -> list[int]:
+        """Drop rows; the last ones move into their places, so that few are copied. Returns the old row of each that is left."""
         gone = set(rows)
-        kept = [r for r in range(len(self.lines)) if r not in gone]
-        if self._store is not None:
-            for to, r in enumerate(kept):
-                if to != r:
-                    n = len(self.lines[r].own)
-                    self._store[:, :, to, :n] = self._store[:, :, r, :n]
-        self.lines = [self.lines[r] for r in kept]
+        num_left = len(self.lines) - len(gone)
+        movers = [r for r in range(num_left, len(self.lines)) if r not in gone]
+        order = [movers.pop() if r in gone else r for r in range(num_left)]
+        for to, r in enumerate(order):
+            if to != r and self._store is not None:
+                n = len(self.lines[r].own)
+                self._store[:, :, to, :n] = self._store[:, :, r, :n]
+        self.lines = [self.lines[r] for r in order]
+        return order
 
     def own_kv(self, row: int, start: int, end: int) -> Tensor:
         """A copy of keys and values of a row's own tokens `start` to `end`, [L, 2, n, K, D]."""
