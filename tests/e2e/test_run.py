@@ -130,7 +130,7 @@ def test_decide_again_needs_no_model(finished: dict, place: Path) -> None:
 
 
 def test_chat_with_run_and_base(finished: dict, place: Path) -> None:
-    done = _go([*LUTHIER, "chat", str(place / "whole"), "--compare", "-p", "where is my money", "--max-new-tokens", "5"])
+    done = _go([*LUTHIER, "chat", str(place / "whole"), "--compare", "base", "-p", "where is my money", "--max-new-tokens", "5"])
     assert done.returncode == 0, done.stderr
     assert re.search(r"^\[tuned\] ", done.stdout, re.M) and re.search(r"^\[base\] ", done.stdout, re.M)
 

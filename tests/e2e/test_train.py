@@ -70,7 +70,7 @@ def test_what_another_method_leaves_can_be_talked_to(place: Path, method: str) -
     said = _go([sys.executable, "-m", "luthier", "chat", str(place / method), "-p", "where is my money", "--max-new-tokens", "3"])
     assert said.returncode == 0, said.stderr
     if result["model"]:
-        alone = _go([sys.executable, "-m", "luthier", "chat", result["model"], "-p", "where is my money", "--max-new-tokens", "3"])
+        alone = _go([sys.executable, "-m", "luthier", "chat", result["model"], "-p", "where is my money", "--max-new-tokens", "3", "-n"])
         assert alone.returncode == 0, alone.stderr  # a model folder like any other
 
 

@@ -235,8 +235,8 @@ def test_the_command_talks_to_adapters_from_here_and_elsewhere_as_peft_does(
     for adapter in (elsewhere, here):
         theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), str(adapter)).eval()
         want = _greedy(theirs, folder, "where is my card")
-        words = ("chat", str(adapter), "--model", str(folder), "-p", "where is my card", "--max-new-tokens", "12")
-        got = command(*words, "--compare")["turns"][0]["answers"]
+        words = ("chat", str(adapter), "--model", str(folder), "-p", "where is my card", "--max-new-tokens", "12", "--no-log")
+        got = command(*words, "--compare", "base")["turns"][0]["answers"]
         assert got["tuned"] == want
         answers |= {got["tuned"], got["base"]}
     assert len(answers) == 3  # and the adapters are really used
@@ -245,7 +245,7 @@ def test_the_command_talks_to_adapters_from_here_and_elsewhere_as_peft_does(
 def test_an_adapter_knows_its_base_and_says_when_it_is_not_there(
     elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: Command
 ) -> None:
-    found = command("chat", str(elsewhere), "-p", "hello", "--max-new-tokens", "2")  # peft recorded the folder of its base
+    found = command("chat", str(elsewhere), "-p", "hello", "--max-new-tokens", "2", "--no-log")  # peft recorded the folder of its base
     assert found["turns"][0]["answers"]["tuned"] is not None
     config = json.loads((elsewhere / "adapter_config.json").read_text(encoding="utf-8"))
     for name, said in (("acme/unknown-7b", "'acme/unknown-7b' is not on this machine"), (None, "does not say which base model")):

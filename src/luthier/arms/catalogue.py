@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from luthier.arms.classic import lazy_classifier
+from luthier.arms.documents import Grounding, PassageIndex, index_passages, with_passages
 from luthier.arms.floor import majority, nearest_neighbour
 from luthier.arms.index import RetrievalIndex, build_index
 from luthier.arms.prompts import (
@@ -27,10 +28,11 @@ from luthier.arms.prompts import (
 from luthier.arms.wordings import NUM_WORDINGS, reminder, wordings
 from luthier.core.errors import ConfigError, InputError
 from luthier.core.types import ArmFamily, Example, Message, TaskProfile
+from luthier.data.documents import Documents, Passage
 
 ARM_NAMES = (
     "majority", "nearest neighbour", "TF-IDF + logistic regression", "zero-shot", "instructed", "instruction optimised", "few-shot",
-    "few-shot retrieved", "tuned", "tuned + retrieval",
+    "few-shot retrieved", "documents", "tuned", "tuned + retrieval", "tuned + documents",
 )  # fmt: skip
 NUM_DRAWS = 2  # fixed few-shot: different draws of shots tried for each k
 MAX_SAMPLE_ROWS = 16  # training rows on which prompt lengths are measured
@@ -46,6 +48,7 @@ class _Way:
     params: Mapping[str, str]
     build: Build
     whole: Build | None = None
+    passages: Callable[[Example], tuple[Passage, ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +62,25 @@ class _Plan:
     seed: int
     shots: tuple[int, ...]
     max_prompt_chars: int
+    documents: PassageIndex | None
+    num_passages: tuple[int, ...]
 
 
 def plan_arms(
-    train: Sequence[Example], profile: TaskProfile, *, seed: int, shots: Sequence[int] = (2, 4, 8), max_prompt_chars: int
+    train: Sequence[Example],
+    profile: TaskProfile,
+    *,
+    seed: int,
+    shots: Sequence[int] = (2, 4, 8),
+    max_prompt_chars: int,
+    documents: Documents | None = None,
+    num_passages: Sequence[int] = (1, 2, 4),
 ) -> tuple[Arm, ...]:
     """All arms of a run; the same training rows and seed give the same arms, whatever the order of the rows.
 
-    The arms with a choice get the same number of candidates: 2 x len(shots), up to the 6 forms there are of "instructed".
+    With `documents` there are two more: passages of them before each item, with the base and with the tuned model.
+    The arms with a choice get the same number of candidates: 2 x len(shots), up to the 6 forms there are of "instructed". The
+    caller gives as many `num_passages` as `shots`.
     A candidate whose prompt would exceed `max_prompt_chars` (characters of all messages) on most rows, or that asks for
     more shots than there are rows, is left out, and the arm's description says so; an arm left without candidates has
     `failed` set. A retrieved prompt drops its farthest shots where an item is too long. Nothing else is ever shortened.
@@ -88,21 +102,61 @@ def plan_arms(
         seed=seed,
         shots=tuple(shots),
         max_prompt_chars=max_prompt_chars,
+        documents=None if documents is None else index_passages(documents),
+        num_passages=tuple(num_passages),
     )
     as_is = (_Way(params={}, build=zero_shot),)
     retrieved = _retrieved_ways(plan, partial(with_shots, shared=plan.shared))
     tuned_retrieved = _retrieved_ways(plan, with_trained_shots)
+    bare = Shared(system=None, instruction=None)  # the turn of a tuned model says all, as it was trained
     return (
         *_floors(plan),
         _arm(plan, "zero-shot", "prompt", "The item as it is.", as_is),
         _arm(plan, "instructed", "prompt", "The instruction with the exact form of the answer.", _instructed_ways(plan)),
         _arm(plan, "few-shot", "prompt", "The same solved examples before every item.", _fixed_ways(plan)),
         _arm(plan, "few-shot retrieved", "prompt", "The most similar solved examples before each item.", retrieved),
+        *_grounded(plan, "documents", "prompt", "Matching passages of the reference documents before each item.", plan.shared),
         _arm(plan, "tuned", "tuned", "The fine-tuned model, prompted as trained.", as_is),
         _arm(
             plan, "tuned + retrieval", "tuned", "The fine-tuned model, the most similar solved examples before each item.", tuned_retrieved
         ),
+        *_grounded(plan, "tuned + documents", "tuned", "The fine-tuned model, matching passages of the documents before each item.", bare),
     )
+
+
+def _grounded(plan: _Plan, name: str, family: ArmFamily, description: str, shared: Shared) -> tuple[Arm, ...]:
+    """The arm with passages of the documents, where there are any: their number, and the best match first or last."""
+    if plan.documents is None:
+        return ()
+    ways: list[_Way] = []
+    for nearest_last in (True, False):
+        for k in plan.num_passages:
+            grounding = Grounding(
+                index=plan.documents, k=k, nearest_last=nearest_last, shared=shared, max_prompt_chars=plan.max_prompt_chars
+            )
+            unbounded = replace(grounding, max_prompt_chars=None)
+            ways.append(
+                _Way(  # "retrieved": a tuned arm with it is a joint one to the verdict
+                    params={
+                        "retrieved passages": str(k),
+                        "order": f"best match {'last' if nearest_last else 'first'}",
+                        "documents": plan.documents.documents.digest,
+                    },
+                    build=partial(_show_passages, grounding=grounding, query=plan.index.query_text),
+                    whole=partial(_show_passages, grounding=unbounded, query=plan.index.query_text),
+                    passages=partial(_passages_of, grounding=grounding, query=plan.index.query_text),
+                )
+            )
+    found = f" {plan.documents.documents.described}."
+    return (_arm(plan, name, family, description + found, ways),)
+
+
+def _passages_of(example: Example, *, grounding: Grounding, query: Callable[[Example], str]) -> tuple[Passage, ...]:
+    return grounding.passages(example, query(example))
+
+
+def _show_passages(example: Example, *, grounding: Grounding, query: Callable[[Example], str]) -> tuple[Message, ...]:
+    return with_passages(example, grounding.passages(example, query(example)), shared=grounding.shared)
 
 
 def _floors(plan: _Plan) -> tuple[Arm, ...]:
@@ -205,7 +259,8 @@ def _arm(plan: _Plan, name: str, family: ArmFamily, description: str, ways: Sequ
     """The arm with the candidates that fit; what was left out, and why, at the end of the description."""
     sample = plan.rows[:: max(1, len(plan.rows) // MAX_SAMPLE_ROWS)][:MAX_SAMPLE_ROWS]
     candidates: list[Candidate] = []
-    too_few = [str(k) for k in plan.shots if k > len(plan.rows)] if name not in ("zero-shot", "instructed", "tuned") else []
+    takes_shots = name in ("few-shot", "few-shot retrieved", "tuned + retrieval")
+    too_few = [str(k) for k in plan.shots if k > len(plan.rows)] if takes_shots else []
     left_out = [f"k = {', '.join(too_few)}: there are only {len(plan.rows)} training rows"] if too_few else []
     for way in ways:
         whole = statistics.median_low(num_chars((way.whole or way.build)(row)) for row in sample)
@@ -214,7 +269,7 @@ def _arm(plan: _Plan, name: str, family: ArmFamily, description: str, ways: Sequ
             left_out.append(f"{params}: {whole:,} characters, more than {plan.max_prompt_chars:,}")
             continue
         prompt_chars = statistics.median_low(num_chars(way.build(row)) for row in sample)
-        candidates.append(Candidate(params=way.params, build=way.build, prompt_chars=prompt_chars))
+        candidates.append(Candidate(params=way.params, build=way.build, prompt_chars=prompt_chars, passages=way.passages))
     notes = f" Left out: {'; '.join(left_out)}." if left_out else ""
     return Arm(
         name=name,

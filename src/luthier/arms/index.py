@@ -8,9 +8,26 @@ from dataclasses import dataclass
 
 import bm25s
 import numpy as np
+from numpy.typing import NDArray
 
 from luthier.core.errors import InputError
 from luthier.core.types import Example
+
+
+@dataclass(frozen=True, slots=True)
+class WordIndex:
+    """BM25 over some texts. Build it with `index_words`."""
+
+    num_texts: int
+    vocabulary: dict[str, int]
+    bm25: bm25s.BM25 | None  # None: no text holds any word
+
+    def scores(self, text: str) -> NDArray[np.float32]:
+        """How well each indexed text matches this one; 0.0 means no word in common."""
+        ids = sorted(self.vocabulary[word] for word in set(words(text)) if word in self.vocabulary)
+        if self.bm25 is None or not ids:
+            return np.zeros(self.num_texts, dtype=np.float32)
+        return np.asarray(self.bm25.get_scores_from_ids(ids), dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +36,7 @@ class RetrievalIndex:
 
     examples: tuple[Example, ...]
     by_user_text: bool  # the rows differ in their instructions, so these take part
-    vocabulary: dict[str, int]
-    bm25: bm25s.BM25 | None  # None: no row holds any word
+    words: WordIndex
 
     def query_text(self, example: Example) -> str:
         """The part of an example that is searched for: what varies from row to row."""
@@ -38,11 +54,7 @@ class RetrievalIndex:
         """As `search`, with the BM25 score of each row; 0.0 means no word in common."""
         if k <= 0:
             return ()
-        ids = sorted(self.vocabulary[word] for word in set(words(text)) if word in self.vocabulary)
-        if self.bm25 is None or not ids:
-            scores = np.zeros(len(self.examples), dtype=np.float32)
-        else:
-            scores = np.asarray(self.bm25.get_scores_from_ids(ids), dtype=np.float32)
+        scores = self.words.scores(text)
         # Rows stand in order of id, so a stable sort breaks ties by id. One more than k, in case one is excluded.
         order = np.argsort(-scores, kind="stable")[: k + 1]
         found = [(self.examples[int(i)], float(scores[int(i)])) for i in order]
@@ -59,17 +71,23 @@ def build_index(examples: Iterable[Example]) -> RetrievalIndex:
     if not rows:
         raise InputError("no training row to retrieve from", fix="add rows with a wanted response to the training data")
     by_user_text = len({row.instruction for row in rows}) > 1
-    documents = [words(_varying_text(row, by_user_text=by_user_text)) for row in rows]
+    texts = [_varying_text(row, by_user_text=by_user_text) for row in rows]
+    return RetrievalIndex(examples=rows, by_user_text=by_user_text, words=index_words(texts))
+
+
+def index_words(texts: Sequence[str]) -> WordIndex:
+    """Index texts by their words (Lucene's BM25, k1 = 1.5, b = 0.75)."""
+    documents = [words(text) for text in texts]
     vocabulary: dict[str, int] = {}
     for document in documents:
         for word in document:
             vocabulary.setdefault(word, len(vocabulary))
     if not vocabulary:
-        return RetrievalIndex(examples=rows, by_user_text=by_user_text, vocabulary={}, bm25=None)
-    bm25 = bm25s.BM25()  # Lucene's BM25, k1 = 1.5, b = 0.75
+        return WordIndex(num_texts=len(texts), vocabulary={}, bm25=None)
+    bm25 = bm25s.BM25()
     corpus = ([[vocabulary[word] for word in document] for document in documents], vocabulary)
     bm25.index(corpus, create_empty_token=False, show_progress=False)
-    return RetrievalIndex(examples=rows, by_user_text=by_user_text, vocabulary=vocabulary, bm25=bm25)
+    return WordIndex(num_texts=len(texts), vocabulary=vocabulary, bm25=bm25)
 
 
 def _varying_text(example: Example, *, by_user_text: bool) -> str:

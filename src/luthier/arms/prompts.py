@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from luthier.core.types import ArmFamily, Example, Message
+from luthier.data.documents import Passage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class Candidate:
     params: Mapping[str, str]
     build: Callable[[Example], tuple[Message, ...]]
     prompt_chars: int = 0  # median over a sample of training rows; breaks ties on dev
+    passages: Callable[[Example], tuple[Passage, ...]] | None = None  # what `build` shows an item of the documents; None: nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

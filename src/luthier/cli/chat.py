@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -12,65 +12,102 @@ from luthier.cli.command import Argument, Given, Outcome, add_command
 from luthier.cli.options import Flag
 
 if TYPE_CHECKING:
-    from luthier.serve.chat import Conversation
+    from luthier.core.chat import ChatTurn
+    from luthier.serve.chat import Drawing
 
 TARGET = Argument(name="run", help="Folder of a finished run or of an adapter, or a model's name or folder.")
-MODEL = Flag(names=("--model",), type=str, help="Base model of an adapter; default: the one the adapter names.")
-COMPARE = Flag(names=("--compare",), type=bool, help="Let the base model answer too.")
-SYSTEM = Flag(names=("--system",), type=str, help="System prompt; default: the one of the training rows.")
-PROMPT = Flag(names=("--prompt", "-p"), type=str, help="Answer this one prompt and exit.")
-LENGTH = Flag(names=("--max-new-tokens",), type=int, help="Longest answer in tokens; default: 256.")
+FLAGS = (
+    Flag(names=("--model",), type=str, help="Base model of an adapter; default: the one the adapter names."),
+    Flag(names=("--compare",), type=str, help="Let another model answer beside it: base, or a model's name or folder."),
+    Flag(names=("--system", "-s"), type=str, help="System prompt; default: the one of the training rows."),
+    Flag(names=("--prompt", "-p"), type=str, help="Answer this one prompt and exit."),
+    Flag(names=("--lines",), type=bool, help="Read a pipe line by line, as if typed; without it all of it is one prompt."),
+    Flag(names=("--continue", "-c"), type=bool, help="Go on with the latest conversation, or with that of --transcript."),
+    Flag(names=("--transcript",), type=str, help="Keep the conversation in this file; default: in the run, or in the cache."),
+    Flag(names=("--no-log", "-n"), type=bool, help="Keep the conversation nowhere."),
+    Flag(names=("--max-new-tokens",), type=int, help="Longest answer in tokens; default: 256."),
+    Flag(names=("--temperature",), type=float, help="0 (the default) takes the likeliest token; above it tokens are drawn."),
+    Flag(names=("--top-p",), type=float, help="Draw from the likeliest tokens that together have this probability."),
+    Flag(names=("--top-k",), type=int, help="Draw from so many of the likeliest tokens."),
+    Flag(names=("--seed",), type=int, help="Seed of the drawing; default: 0."),
+)
 DEFAULT_MAX_NEW_TOKENS = 256
 
 
 def chat(given: Given) -> Outcome:
-    """Talk to the tuned model of a run, or to an adapter.
+    """Talk to the tuned model of a run, to an adapter, or to any model.
 
-    One prompt a line, from the terminal or a pipe; /reset forgets, /exit leaves.
+    In a terminal one prompt a line; /help says what else there is. A pipe is one prompt: cat letter.txt | luthier chat RUN -s "Sum it
+    up." Ctrl-C stops an answer, once more leaves. What was said is kept: --continue goes on with it, luthier feedback makes rows of it.
     """
-    from luthier.core.console import note, result_lines
-    from luthier.core.errors import ConfigError
+    drawing = _drawing(given)
+    from luthier.cli.chat_loop import Listener, answer_all, answer_one
+    from luthier.core.console import read_document
     from luthier.pipeline.chat import open_chat_with
-    from luthier.serve.chat import say
+    from luthier.pipeline.talk import open_talk
 
-    prompt, system, base = (given.values.get(name) for name in ("prompt", "system", "model"))
-    max_new_tokens = given.values.get("max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
-    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise ConfigError(
-            f"found {max_new_tokens}, expected 1 or more", where="--max-new-tokens", fix=f"--max-new-tokens {DEFAULT_MAX_NEW_TOKENS}"
-        )
-    conversation = open_chat_with(
+    base, compare, system, prompt, file = (_text(given, name) for name in ("model", "compare", "system", "prompt", "transcript"))
+    is_person = prompt is None and sys.stdin.isatty()
+    by_line = is_person or bool(given.values.get("lines"))
+    if prompt is None and not by_line:
+        prompt = read_document()
+    with open_talk(
         given.arguments[0],
-        compare=bool(given.values.get("compare")),
-        system=None if system is None else str(system),
-        base=None if base is None else str(base),
-    )
-    if prompt is None and sys.stdin.isatty():
-        note("One prompt a line; /reset forgets what was said, /exit leaves.")
-    show_names = len(conversation.voices) > 1
-    turns: list[dict[str, object]] = []
-
-    def show(name: str, text: str) -> None:
-        if not given.as_json:
-            result_lines([f"[{name}] {text}" if show_names else text])
-
-    for text in [str(prompt)] if prompt is not None else _typed(conversation):
-        answers = say(conversation, text, max_new_tokens=max_new_tokens, on_answer=show)
-        turns.append({"prompt": text, "answers": answers})
-    return {"lines": [], "json": {"turns": turns}}
+        lambda before: open_chat_with(
+            given.arguments[0], compare=compare, base=base, system=before.system if system is None and before is not None else system
+        ),
+        file=None if file is None else Path(file).expanduser(),
+        goes_on=bool(given.values.get("continue_")),
+        is_kept=not given.values.get("no_log"),
+    ) as talk:
+        listener = Listener(target=given.arguments[0], is_person=is_person, is_shown=not given.as_json)
+        turns = answer_all(talk, drawing, listener) if prompt is None else [answer_one(talk, prompt, drawing, listener)]
+        return {"lines": [], "json": {"turns": [_as_json(turn) for turn in turns], "transcript": talk.transcript.path or None}}
 
 
-def _typed(conversation: Conversation) -> Iterator[str]:
-    """Prompts line by line until the end of input or /exit."""
-    from luthier.core.console import ask
+def _drawing(given: Given) -> Drawing:
+    """The flags that say how answers are drawn. Raises ConfigError."""
+    from luthier.core.errors import ConfigError
+    from luthier.core.types import Sampling
+    from luthier.serve.chat import Drawing
 
-    while (text := ask("> ")) is not None and text.strip() != "/exit":
-        if text.strip() == "/reset":
-            conversation.reset()
-        elif text.strip():
-            yield text
+    number = {name: given.values.get(name) for name in ("max_new_tokens", "temperature", "top_p", "top_k", "seed")}
+    bounds = {"max_new_tokens": (1, None), "temperature": (0, 10), "top_p": (0, 1), "top_k": (1, None), "seed": (0, None)}
+    for name, value in number.items():
+        low, high = bounds[name]
+        is_out = isinstance(value, int | float) and not (
+            low <= value and (high is None or value <= high) and (name != "top_p" or value > 0)
+        )
+        if is_out:
+            expected = f"{low} or more" if high is None else f"between {low} and {high}" if name != "top_p" else "above 0 and at most 1"
+            flag = f"--{name.replace('_', '-')}"
+            fix = f"{flag} {DEFAULT_MAX_NEW_TOKENS if name == 'max_new_tokens' else 1}"
+            raise ConfigError(f"found {value}, expected {expected}", where=flag, fix=fix)
+    idle = [f"--{name.replace('_', '-')}" for name in ("top_p", "top_k", "seed") if number[name] is not None]
+    if idle and not number["temperature"]:
+        raise ConfigError(
+            "changes nothing while the likeliest token is taken", where=idle[0], fix=f"add --temperature 1, or leave {idle[0]} out"
+        )
+    longest = number.pop("max_new_tokens")
+    sampling = Sampling(**{name: value for name, value in number.items() if value is not None})  # pyright: ignore[reportArgumentType]
+    return Drawing(max_new_tokens=longest if isinstance(longest, int) else DEFAULT_MAX_NEW_TOKENS, sampling=sampling)
+
+
+def _text(given: Given, name: str) -> str | None:
+    value = given.values.get(name)
+    return None if value is None else str(value)
+
+
+def _as_json(turn: ChatTurn) -> dict[str, object]:
+    return {
+        "prompt": turn.prompt,
+        "answers": {answer.voice: answer.text for answer in turn.answers},
+        "ids": {answer.voice: answer.id for answer in turn.answers},
+        "finish": {answer.voice: answer.finish for answer in turn.answers},
+        "num_dropped": {answer.voice: answer.num_dropped for answer in turn.answers},
+    }
 
 
 def add_to(app: typer.Typer) -> None:
     """Add this command."""
-    add_command(app, "chat", chat, (MODEL, COMPARE, SYSTEM, PROMPT, LENGTH), argument=TARGET)
+    add_command(app, "chat", chat, FLAGS, argument=TARGET)

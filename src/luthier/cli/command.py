@@ -104,8 +104,11 @@ def _positional(argument: Argument) -> inspect.Parameter:
 
 
 def _option(flag: Flag) -> inspect.Parameter:
-    info = typer.Option(*flag.names, help=flag.help, show_default=False, metavar=None if flag.type is bool else METAVARS[flag.type])
+    metavar = " ".join(flag.words) or (None if flag.type is bool else METAVARS[flag.type])
+    info = typer.Option(*flag.names, help=flag.help, show_default=False, metavar=metavar)
     kind = list[flag.type] if flag.many else flag.type  # pyright: ignore[reportInvalidTypeArguments]
+    if flag.words:
+        kind = tuple[(flag.type,) * len(flag.words)]  # pyright: ignore[reportInvalidTypeArguments]
     return inspect.Parameter(flag.parameter, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind | None, info], default=None)
 
 
@@ -140,7 +143,8 @@ def guarded(function: Callable[[Given], Outcome], given: Given, *, debug: bool) 
         return EXIT_USER
     except KeyboardInterrupt as error:
         code = error.exit_code if isinstance(error, Stopped) else EXIT_SIGINT
-        again = shlex.join(["luthier", *(word for word in sys.argv[1:] if word != "--fresh")])  # which would start over
+        go_on = error.go_on if isinstance(error, Stopped) else ""
+        again = go_on or shlex.join(["luthier", *(word for word in sys.argv[1:] if word != "--fresh")])  # which would start over
         note(f"stopped; to go on: {again}")
         if given.as_json:
             result_json({"error": {"where": "", "message": "stopped", "fix": again}, "exit_code": code})

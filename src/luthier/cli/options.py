@@ -6,22 +6,28 @@ Help texts are plain ASCII, so that they can be shown in any code page. Both `--
 from __future__ import annotations
 
 from dataclasses import dataclass
+from keyword import iskeyword
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flag:
-    """One option. `key` is the setting it overrides, or "" for what only the command itself looks at."""
+    """One option. `key` is the setting it overrides, or "" for what only the command itself looks at.
+
+    `words` names the values of an option that takes more than one.
+    """
 
     names: tuple[str, ...]
     type: type
     help: str
     key: str = ""
     many: bool = False
+    words: tuple[str, ...] = ()
 
     @property
     def parameter(self) -> str:
-        """The name of the Python parameter."""
-        return self.names[0].lstrip("-").replace("-", "_")
+        """The name of the Python parameter; words that Python keeps for itself get a `_`."""
+        name = self.names[0].lstrip("-").replace("-", "_")
+        return f"{name}_" if iskeyword(name) else name
 
 
 def _setting(key: str, names: str, kind: type, text: str, *, many: bool = False) -> Flag:
@@ -68,6 +74,7 @@ MEASURE = (
     _setting("endpoint.url", "--endpoint", str, "Address of an OpenAI-compatible server whose model is prompted beside."),
     _setting("endpoint.model", "--endpoint-model", str, "Name of the model there."),
     _setting("endpoint.key_env", "--endpoint-key-env", str, "Name of the environment variable that holds the key."),
+    _setting("arms.documents", "--documents", str, "Folder of text and Markdown files: passages of them go before each item."),
     _setting("arms.proposer", "--propose", str, "Also try instructions that a model proposes: model (itself), endpoint; default: none."),
     _setting("decide.metric", "--metric", str, "Score the verdict is about; default: as the task asks for."),
 )

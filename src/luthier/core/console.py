@@ -12,14 +12,18 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TextIO
 
+from luthier.core.errors import InputError
 from luthier.core.untrusted import render_untrusted
 
 # progress(stage, done, total, message): `total` 0 means that it is not known.
 Progress = Callable[[str, float, float, str], None]
 
 PLAIN_EVERY_S = 5.0
+STDIN = "standard input"
+MAX_DOCUMENT_BYTES = 4 * 2**20
 
 
 def quiet(stage: str, done: float, total: float, message: str) -> None:
@@ -56,11 +60,47 @@ def result_pieces(rows: Iterable[Iterable[tuple[str, bool]]]) -> None:
 
 
 def ask(prompt: str) -> str | None:
-    """One line from stdin without its newline, None at its end. The prompt goes to stderr, and only when a person is there."""
+    """One line from stdin without its newline, None at its end. The prompt is shown only when a person is there, who can edit the line."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        with contextlib.suppress(ImportError):  # systems without it edit lines themselves
+            import_module("readline")  # `input` uses it once it is there
+
+        try:
+            return input(prompt)
+        except EOFError:
+            _write(sys.stdout, "\n")
+            return None
     if sys.stdin.isatty():
         _write(sys.stderr, prompt)
-    line = sys.stdin.readline()
+    try:
+        line = sys.stdin.readline()
+    except UnicodeDecodeError as error:
+        raise _no_utf8(error) from error
     return line.rstrip("\r\n") if line else None
+
+
+def read_document() -> str:
+    """All of stdin as one text. Raises InputError when it is empty, too large or no UTF-8."""
+    data = sys.stdin.buffer.read(MAX_DOCUMENT_BYTES + 1)
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise InputError(
+            f"found more than {MAX_DOCUMENT_BYTES:,} bytes, which no model here can see", where=STDIN, fix="pipe in a part of it"
+        )
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _no_utf8(error) from error
+    if not text.strip():
+        raise InputError("there is nothing to answer", where=STDIN, fix='pipe a text in, or give one: -p "TEXT"')
+    return text
+
+
+def _no_utf8(error: UnicodeDecodeError) -> InputError:
+    return InputError(
+        f"byte {error.start:,} (0x{error.object[error.start]:02x}) is not UTF-8",
+        where=STDIN,
+        fix="iconv -f latin1 -t utf-8 FILE | luthier …",
+    )
 
 
 def note(text: str) -> None:
@@ -79,12 +119,15 @@ def wants_colour(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def _write(stream: TextIO, text: str) -> None:
-    """Write text made safe. A character that the stream's encoding lacks (cp1252) is shown as `\\u2264` rather than crashing."""
-    safe = render_untrusted(text, "terminal")
+def write_rendered(stream: TextIO, safe: str) -> None:
+    """Write text that was made safe. A character that the stream's encoding lacks (cp1252) is shown as `\\u2264` rather than crashing."""
     encoding = stream.encoding or "utf-8"
     stream.write(safe.encode(encoding, "backslashreplace").decode(encoding))
     stream.flush()
+
+
+def _write(stream: TextIO, text: str) -> None:
+    write_rendered(stream, render_untrusted(text, "terminal"))
 
 
 @contextmanager

@@ -27,11 +27,15 @@ class StopFlag:
 
 
 class Stopped(KeyboardInterrupt):
-    """Work was given up on request, after its state was saved. `exit_code` is 130 for SIGINT, 143 for SIGTERM."""
+    """Work was given up on request, after its state was saved. `exit_code` is 130 for SIGINT, 143 for SIGTERM.
 
-    def __init__(self, signal_number: int) -> None:
+    `go_on` is the command that goes on with it; empty: the same command again.
+    """
+
+    def __init__(self, signal_number: int, *, go_on: str = "") -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.signal_number = signal_number
+        self.go_on = go_on
 
     @property
     def exit_code(self) -> int:
@@ -69,3 +73,21 @@ def stop_on_signals() -> Generator[StopFlag]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def stop_answer_on_interrupt() -> Generator[StopFlag]:
+    """Turn the first SIGINT into a flag while the block runs; a second one leaves the block with KeyboardInterrupt."""
+    flag = StopFlag()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        del frame
+        if flag.signal_number is not None:
+            raise KeyboardInterrupt
+        flag.signal_number = number
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, before)

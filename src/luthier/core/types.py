@@ -278,6 +278,7 @@ class ItemScore:
     num_cached_tokens: int | None = None
     num_new_tokens: int | None = None
     note: str = ""  # e.g. "slot `date` invented"
+    sources: tuple[str, ...] = ()  # the passages of the documents it was shown, "path:line", in the order shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,7 @@ _HIDDEN_CLASS = "".join(f"\\U{low:08X}-\\U{high:08X}" for low, high in _HIDDEN_R
 # An opening bracket that would read as one of our own marks is marked itself: that keeps the marking reversible.
 _HIDDEN = re.compile(f"[{_HIDDEN_CLASS}]|⟨(?=U\\+)")
 _MARK = re.compile(r"⟨U\+([0-9A-F]{4,6})⟩")
+_UNSETTLED = re.compile("[\u200c\u200d\ufe0e\ufe0f]\\Z|⟨U?\\Z")  # what stands behind it decides how it is shown
 
 _JOINERS = "\u200c\u200d"
 _TEXT_OR_EMOJI_STYLE = "\ufe0e\ufe0f"
@@ -97,6 +98,15 @@ def reveal(text: str) -> str:
     return _HIDDEN.sub(_reveal_one, text)
 
 
+def reveal_settled(text: str) -> str:
+    """The beginning of `reveal(text)` that no text to come can change: what may be shown of a text that is still being written."""
+    shown = reveal(text)
+    last = _UNSETTLED.search(text)
+    if last is None:
+        return shown
+    return shown.removesuffix(last[0] if last[0][0] == "⟨" else _mark(last[0]))
+
+
 def unreveal(text: str) -> str:
     """Undo `reveal`: `unreveal(reveal(text)) == text` for every text."""
     return _MARK.sub(lambda match: chr(int(match[1], 16)), text)
@@ -112,6 +122,10 @@ def _reveal_one(match: re.Match[str]) -> str:
             return char
         if char in _JOINERS and before in _JOINED and after and unicodedata.category(after) in _JOINED:
             return char
+    return _mark(char)
+
+
+def _mark(char: str) -> str:
     return f"⟨U+{ord(char):04X}⟩"
 
 

@@ -160,7 +160,7 @@ def _present(*names: str) -> Callable[[SourceRow], tuple[str, ...]]:
 _SIGNS: Mapping[str, _Sign] = {
     "preference": _Sign(
         _is_preference,
-        _present("system", "prompt", "question", "instruction", "input", *_CHATS, "chosen", "rejected"),
+        _present("system", "prompt", "question", "instruction", "input", "history", *_CHATS, "chosen", "rejected"),
         over=("messages", "sharegpt", "completion", "alpaca", "kto"),
     ),
     "kto": _Sign(

@@ -14,7 +14,7 @@ from statistics import fmean
 from luthier.arms.prompts import Arm, Candidate
 from luthier.arms.search import Effort, choose
 from luthier.core.errors import EndpointError, InputError
-from luthier.core.types import ArmResult, Example, Generation, GenerationRequest, ItemScore
+from luthier.core.types import ArmResult, Example, Generation, GenerationRequest, ItemScore, Message
 from luthier.generate.choices import open_choices
 from luthier.generate.endpoint import Endpoint, ask
 from luthier.generate.local import (
@@ -94,11 +94,15 @@ def answer_all(model: Model, requests: Sequence[GenerationRequest], bench: Bench
         raise InputError(problem, where=label, fix="--set arms.batch=8 --run-dir NEW, or a smaller model") from error
 
 
-def score_generations(items: Sequence[Example], generations: Sequence[Generation], bench: Bench) -> tuple[ItemScore, ...]:
-    """Score answers against the items' own responses."""
+def score_generations(
+    items: Sequence[Example], generations: Sequence[Generation], bench: Bench, candidate: Candidate | None = None
+) -> tuple[ItemScore, ...]:
+    """Score answers against the items' own responses. What passages the candidate showed supports an answer as the item's own text does."""
     out: list[ItemScore] = []
     for item, generation in zip(items, generations, strict=True):
-        scored = bench.score(item, generation.text)
+        passages = () if candidate is None or candidate.passages is None else candidate.passages(item)
+        shown = tuple(Message(role="user", content=passage.text) for passage in passages)
+        scored = bench.score(replace(item, history=(*shown, *item.history)) if shown else item, generation.text)
         out.append(
             ItemScore(
                 item_id=item.id,
@@ -111,6 +115,7 @@ def score_generations(items: Sequence[Example], generations: Sequence[Generation
                 num_cached_tokens=generation.num_cached_tokens,
                 num_new_tokens=generation.num_new_tokens,
                 note=scored.note,
+                sources=tuple(passage.id for passage in passages),
             )
         )
     return tuple(out)
@@ -168,7 +173,7 @@ def choose_candidate(arm: Arm, dev: Sequence[Example], model: Model | None, benc
             failed = str(error)
             break
         answered += generations
-        score = mean_score(score_generations(dev, generations, bench), bench.metric)
+        score = mean_score(score_generations(dev, generations, bench, candidate), bench.metric)
         if score is not None:
             scored.append((candidate, score))
     effort = Effort(
@@ -215,7 +220,7 @@ def measure(arm: Arm, chosen: Chosen, test: Sequence[Example], model: Model | No
         generations = answer(chosen.candidate, test, model, bench, f"{arm.name}: test")
     except (InputError, EndpointError) as error:  # does not fit; a full disk or a damaged store is no property of an arm
         return replace(result, failed=str(error))
-    result = replace(result, items=score_generations(test, generations, bench))
+    result = replace(result, items=score_generations(test, generations, bench, chosen.candidate))
     if isinstance(model, LocalModel):
         held = {"answers": _held(model, bench)} if bench.choices else {}
         return replace(result, params={**result.params, **held}, peak_mem_gib=peak_memory_gib())

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.errors import ContextError, InputError
-from luthier.core.types import Order, Piece, TokenLogprob
+from luthier.core.types import Message, Order, Piece, TokenLogprob
 from luthier.generate.admission import MAX_READ, choose, shared_lengths
 from luthier.generate.contract import check_order, find_voice
 from luthier.generate.held import Held, hold
@@ -98,6 +98,10 @@ class Engine:
     def idle(self) -> bool:
         """Whether there is nothing to do."""
         return not self._active and not self._waiting
+
+    def count_prompt(self, messages: Sequence[Message]) -> int:
+        """Tokens of a prompt, as `submit` counts them. Raises InputError."""
+        return len(self._encoder.encode_prompt(messages))
 
     def submit(self, order: Order) -> int:
         """Take an order and return its ticket; see `TextEngine.submit` for what it raises."""

@@ -2,32 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
 from luthier.core.errors import ConfigError, RunError
+from luthier.core.hashing import digest, sha256_file
+from luthier.generate.engine import Engine
 from luthier.models.catalogue import resolve
+from luthier.models.load import inspect_folder
 from luthier.models.lora import CONFIG
-from luthier.pipeline.open import base_of, open_local, open_tuned, shared_text
+from luthier.pipeline.open import base_of, open_engine, shared_text, tuned_folder
 from luthier.pipeline.prepare import DTYPE_FACT
 from luthier.pipeline.settings import Settings, load_settings
 from luthier.serve.chat import Conversation, Voice, open_conversation
 from luthier.store.layout import RunFolder, known_fact
-from luthier.train.precision import choose_precision
+from luthier.train.precision import Precision, choose_precision
+
+TUNED, BASE = "tuned", "base"
 
 
-def open_chat_with(run_or_model: str, *, compare: bool, system: str | None, base: str | None = None) -> Conversation:
-    """A conversation with the tuned model of a run or an adapter folder (with `compare`, the base model too), or with a plain model.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """What a name leads to: the voice, what its rows all shared, and how to open the base model it stands on (None: it is one)."""
 
-    For a run, the instruction all its rows shared is put before each turn, as in training. `base` names the base model of an adapter.
+    voice: Voice
+    system: str = ""
+    instruction: str = ""
+    base: Callable[[], Voice] | None = None
+
+
+def open_chat_with(run_or_model: str, *, compare: str | None, system: str | None, base: str | None = None) -> Conversation:
+    """A conversation with the tuned model of a run or an adapter folder, or with a plain model.
+
+    `compare` adds a second voice: "base" for the model that the first stands on, else any run, adapter or model. For a run, the
+    instruction all its rows shared is put before each turn, as in training. `base` names the base model of an adapter.
     """
+    first = _open(run_or_model, base)
+    voices = [first.voice]
+    if compare == BASE and first.base is None:
+        raise RunError("is a model, and a model has no base model to compare with", where=run_or_model, fix="--compare NAME, another model")
+    if compare == BASE and first.base is not None:
+        voices.append(first.base())
+    elif compare is not None:
+        name = Path(compare).resolve().name
+        voices.append(replace(_open(compare, None).voice, name=name if name != first.voice.name else f"{name} (2)"))
+    return open_conversation(voices, system=first.system if system is None else system, instruction=first.instruction)
+
+
+def _open(run_or_model: str, base: str | None) -> _Opened:
     folder = RunFolder(Path(run_or_model))
     if (folder.root / CONFIG).is_file():
-        return _with_adapter(folder.root, base, compare=compare, system=system)
+        return _adapter(folder.root, base)
     if base is not None:
         raise ConfigError(f"{run_or_model} is no adapter, --model names the base model of one", where="--model", fix="leave --model out")
     if folder.config.is_file():
-        return _with_run(folder, compare=compare, system=system)
+        return _run(folder)
     if folder.root.parent != Path() and folder.root.parent.is_dir() and not folder.root.is_dir():
         near = get_close_matches(folder.root.name, [p.name for p in folder.root.parent.iterdir() if p.is_dir()], n=1, cutoff=0.3)
         fix = (
@@ -36,29 +67,46 @@ def open_chat_with(run_or_model: str, *, compare: bool, system: str | None, base
             else "give the folder of a finished run, or a name of: luthier models list"
         )
         raise RunError("there is no such run", where=run_or_model, fix=fix)
-    if compare:
-        raise RunError("is a model, and a model has no base model to compare with", where=run_or_model, fix="leave --compare out")
     path = resolve(run_or_model)
-    local = open_local(path, choose_precision("auto"))
-    return open_conversation([Voice(name=Path(run_or_model).name, local=local)], system=system or "", instruction="")
+    return _Opened(voice=_alone(path.resolve().name, path, choose_precision("auto")))
 
 
-def _with_adapter(adapter: Path, base: str | None, *, compare: bool, system: str | None) -> Conversation:
+def _alone(name: str, path: Path, precision: Precision) -> Voice:
+    """A model on an engine of its own."""
+    return _voice(name, open_engine(path, precision, base_name=name, adapters={}), _fingerprint(path, precision))
+
+
+def _with_adapter(path: Path, precision: Precision, adapter: Path) -> _Opened:
+    """An adapter and its base, two voices of one engine."""
+    engine = open_engine(path, precision, base_name=BASE, adapters={TUNED: adapter})
+    return _Opened(
+        voice=_voice(TUNED, engine, _fingerprint(path, precision, adapter)),
+        base=lambda: _voice(BASE, engine, _fingerprint(path, precision)),
+    )
+
+
+def _voice(name: str, engine: Engine, fingerprint: str) -> Voice:
+    return Voice(name=name, engine=engine, spoken_as=name, count_prompt=engine.count_prompt, fingerprint=fingerprint)
+
+
+def _fingerprint(path: Path, precision: Precision, adapter: Path | None = None) -> str:
+    """The digest that `open_local` names the same weights by."""
+    adapter_sha256 = sha256_file(adapter / "adapter_model.safetensors") if adapter is not None else ""
+    return digest([inspect_folder(path).sha256, adapter_sha256, str(precision.dtype)])
+
+
+def _adapter(adapter: Path, base: str | None) -> _Opened:
     """An adapter in PEFT's format, saved here or elsewhere, on the base model that is given or that it names itself."""
-    path = base_of(adapter, command="chat") if base is None else resolve(base)
-    precision = choose_precision("auto")
-    voices = [Voice(name="tuned", local=open_local(path, precision, adapter=adapter))]
-    if compare:
-        voices.append(Voice(name="base", local=open_local(path, precision)))
-    return open_conversation(voices, system=system or "", instruction="")
+    return _with_adapter(base_of(adapter, command="chat") if base is None else resolve(base), choose_precision("auto"), adapter)
 
 
-def _with_run(folder: RunFolder, *, compare: bool, system: str | None) -> Conversation:
+def _run(folder: RunFolder) -> _Opened:
+    """What a run trained: its adapter on the base model, or its own model."""
     settings: Settings = load_settings(folder.config, {})
     path, precision = resolve(settings.model.name), choose_precision(settings.model.dtype, settled=known_fact(folder, DTYPE_FACT))
-    voices = [Voice(name="tuned", local=open_tuned(folder, path, precision))]
-    if compare:
-        voices.append(Voice(name="base", local=open_local(path, precision)))
-    return open_conversation(
-        voices, system=system if system is not None else shared_text(folder, "system"), instruction=shared_text(folder, "instruction")
-    )
+    trained = tuned_folder(folder)
+    if trained == folder.adapter:
+        opened = _with_adapter(path, precision, trained)
+    else:
+        opened = _Opened(voice=_alone(TUNED, trained, precision), base=lambda: _alone(BASE, path, precision))
+    return replace(opened, system=shared_text(folder, "system"), instruction=shared_text(folder, "instruction"))

@@ -14,6 +14,7 @@ from luthier.arms.proposals import NAME as OPTIMISED
 from luthier.arms.proposals import PROPOSAL_TOKENS
 from luthier.core.hashing import digest
 from luthier.core.types import ArmResult, Example, Split, TaskProfile
+from luthier.data.documents import Documents
 from luthier.evaluate.run import Bench, Chosen, Model, choose_candidate, measure, measure_latencies
 from luthier.generate.endpoint import Endpoint
 from luthier.generate.local import LocalModel
@@ -38,6 +39,7 @@ class MeasureInputs:
     chars_per_token: float  # for the prompt limit in characters; the exact check is made on tokens
     on_progress: Callable[[str, float, float, str], None]
     should_stop: Callable[[], bool]
+    documents: Documents | None = None
 
 
 def make_bench(settings: Settings, folder: RunFolder, inputs: MeasureInputs) -> Bench:
@@ -71,7 +73,15 @@ def stop_text(train: Sequence[Example]) -> str:
 def planned_arms(settings: Settings, inputs: MeasureInputs, context: int) -> tuple[Arm, ...]:
     """The arms of this run, less those the user skips."""
     limit = prompt_limit(inputs, context)
-    arms = plan_arms(inputs.split.train, inputs.profile, seed=settings.seed, shots=settings.arms.shots, max_prompt_chars=limit)
+    arms = plan_arms(
+        inputs.split.train,
+        inputs.profile,
+        seed=settings.seed,
+        shots=settings.arms.shots,
+        max_prompt_chars=limit,
+        documents=inputs.documents,
+        num_passages=settings.arms.passages,
+    )
     return tuple(arm for arm in arms if arm.name not in settings.arms.skip)
 
 

@@ -75,10 +75,16 @@ def open_engine(
 
 def open_tuned(folder: RunFolder, model_path: Path, precision: Precision) -> LocalModel:
     """What the run trained: its adapter on the base model, or its own model. Raises RunError if there is neither yet."""
+    trained = tuned_folder(folder)
+    return open_local(model_path, precision, adapter=trained) if trained == folder.adapter else open_local(trained, precision)
+
+
+def tuned_folder(folder: RunFolder) -> Path:
+    """Where the run's trained weights are: its adapter, or its own model. Raises RunError if there is neither yet."""
     if (folder.adapter / "adapter_model.safetensors").is_file():
-        return open_local(model_path, precision, adapter=folder.adapter)
+        return folder.adapter
     if (folder.model / "config.json").is_file():
-        return open_local(folder.model, precision)
+        return folder.model
     raise RunError("nothing was trained here yet", where=str(folder.root), fix="finish it with the command that started it: luthier run …")
 
 

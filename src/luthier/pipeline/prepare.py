@@ -12,6 +12,7 @@ from luthier.arms.catalogue import ARM_NAMES
 from luthier.core.console import Progress
 from luthier.core.errors import ConfigError, InputError
 from luthier.core.types import Example, Finding, Split, TokenRow
+from luthier.data.documents import Documents, read_documents
 from luthier.metrics.catalogue import check_metric, primary_metric
 from luthier.models.catalogue import resolve
 from luthier.models.load import ModelInfo, inspect_folder
@@ -44,6 +45,7 @@ class Prepared:
     metric: str  # the score the verdict is about
     chars_per_token: float  # of the data, cautiously
     findings: tuple[Finding, ...]  # of encoding: rows cut or left out
+    documents: Documents | None = None
 
 
 def prepare(settings: Settings, folder: RunFolder, progress: Progress) -> Prepared:
@@ -56,6 +58,7 @@ def prepare(settings: Settings, folder: RunFolder, progress: Progress) -> Prepar
     data = prepare_data(settings)
     refuse_other_objectives((*data.split.train, *data.split.dev, *data.split.test))
     progress("check", 1, 1, f"{len(data.split.train)} train, {len(data.split.dev)} dev, {len(data.split.test)} test")
+    documents = None if settings.arms.documents is None else read_documents(settings.arms.documents)
     model_path = resolve(settings.model.name)
     info = inspect_folder(model_path)
     encoder = open_chat(open_tokenizer(model_path))
@@ -76,6 +79,8 @@ def prepare(settings: Settings, folder: RunFolder, progress: Progress) -> Prepar
     _inspect_endpoint(settings, max_new_tokens)
     _refuse_unknown_arms(settings.arms.skip)
     hold_to(folder, {"model.sha256": info.sha256, DTYPE_FACT: precision.name, **{f"{name}.sha256": sha for name, sha in larger.items()}})
+    if documents is not None:
+        hold_to(folder, {"arms.documents": f"sha256 {documents.digest}"})  # it could have changed since the settings were looked at
     split, too_long = _measurable(encoder, data.split, info.context - max_new_tokens)
     cut = _cut_references(encoder, split.test, max_new_tokens)
     return Prepared(
@@ -89,6 +94,7 @@ def prepare(settings: Settings, folder: RunFolder, progress: Progress) -> Prepar
         metric=metric,
         chars_per_token=_chars_per_token(encoder, split.train),
         findings=(*encoded.findings, *(replace(f, message=f"dev: {f.message}") for f in dev.findings), *too_long, *cut),
+        documents=documents,
     )
 
 

@@ -26,6 +26,7 @@ from luthier.core.errors import InputError
 from luthier.core.hashing import digest
 from luthier.core.stop import stop_on_signals
 from luthier.core.types import ArmResult, Split, TaskProfile
+from luthier.data.documents import Documents
 from luthier.metrics.closed_world import known_facts, reference_counts
 from luthier.models.catalogue import resolve
 from luthier.pipeline.again import refuse_short_curve, train_again
@@ -108,6 +109,7 @@ def _measure_inputs(prepared: Prepared, progress: Progress, should_stop: Callabl
         chars_per_token=prepared.chars_per_token,
         on_progress=progress,
         should_stop=should_stop,
+        documents=prepared.documents,
     )
 
 
@@ -189,7 +191,23 @@ def make_record(settings: Settings, prepared: Prepared, trained: TrainRecord | N
         item_inputs={item.id: item.input or item.user_text for item in split.test},
         config=origins(settings),
         environment={**environment, "precision": prepared.precision.reason},
-        notes=(*_detector_error(split), *_constraint(settings, prepared.data.profile), *endpoint_notes(settings, arms)),
+        notes=(
+            *_detector_error(split),
+            *_constraint(settings, prepared.data.profile),
+            *_documents(prepared.documents),
+            *endpoint_notes(settings, arms),
+        ),
+    )
+
+
+def _documents(documents: Documents | None) -> tuple[str, ...]:
+    """What the arms with documents could look things up in, and what was left out of it."""
+    if documents is None:
+        return ()
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in documents.left_out.items()) or "nothing"
+    return (
+        f"Reference documents: {documents.described}; left out: {left_out}. In the arms with documents, a value counts as supported where "
+        "the passages shown state it; which these were is recorded with each answer (`sources` in results.json).",
     )
 
 

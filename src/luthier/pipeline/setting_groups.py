@@ -169,6 +169,12 @@ class ArmSettings(Group):
     """What is measured against what."""
 
     shots: Counts = Field(default=(2, 4, 8), description="numbers of solved examples that the few-shot arms try on dev")
+    documents: str | None = Field(
+        default=None, description="folder of text and Markdown files; arms with their passages before each item are measured too"
+    )
+    passages: Counts = Field(
+        default=(1, 2, 4), description="numbers of passages that the arms with documents try on dev; as many numbers as arms.shots"
+    )
     skip: Texts = Field(default=(), description="names of arms to leave out")
     max_new_tokens: Count | None = Field(
         default=None, description="longest answer in tokens; null: the 99th percentile of the training answers and a quarter more"
@@ -188,6 +194,16 @@ class ArmSettings(Group):
     learning_curve: bool = Field(
         default=False, strict=True, description="train on an eighth, a quarter and half of the rows as well: would more examples help?"
     )
+
+    @model_validator(mode="after")
+    def _same_effort(self) -> Self:
+        if self.documents is not None and len(self.passages) != len(self.shots):
+            some = ",".join(str(2**n) for n in range(len(self.shots)))
+            raise ValueError(
+                f"arms.passages as many numbers as arms.shots ({len(self.shots)}), so that every arm gets the same effort on dev"
+                f" | --set arms.passages=[{some}]"
+            )
+        return self
 
 
 class DecideSettings(Group):

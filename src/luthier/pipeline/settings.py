@@ -14,8 +14,9 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
 
-from luthier.core.errors import ConfigError
+from luthier.core.errors import ConfigError, LuthierError
 from luthier.core.hashing import sha256_file
+from luthier.data.documents import digest_documents
 from luthier.pipeline.origin import MAX_YAML_BYTES, Problem, flatten, put, read_value, read_yaml
 from luthier.pipeline.refusal import nearest, problems_of, raise_all
 from luthier.pipeline.setting_groups import (
@@ -87,6 +88,7 @@ class Settings(Group):
         data = self.data
         files = {**{f"data.paths[{i}]": path for i, path in enumerate(data.paths)}, "data.test": data.test, "data.dev": data.dev}
         del flat["data.paths"]
+        flat["arms.documents"] = _documents(self.arms.documents)
         return {**flat, **{key: _content(path) for key, path in files.items()}, "data.paths.count": len(data.paths)}
 
     def benign(self) -> dict[str, object]:
@@ -113,6 +115,16 @@ def _content(path: str | None) -> str | None:
     try:
         return f"sha256 {sha256_file(Path(path))[:DIGEST_CHARS]}"
     except OSError:
+        return "not readable"
+
+
+def _documents(folder: str | None) -> str | None:
+    """Digest of a folder of documents, as `_content`."""
+    if folder is None:
+        return None
+    try:
+        return f"sha256 {digest_documents(folder)}"
+    except LuthierError:
         return "not readable"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from luthier.core.types import ArmFamily, ArmResult, Comparison, Estimate, Finding, TaskProfile, Verdict
+from luthier.core.types import ArmFamily, ArmResult, Comparison, Estimate, Finding, ItemScore, TaskProfile, Verdict
 from luthier.verdict.slices import Slice
 
 NOT_MEASURED = Estimate(value=None, low=None, high=None, n=0, method="not measured")
@@ -197,7 +197,7 @@ def pair_items(model: ReportModel) -> ItemGroups | None:
                 tuned_answer=item.text,
                 prompt_value=prompt_value,
                 tuned_value=tuned_value,
-                note="; ".join(dict.fromkeys(note for note in (other.note, item.note) if note)),
+                note="; ".join(dict.fromkeys(note for note in (other.note, item.note, _shown(other), _shown(item)) if note)),
             )
         )
     num_paired = len(pairs) + num_unscored
@@ -211,6 +211,11 @@ def pair_items(model: ReportModel) -> ItemGroups | None:
         num_unscored=num_unscored,
         num_unpaired=len(prompt_items) + len(tuned.items) - 2 * num_paired,
     )
+
+
+def _shown(item: ItemScore) -> str:
+    """Which passages of the documents an arm was shown with the item."""
+    return f"passages shown: {', '.join(item.sources)}" if item.sources else ""
 
 
 def primary_of(model: ReportModel) -> Comparison | None:

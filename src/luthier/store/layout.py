@@ -9,6 +9,7 @@ train/                  checkpoints, probes, the forecast
 stacks.txt              where every thread was when a section took too long
 adapter/ or model/      what was trained: an adapter in the standard PEFT format, or a whole model folder
 latency.json, larger/   single-request times, those of larger models in a folder each
+chat/                   conversations with what was trained, a journal each; the user's, kept by --fresh
 again/                  the recipe trained again, from another seed or on part of the rows: a folder each, laid out like this one
 results.json            everything measured
 verdict.json, report.html, card.md, index.sqlite    functions of the above; deleting them loses nothing
@@ -118,6 +119,11 @@ class RunFolder:
     def again(self, seed: int, num_rows: int) -> RunFolder:
         """Where the recipe is trained again from another seed, or on part of the rows."""
         return RunFolder(self.root / "again" / f"seed-{seed}-rows-{num_rows}")
+
+    @property
+    def chat(self) -> Path:
+        """Conversations; what a person said and marked is not the run's to delete."""
+        return self.root / "chat"
 
     @property
     def latency(self) -> Path:

@@ -249,6 +249,7 @@ def test_every_command_has_json_debug_help_and_exit_codes() -> None:
         "decide",
         "report",
         "chat",
+        "feedback",
         "serve",
         "models list",
         "models pull",
@@ -323,48 +324,35 @@ def test_demo_runs_the_example_data(luthier: Run, pipeline: dict[str, list[Any]]
     assert settings.run_dir == "there" and Path(settings.data.paths[0]).is_file()
 
 
-class FakeConversation:
-    voices = ("tuned", "base")
-
-    def __init__(self) -> None:
-        self.resets = 0
-
-    def reset(self) -> None:
-        self.resets += 1
-
-
-@pytest.fixture
-def conversation(monkeypatch: pytest.MonkeyPatch) -> FakeConversation:
-    talk = FakeConversation()
-
-    def say(conversation: object, text: str, *, max_new_tokens: int, on_answer: Callable[[str, str], None]) -> dict[str, str]:
-        answers = {name: f"{name}: {text} {max_new_tokens}\x1b" for name in talk.voices}
-        for name, answer in answers.items():
-            on_answer(name, answer)
-        return answers
-
-    opener, chat = types.ModuleType("luthier.pipeline.chat"), types.ModuleType("luthier.serve.chat")
-    opener.open_chat_with = lambda run, compare, system, base: talk  # type: ignore[attr-defined]
-    chat.say = say  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "luthier.pipeline.chat", opener)
-    monkeypatch.setitem(sys.modules, "luthier.serve.chat", chat)
-    return talk
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (("--max-new-tokens", "0"), "--max-new-tokens"),
+        (("--temperature", "-1"), "--temperature"),
+        (("--temperature", "nan"), "--temperature"),
+        (("--top-p", "0", "--temperature", "1"), "--top-p"),
+        (("--top-k", "3"), "--top-k"),
+        (("--seed", "1"), "--seed"),
+    ],
+)
+def test_chat_refuses_numbers_that_mean_nothing(luthier: Run, words: tuple[str, ...], where: str) -> None:
+    code, out, err = luthier("chat", "RUN", "-p", "hi", "--json", *words)
+    found = json.loads(out)["error"]
+    assert code == 2 and found["where"] == where and found["fix"] and where in err
 
 
-def test_chat_answers_one_prompt(luthier: Run, conversation: FakeConversation) -> None:
-    code, out, err = luthier("chat", "RUN", "--compare", "--prompt", "hi", "--max-new-tokens", "9")
-    assert (code, err) == (0, "") and out == "[tuned] tuned: hi 9⟨U+001B⟩\n[base] base: hi 9⟨U+001B⟩\n"
-    code, out, _ = luthier("chat", "RUN", "-p", "hi", "--json")
-    assert json.loads(out)["turns"][0]["answers"]["tuned"] == "tuned: hi 256\x1b"
-    assert luthier("chat", "RUN", "-p", "hi", "--max-new-tokens", "0")[0] == 2
-
-
-def test_chat_reads_a_pipe(luthier: Run, conversation: FakeConversation, monkeypatch: pytest.MonkeyPatch) -> None:
-    import io
-
-    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n\n/reset\ntwo\n/exit\nthree\n"))
-    code, out, _ = luthier("chat", "RUN", "--json")
-    assert code == 0 and [turn["prompt"] for turn in json.loads(out)["turns"]] == ["one", "two"] and conversation.resets == 1
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "found none"),
+        (("--list", "--out", "x"), "found --out and --list"),
+        (("--out", "x", "--kind", "dpo"), "expected one of training, preference, kto"),
+        (("--mark", "a-1", "great"), "expected good, bad or none"),
+    ],
+)
+def test_feedback_says_what_it_expects(luthier: Run, words: tuple[str, ...], message: str) -> None:
+    code, out, _ = luthier("feedback", "RUN", "--json", *words)
+    assert code == 2 and message in json.loads(out)["error"]["message"]
 
 
 def test_check_shows_the_token_view(luthier: Run, monkeypatch: pytest.MonkeyPatch) -> None:

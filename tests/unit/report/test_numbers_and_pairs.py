@@ -92,6 +92,15 @@ def test_pairs_are_sorted_into_won_lost_and_both_wrong() -> None:
     assert groups.prompt_better[0].input is None
 
 
+def test_a_pair_says_which_passages_were_shown() -> None:
+    model = reports.clear_win(24)
+    arms = [_arm("p", {"a": 0}), _arm("t", {"a": 1})]
+    shown = dataclasses.replace(arms[0].items[0], sources=("rules/cards.md:2", "fees.txt:1"))
+    verdict = dataclasses.replace(model.verdict, best_prompt="p", best_tuned="t")
+    groups = pair_items(dataclasses.replace(model, verdict=verdict, arms=(dataclasses.replace(arms[0], items=(shown,)), arms[1])))
+    assert groups is not None and "passages shown: rules/cards.md:2, fees.txt:1" in groups.tuned_better[0].note
+
+
 def test_graded_scores_show_the_largest_gap_first() -> None:
     groups = _pairs({"a": 0.5, "b": 0.1, "c": 0.9}, {"a": 0.6, "b": 0.9, "c": 0.2})
     assert groups is not None
