@@ -321,9 +321,9 @@ ExportKind = Literal["adapter", "merged", "gguf", "ollama", "hub-folder"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DifferentAnswer:
-    """A locked item that tested model and artefact answer differently. Texts are untrusted.
+    """A locked item that tested model and artefact answer differently, both computed in fp32. Texts are untrusted.
 
-    Gaps are in logits, in fp32: how far below the tested model's best token the artefact's answer ever goes, and how far below the
+    Gaps are in logits: how far below the tested model's best token the artefact's answer ever goes, and how far below the
     artefact's own token the tested answer's token lies where the two part.
     """
 
@@ -350,9 +350,11 @@ class Parity:
     tolerance: Mapping[str, float]
     tolerance_words: str
     metric: str
-    tested: Estimate
+    tested: Estimate  # computed in fp32, like the artefact
     artefact: Estimate
     difference: Estimate  # artefact minus tested, paired
+    recorded: Estimate  # the tested model's answers in the record of the run, on the same items
+    num_as_recorded: int | None  # of the tested model's answers in fp32; None: the record has none
     checks: Mapping[str, bool]  # what must be equal: special tokens, end of turn, template, tokens
     different: tuple[DifferentAnswer, ...]  # the first few
     failures: tuple[str, ...]

@@ -24,14 +24,14 @@ class Tolerance:
         limits = {"mean_kl": self.mean_kl, "logit": self.logit, "tie_gap": self.tie_gap}
         return {name: limit for name, limit in limits.items() if limit is not None}
 
-    def words(self, tested_dtype: str) -> str:
+    @property
+    def words(self) -> str:
         """The limits in one sentence."""
         parts = [f"mean KL divergence at most {self.mean_kl:g} nats a token on the reference answers"]
         if self.logit is not None:
             parts.append(f"no logit off by more than {self.logit:g}")
         if self.tie_gap is not None:
-            why = "computed in bfloat16 when it was tested" if tested_dtype == "bfloat16" else "up to rounding"
-            parts.append(f"every answer the same, or a tie: both tokens within {self.tie_gap:g} logits of the tested model's best ({why})")
+            parts.append(f"every answer the same, or a tie: both tokens within {self.tie_gap:g} logits of the tested model's best")
         else:
             parts.append("answers may differ; the score must not be shown to be worse, nor be lower by more than the margin")
         return "; ".join(parts)
@@ -46,18 +46,17 @@ _MEAN_KL: Mapping[str, float] = {
 }  # fmt: skip
 _UNROUNDED = (SAME, "float32", "F32")
 _QUANTISED = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
-TIE_FP32, TIE_BF16 = 0.01, 0.75
+TIE_UNROUNDED, TIE_ROUNDED = 0.01, 0.75
 
 
-def tolerance_of(storage: str, *, tested_dtype: str) -> Tolerance:
-    """The limits for weights stored as `storage`; "adapter" adds nothing to the weights it was tested with."""
+def tolerance_of(storage: str) -> Tolerance:
+    """The limits for weights stored as `storage`; "adapter" changes nothing in the weights it was tested with."""
     storage = SAME if storage == "adapter" else storage
     is_exact = storage in _UNROUNDED
-    gap = TIE_FP32 if is_exact and tested_dtype == "float32" else TIE_BF16
     return Tolerance(
         mean_kl=_MEAN_KL.get(storage, _MEAN_KL["bfloat16"]),
         logit=0.02 if is_exact else None,
-        tie_gap=None if storage in _QUANTISED else gap,
+        tie_gap=None if storage in _QUANTISED else TIE_UNROUNDED if is_exact else TIE_ROUNDED,
     )
 
 

@@ -42,7 +42,7 @@ PRE_TOKENISERS: Mapping[str, tuple[str, ...]] = {
 _TAKES_WHOLE_WORDS = {"llama-bpe", "tekken"}  # a word that is a token is one, whatever the merges say
 _PROBE = (
     "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \nA card (£12.50) x:   12 and 1234567 items; I've, we'LL, DON'T 3 33 333 3333 ½ ²\r\n"
-    'café naïve ΑΒΓ абв 你好，世界 ありがとう 🚀🦙 e\u0301 https://a.b/c?d=e&f CamelCaseWord HTTPServer ...!!! ``` """ {"key": [1, 2]}//\n/\n end'
+    'café naïve ΑΒΓ абв 你好，世界 ありがとう 🚀🦙 e\u0301 https://a.b/c?d=e&f CamelCase HTTPServer !!! ``` """ {"key": [1, 2]}//\n/\n end'
 )
 
 

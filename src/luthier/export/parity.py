@@ -1,8 +1,7 @@
 """The tested model and the artefact read back from disk, side by side: answers, distributions, template, tokens.
 
-Both are computed in fp32. Answers of the tested model are those of the record, which may have been computed in bf16 and in batches:
-there the last bit of a product depends on the batch's shape, and a near-tie between two tokens can fall either way. So an answer
-that differs is looked at where it differs: a tie is one where the tested model itself, in fp32, sees the two within a gap.
+Both are computed in fp32, by different code: the engine that measured, and transformers' own `generate`. Where an answer differs all
+the same, it is looked at where it first does: a tie is one where the tested model itself sees the two tokens within a small gap.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ def lines_of(record: ExportRecord, out: Path) -> list[str]:
         f"{num_different:,} different",
         f"  {parity.metric}: tested {_score(parity.tested)}, exported {_score(parity.artefact)}, difference "
         f"{numbers.signed_points(parity.difference.value)} {_signed_interval(parity.difference)}",
+        *_as_recorded(record),
         f"  distance: mean KL {parity.mean_kl:.2g} nats a token over {parity.num_tokens:,} tokens of reference answers, largest "
         f"{parity.max_kl:.2g}; largest difference of a logit {parity.max_logit_difference:.2g}",
         f"  allowed: {parity.tolerance_words}",
@@ -41,6 +42,17 @@ def lines_of(record: ExportRecord, out: Path) -> list[str]:
         lines += _different(one)
     left = len(parity.different) - len(shown)
     return [*lines, *([f"  {left} more in exports.json of the run folder"] if left > 0 else [])]
+
+
+def _as_recorded(record: ExportRecord) -> list[str]:
+    """How the tested model, computed in fp32 as here, compares with the answers the report shows."""
+    parity = record.parity
+    if parity.num_as_recorded is None or parity.num_as_recorded == parity.n:
+        return []
+    return [
+        f"  in the run's own number format the tested model scored {_score(parity.recorded)} on these items; {parity.num_as_recorded:,} of "
+        f"{parity.n:,} answers are the same in fp32, in which both were computed here"
+    ]
 
 
 def _different(one: DifferentAnswer) -> list[str]:

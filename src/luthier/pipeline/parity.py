@@ -26,7 +26,7 @@ def measure_parity(tested: Tested, artefact: Artefact, reloaded: Reloaded, step:
     """Everything the gate looks at, and its judgement. Raises ModelError where the artefact computes no numbers."""
     encoder = open_chat(reloaded.tokenizer)
     checks = _checks(tested, artefact, reloaded, encoder)
-    tolerance = tolerance_of(artefact.storage, tested_dtype=tested.dtype)
+    tolerance = tolerance_of(artefact.storage)
     model = open_tested(tested.path, tested.adapter)
     total = len(tested.items)
     apart = distances(model, reloaded.model, tested.items, _counter(step, "distributions on reference answers", total))
@@ -56,11 +56,15 @@ def measure_parity(tested: Tested, artefact: Artefact, reloaded: Reloaded, step:
         max_kl=apart.max_kl,
         max_logit_difference=apart.max_logit_difference,
         tolerance=tolerance.as_mapping(),
-        tolerance_words=tolerance.words(tested.dtype),
+        tolerance_words=tolerance.words,
         metric=tested.record.metric,
         tested=ours,
         artefact=theirs,
         difference=difference,
+        recorded=_recorded(tested),
+        num_as_recorded=None
+        if tested.recorded is None
+        else sum(item.tested == text for item, text in zip(tested.items, tested.recorded, strict=True)),
         checks=checks,
         different=_worst_first(different)[:MAX_SHOWN],
         failures=judge(found, tolerance),
@@ -143,6 +147,12 @@ def _scores(tested: Tested, written: Sequence[Written]) -> tuple[Estimate, Estim
     low, high = found.interval95
     difference = Estimate(value=found.difference, low=low, high=high, n=found.n, method=found.method)
     return _mean(ours, metric, seed), _mean(theirs, metric, seed), difference
+
+
+def _recorded(tested: Tested) -> Estimate:
+    if tested.recorded is None:
+        return NOT_MEASURED
+    return _mean(_scored(tested, tested.recorded), tested.record.metric, tested.record.seed)
 
 
 def _scored(tested: Tested, texts: Sequence[str]) -> tuple[ItemScore, ...]:

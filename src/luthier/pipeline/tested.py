@@ -26,7 +26,7 @@ from luthier.models.load import ModelInfo, inspect_folder
 from luthier.models.lora import CONFIG, WEIGHTS
 from luthier.models.tokenizer import open_tokenizer
 from luthier.pipeline.measure import MeasureInputs, make_bench
-from luthier.pipeline.open import open_tuned
+from luthier.pipeline.open import open_local
 from luthier.pipeline.prepare import DTYPE_FACT
 from luthier.pipeline.record import RunRecord, read_record
 from luthier.pipeline.settings import Settings, load_settings
@@ -54,6 +54,7 @@ class Tested:
     dtype: str  # the tested answers were computed in
     examples: tuple[Example, ...]  # those compared, in the order of `items`
     items: tuple[ParityItem, ...]
+    recorded: tuple[str, ...] | None  # the answers of the run's record, computed in `dtype`; None: the arm was left out
     num_locked: int
     system: str  # the system text all training rows share
 
@@ -121,7 +122,7 @@ def open_tested_run(folder: RunFolder, *, max_items: int | None) -> Tested:
     arm = next((arm for arm in record.arms if arm.name == ARM and arm.failed is None and arm.items), None)
     chosen = _choose(split.test, arm, max_items, seed=record.seed)
     dtype = str(known_fact(folder, DTYPE_FACT) or "bfloat16")
-    texts = _texts(arm, chosen) or _answer_now(folder, settings, base, bench, chosen)
+    texts = _answers(path, adapter, bench, chosen)
     shared = shared_parts(split.train)
     return Tested(
         folder=folder,
@@ -136,6 +137,7 @@ def open_tested_run(folder: RunFolder, *, max_items: int | None) -> Tested:
         dtype=dtype,
         examples=chosen,
         items=tuple(_item(encoder, example, text) for example, text in zip(chosen, texts, strict=True)),
+        recorded=_texts(arm, chosen),
         num_locked=len(split.test),
         system=shared.system or "",
     )
@@ -199,16 +201,19 @@ def _choose(test: Sequence[Example], arm: ArmResult | None, max_items: int | Non
     return tuple(items)
 
 
-def _texts(arm: ArmResult | None, items: Sequence[Example]) -> list[str]:
+def _texts(arm: ArmResult | None, items: Sequence[Example]) -> tuple[str, ...] | None:
     """The answers of the record."""
     known = {item.item_id: item.text for item in arm.items} if arm is not None else {}
-    return [known[item.id] for item in items] if known else []
+    return tuple(known[item.id] for item in items) if known else None
 
 
-def _answer_now(folder: RunFolder, settings: Settings, base: Path, bench: Bench, items: Sequence[Example]) -> list[str]:
-    """The tested model's answers where its arm was left out of the run; kept in the run's cache."""
-    precision = choose_precision(settings.model.dtype, settled=known_fact(folder, DTYPE_FACT))
-    local = open_tuned(folder, base, precision)
+def _answers(path: Path, adapter: Path | None, bench: Bench, items: Sequence[Example]) -> list[str]:
+    """The tested model's answers, computed in fp32 by the engine that measured it; kept in the run's cache.
+
+    Those of the record may have been computed in bf16, where the last bit of a product depends on the batch's shape and half of the
+    answers of an unsure model come out otherwise: they could not be told from a faulty export.
+    """
+    local = open_local(path, choose_precision("float32"), adapter=adapter)
     return [generation.text for generation in answer(Candidate(params={}, build=zero_shot), items, local, bench, ARM)]
 
 
