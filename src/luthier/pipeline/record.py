@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from luthier.core.errors import RunError
-from luthier.core.types import ArmResult, Estimate, Finding, TaskProfile
+from luthier.core.types import ArmResult, Estimate, ExportRecord, Finding, TaskProfile
 from luthier.verdict.learning import LearningPoint
 
 SCHEMA = 1
@@ -138,6 +138,25 @@ class RunRecord:
 
 
 _ADAPTER = TypeAdapter(RunRecord)
+
+
+_EXPORTS = TypeAdapter(tuple[ExportRecord, ...])
+
+
+def read_exports(path: Path) -> tuple[ExportRecord, ...]:
+    """What was exported from a run; nothing where nothing was. Raises RunError if the file is damaged."""
+    if not path.is_file():
+        return ()
+    try:
+        return _EXPORTS.validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise RunError("the list of exports is damaged", where=str(path), fix=f"delete it (rm {path}) and export again") from error
+
+
+def with_export(exports: tuple[ExportRecord, ...], new: ExportRecord) -> str:
+    """The list as JSON text, the new one in place of an earlier one of the same kind and storage."""
+    kept = tuple(old for old in exports if (old.kind, old.storage) != (new.kind, new.storage))
+    return _EXPORTS.dump_json((*kept, new), indent=1).decode("utf-8")
 
 
 def to_json(record: RunRecord) -> str:

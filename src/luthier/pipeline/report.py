@@ -14,7 +14,7 @@ from luthier.metrics.catalogue import metrics_of
 from luthier.metrics.cost import cost_per_1000, cost_per_1000_correct
 from luthier.metrics.latency import latency_summary
 from luthier.models.catalogue import list_models
-from luthier.pipeline.record import RunRecord, TrainRecord
+from luthier.pipeline.record import RunRecord, TrainRecord, read_exports
 from luthier.pipeline.settings import Settings, origins
 from luthier.report import numbers
 from luthier.report.card import render_card
@@ -244,7 +244,7 @@ def write_report(folder: RunFolder, record: RunRecord, verdict: Verdict, rule: D
     """Write verdict.json, report.html and card.md."""
     here = shlex.quote(str(folder.root))
     steps = tuple(re.sub(r"(luthier \w+) RUN\b", lambda match: f"{match[1]} {here}", step) for step in verdict.next_steps)
-    model = report_model(record, replace(verdict, next_steps=steps), rule, settings)
+    model = replace(report_model(record, replace(verdict, next_steps=steps), rule, settings), exports=read_exports(folder.exports))
     atomic_write_json(folder.verdict, asdict(verdict))
     atomic_write_text(folder.report, render_html(model))
     atomic_write_text(folder.card, render_card(model))

@@ -11,27 +11,36 @@ from luthier.report.model import ArmRow, ReportModel, primary_of
 
 MAX_FINDINGS = 20
 MAX_ARMS = 24
+HUB_LICENCES = {"Apache-2.0": "apache-2.0", "MIT": "mit", "Gemma": "gemma", "Llama 3.2 Community": "llama3.2"}  # as the hub spells them
 
 
-def render_card(model: ReportModel) -> str:
-    """The model card of the tuned arm. A run without one gets a card that says so, without `library_name: peft`."""
+def render_card(model: ReportModel, *, library: str = "peft", licence: str = "") -> str:
+    """The model card of the tuned arm, for weights that `library` opens. A run without a tuned arm gets a card that says so.
+
+    `licence` is the base model's, in the catalogue's words; "": not known, and not claimed.
+    """
     tuned = model.row(model.verdict.best_tuned)
     sections = [
-        _front_matter(model, tuned),
+        _front_matter(model, tuned, library, licence),
         _summary(model, tuned),
         _results(model),
         _gates(model),
         _data(model),
         _training(model),
+        _parity(model),
+        _licence(model, licence),
         _limits(model),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _front_matter(model: ReportModel, tuned: ArmRow | None) -> str:
+def _front_matter(model: ReportModel, tuned: ArmRow | None, library: str, licence: str) -> str:
     lines = ["---"]
     if tuned is not None:
-        lines += [f"base_model: {_yaml(model.base_model)}", "library_name: peft", "pipeline_tag: text-generation"]
+        lines += [f"base_model: {_yaml(model.base_model)}", f"library_name: {library}", "pipeline_tag: text-generation"]
+    if licence:
+        name = HUB_LICENCES.get(licence, "other")
+        lines += [f"license: {name}", *([f"license_name: {_yaml(licence)}"] if name == "other" else [])]
     lines += ["tags:", '- "luthier"', '- "lora"' if tuned is not None else '- "evaluation"']
     if tuned is not None and tuned.score.value is not None and math.isfinite(tuned.score.value):
         lines += [
@@ -128,6 +137,36 @@ def _training(model: ReportModel) -> str:
     if not model.training:
         return ""
     return "\n".join(["## Training", "", *(f"- {_md(key)}: {_md(value)}" for key, value in model.training.items())])
+
+
+def _parity(model: ReportModel) -> str:
+    """How each export answered beside the tested model; nothing where nothing was exported."""
+    if not model.exports:
+        return ""
+    lines = [
+        "## Parity of the exported files",
+        "",
+        "Read back from disk and held against the tested model on locked test items, greedily.",
+        "",
+        "| Kind | Weights | n | Same | Ties | Different | Mean KL, nats a token | Tested | Exported | Difference |",
+        "|---|---|---:|---:|---:|---:|---:|---|---|---|",
+    ]
+    for export in model.exports:
+        parity = export.parity
+        lines.append(
+            f"| {_md(export.kind)} | {_md(export.storage)} | {parity.n:,} | {parity.num_exact:,} | {parity.num_ties:,} "
+            f"| {parity.n - parity.num_exact - parity.num_ties:,} | {parity.mean_kl:.2g} "
+            f"| {numbers.points(parity.tested.value)} {numbers.interval(parity.tested)} "
+            f"| {numbers.points(parity.artefact.value)} {numbers.interval(parity.artefact)} "
+            f"| {numbers.signed_points(parity.difference.value)} {numbers.interval(parity.difference)} |"
+        )
+    return "\n".join(lines)
+
+
+def _licence(model: ReportModel, licence: str) -> str:
+    if not licence:
+        return ""
+    return f"## Licence\n\nThe base model {_md(model.base_model)} is under {_md(licence)}, which binds what is made from it."
 
 
 def _limits(model: ReportModel) -> str:

@@ -27,6 +27,7 @@ MAX_ITEMS_PER_GROUP = 200
 MAX_ROWS = {
     "arms": 24, "params": 8, "comparisons": 24, "gates": 24, "reasons": 24, "steps": 8, "findings": 40, "where": 8, "detail": 4,
     "settings": 150, "environment": 50, "trials": 40, "points": 40, "notes": 12, "labels": 40, "optimism": 24, "remarks": 12, "slices": 24,
+    "exports": 24,
 }  # fmt: skip
 FAMILY_ORDER = {"floor": 0, "prompt": 1, "tuned": 2}
 STRENGTH = {"strong": "strong evidence", "clear": "clear evidence", "leaning": "leaning one way, not settled", "none": "not settled"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from luthier.core.types import ArmFamily, ArmResult, Comparison, Estimate, Finding, ItemScore, TaskProfile, Verdict
+from luthier.core.types import ArmFamily, ArmResult, Comparison, Estimate, ExportRecord, Finding, ItemScore, TaskProfile, Verdict
 from luthier.verdict.slices import Slice
 
 NOT_MEASURED = Estimate(value=None, low=None, high=None, n=0, method="not measured")
@@ -124,6 +124,7 @@ class ReportModel:
     items_path: str = "items.jsonl"  # where every item is, whole, relative to the run folder
     rejects_path: str = "rejects.jsonl"
     records_path: str = "results.json"  # everything else behind the report
+    exports: tuple[ExportRecord, ...] = ()  # each with its parity
     limits: tuple[str, ...] = ()  # what this run in particular does not show, beside the standing limits
 
     def row(self, name: str | None) -> ArmRow | None:

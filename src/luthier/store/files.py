@@ -74,7 +74,7 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def require_free(folder: Path, num_bytes: int, *, fix: str) -> None:
+def require_free(folder: Path, num_bytes: int, *, fix: str, what: str = "checkpoints and result") -> None:
     """Raise RunError unless `num_bytes` more fit beside `folder`: better now than in an hour. An unknown free space passes."""
     try:
         free = shutil.disk_usage(folder).free
@@ -82,7 +82,7 @@ def require_free(folder: Path, num_bytes: int, *, fix: str) -> None:
         return
     if free < num_bytes:
         raise RunError(
-            f"{num_bytes / 2**20:,.0f} MiB are needed for checkpoints and result, {free / 2**20:,.0f} MiB are free",
+            f"{num_bytes / 2**20:,.0f} MiB are needed for {what}, {free / 2**20:,.0f} MiB are free",
             where=str(folder),
             fix=fix,
         )

@@ -12,6 +12,7 @@ latency.json, larger/   single-request times, those of larger models in a folder
 chat/                   conversations with what was trained, a journal each; the user's, kept by --fresh
 again/                  the recipe trained again, from another seed or on part of the rows: a folder each, laid out like this one
 results.json            everything measured
+exports.json            what was exported, and how the artefact answered beside the tested model
 verdict.json, report.html, card.md, index.sqlite    functions of the above; deleting them loses nothing
 """
 
@@ -136,6 +137,11 @@ class RunFolder:
         return self.root / "results.json"
 
     @property
+    def exports(self) -> Path:
+        """What was exported, with its parity."""
+        return self.root / "exports.json"
+
+    @property
     def verdict(self) -> Path:
         """The decision."""
         return self.root / "verdict.json"
@@ -252,7 +258,7 @@ def clear(folder: RunFolder) -> None:
     files = (folder.config, folder.check, folder.rejects, folder.split, folder.latency, folder.results, folder.verdict, folder.report)
     for path in folders:
         shutil.rmtree(path, ignore_errors=True)
-    for path in (*files, folder.stacks, folder.card, folder.index, folder.manifest):
+    for path in (*files, folder.stacks, folder.exports, folder.card, folder.index, folder.manifest):
         path.unlink(missing_ok=True)
     still_there = [path.name for path in (*folders, folder.manifest) if path.exists()]
     if still_there:
@@ -274,6 +280,13 @@ def _refuse_foreign(folder: RunFolder) -> None:
             where=str(folder.root),
             fix="--run-dir NEW, with a folder that does not exist yet",
         )
+
+
+@contextmanager
+def hold_run(folder: RunFolder) -> Generator[None]:
+    """Keep other processes from a run that is there, for a stage that changes none of its settings. Raises RunError as `open_run` does."""
+    with _locked(folder):
+        yield
 
 
 @contextmanager

@@ -1,0 +1,201 @@
+"""The tested model and the artefact read back from disk, side by side: answers, distributions, template, tokens.
+
+Both are computed in fp32, by different code: the engine that measured, and transformers' own `generate`. Where an answer differs all
+the same, it is looked at where it first does: a tie is one where the tested model itself sees the two tokens within a small gap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+from luthier.core.errors import ModelError
+from luthier.core.types import DifferentAnswer, Message
+from luthier.export.loaders import Reloaded
+from luthier.generate.choices import Choices, open_choices
+from luthier.tokens.spelling import read_spelling
+from luthier.tokens.template import ChatEncoder
+
+BATCH = 8
+STOP_TOKENS = 4  # at most so many tokens spell a stop text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityItem:
+    """One locked item as the tuned arm was asked it, and as the tested model answered."""
+
+    item_id: str
+    messages: tuple[Message, ...]
+    reference_ids: tuple[int, ...]  # prompt and wanted answer
+    reference_labels: tuple[bool, ...]
+    tested: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """How answers were written in the measurement, and are again."""
+
+    max_new_tokens: int
+    stop: str  # ends the answer of a model without chat training
+    choices: tuple[str, ...]  # answers are held to these; empty: free
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distances:
+    """How far apart the distributions are, over every token of the reference answers, the end of the turn included."""
+
+    num_tokens: int
+    mean_kl: float
+    max_kl: float
+    max_logit_difference: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """One answer of the artefact: the tokens it chose, its end included where it ended by itself, and the text."""
+
+    ids: tuple[int, ...]
+    text: str
+
+
+@torch.no_grad()
+def distances(tested: nn.Module, artefact: nn.Module, items: Sequence[ParityItem], on_item: Callable[[], None]) -> Distances:
+    """Teacher-forced on the reference answers: KL(tested || artefact) in nats, and the largest difference of any logit."""
+    kls: list[float] = []
+    largest = 0.0
+    for item in items:
+        ids = torch.tensor([item.reference_ids])
+        at = [t - 1 for t, is_label in enumerate(item.reference_labels) if is_label]
+        ours, theirs = _logits(tested, ids)[at], _logits(artefact, ids)[at]
+        p_log, q_log = ours.log_softmax(-1), theirs.log_softmax(-1)
+        kls += (p_log.exp() * (p_log - q_log)).sum(-1).tolist()
+        largest = max(largest, float((ours - theirs).abs().max()))
+        on_item()
+    if not all(math.isfinite(kl) for kl in kls):
+        raise ModelError("the artefact computes values that are not numbers", where="parity", fix="export as another --type, such as BF16")
+    mean = max(0.0, sum(kls) / len(kls))
+    return Distances(num_tokens=len(kls), mean_kl=mean, max_kl=max(kls), max_logit_difference=largest)
+
+
+def _logits(model: nn.Module, ids: Tensor) -> Tensor:
+    return cast("Any", model)(input_ids=ids).logits[0].float()
+
+
+class _StopAt(StoppingCriteria):
+    """Rows that have written the stop text are done."""
+
+    def __init__(self, encoder: ChatEncoder, stop: str) -> None:
+        self._encoder, self._stop = encoder, stop
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One truth value a row."""
+        del scores, kwargs
+        return torch.tensor([self._stop in self._encoder.decode(row[-STOP_TOKENS:].tolist()).lstrip() for row in input_ids])
+
+
+@torch.no_grad()
+def write_answers(
+    reloaded: Reloaded, encoder: ChatEncoder, items: Sequence[ParityItem], how: Conditions, on_item: Callable[[], None]
+) -> list[Written]:
+    """Greedy answers of the artefact by transformers' own `generate`. `encoder` is made from the artefact's own tokenizer."""
+    model: Any = reloaded.model
+    model.generation_config = GenerationConfig()  # what a folder says of sampling or repetition is no part of the comparison
+    prompts = [encoder.encode_prompt(item.messages) for item in items]
+    stop = "" if encoder.is_chat else how.stop
+    held = open_choices(encoder.tokenizer, how.choices, stop, frozenset(reloaded.stop_ids))
+    pad = next(iter(sorted(reloaded.stop_ids)), 0)
+    order = sorted(range(len(items)), key=lambda i: -len(prompts[i]))
+    out: dict[int, Written] = {}
+    for first in range(0, len(order), BATCH):
+        rows = order[first : first + BATCH]
+        width = max(len(prompts[i]) for i in rows)
+        ids = torch.tensor([[pad] * (width - len(prompts[i])) + list(prompts[i]) for i in rows])
+        mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in rows])
+        written = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=how.max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(reloaded.stop_ids) or None,
+            pad_token_id=pad,
+            stopping_criteria=StoppingCriteriaList([_StopAt(encoder, stop)] if stop else []),
+            prefix_allowed_tokens_fn=_holder(held, width) if held is not None else None,
+        )
+        for i, row in zip(rows, written[:, width:].tolist(), strict=True):
+            out[i] = _cut(row, reloaded.stop_ids, encoder, stop)
+            on_item()
+    return [out[i] for i in range(len(items))]
+
+
+def _holder(held: Choices, width: int) -> Callable[[int, Tensor], list[int]]:
+    def allowed(row: int, ids: Tensor) -> list[int]:
+        del row
+        spelled = b""
+        for token in ids[width:].tolist():
+            spelled = held.after(spelled, token)
+        return held.allowed(spelled).tolist()
+
+    return allowed
+
+
+def _cut(row: list[int], stop_ids: frozenset[int], encoder: ChatEncoder, stop: str) -> Written:
+    end = next((t for t, token in enumerate(row) if token in stop_ids), None)
+    ids = row if end is None else row[: end + 1]
+    text = encoder.decode(ids if end is None else ids[:-1])
+    if stop:
+        start = len(text) - len(text.lstrip())
+        text = text[:start] + text[start:].partition(stop)[0]
+    return Written(ids=tuple(ids), text=text)
+
+
+@torch.no_grad()
+def explain(
+    tested: nn.Module, encoder: ChatEncoder, item: ParityItem, written: Written, how: Conditions, tie_gap: float | None
+) -> DifferentAnswer:
+    """Why an answer differs, as the tested model sees it in fp32. Beyond the first difference the two paths cannot be compared."""
+    prompt = encoder.encode_prompt(item.messages)
+    stop = "" if encoder.is_chat else how.stop
+    held = open_choices(encoder.tokenizer, how.choices, stop, encoder.eos_ids)
+    logits_TV = _logits(tested, torch.tensor([[*prompt, *written.ids]]))[len(prompt) - 1 :]
+    parts_at, others = _parting(encoder, item.tested, written.ids)
+    spelled, gap, tested_gap = b"", 0.0, None
+    for t, token in enumerate(written.ids):
+        allowed = None if held is None else held.allowed(spelled)
+        best = float((logits_TV[t] if allowed is None else logits_TV[t][allowed]).max())
+        gap = max(gap, best - float(logits_TV[t][token]))
+        if t == parts_at and others:
+            tested_gap = best - max(float(logits_TV[t][other]) for other in others)
+        if held is not None and token not in encoder.eos_ids:
+            spelled = held.after(spelled, token)
+            if held.is_complete(spelled):
+                break
+    is_tie = tie_gap is not None and tested_gap is not None and gap <= tie_gap and tested_gap <= tie_gap
+    return DifferentAnswer(
+        item_id=item.item_id, tested=item.tested, artefact=written.text, gap_artefact=gap, gap_tested=tested_gap, is_tie=is_tie
+    )
+
+
+def _parting(encoder: ChatEncoder, tested: str, ids: Sequence[int]) -> tuple[int, list[int]]:
+    """Where the artefact's tokens leave the tested text, and which tokens the tested model may have written there.
+
+    The record holds texts, not tokens, so all tokens that spell a beginning of what follows there count.
+    """
+    spelling = read_spelling(encoder.tokenizer)
+    if spelling is None:
+        return -1, []
+    left = tested.encode()
+    if not left.startswith(b" ") and ids and spelling.of_id.get(ids[0], b"").startswith(b" "):
+        left = b" " + left  # SentencePiece's first space is not part of the text
+    for t, token in enumerate(ids):
+        spelled = spelling.of_id.get(token)
+        if spelled is None or not left.startswith(spelled):
+            follow = [i for n in range(1, len(left) + 1) for i in spelling.ids_of.get(left[:n], ())]
+            return t, follow or sorted(encoder.eos_ids)
+        left = left[len(spelled) :]
+    return -1, []

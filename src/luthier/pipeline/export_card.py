@@ -1,0 +1,39 @@
+"""The model card of a hub folder: the run's card, with nothing in it that names this machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from luthier.core.types import ExportRecord
+from luthier.pipeline.decide import decision_rule, verdict_of
+from luthier.pipeline.report import report_model
+from luthier.pipeline.tested import Tested
+from luthier.report.card import render_card
+from luthier.report.model import ReportModel
+
+
+def hub_card(tested: Tested, record: ExportRecord) -> str:
+    """Markdown with front matter, for exactly these files."""
+    verdict = verdict_of(tested.settings, tested.record)
+    model = report_model(tested.record, verdict, decision_rule(tested.settings, tested.record), tested.settings)
+    library = "peft" if record.storage == "adapter" else "transformers"
+    return render_card(_published(model, tested, record), library=library, licence=tested.licence)
+
+
+def _published(model: ReportModel, tested: Tested, record: ExportRecord) -> ReportModel:
+    """Folders of this machine become the names of what lies in them."""
+    weights = tested.record.train.weights if tested.record.train else ""
+    training = {key: value.replace(weights, Path(weights).name) if weights else value for key, value in model.training.items()}
+    return replace(
+        model,
+        base_model=tested.base_name,
+        rows=tuple(replace(row, model=_named(row.model)) for row in model.rows),
+        training=training,
+        exports=(record,),
+    )
+
+
+def _named(model: str) -> str:
+    name, comma, rest = model.partition(", ")
+    return f"{Path(name).name if Path(name).is_absolute() else name}{comma}{rest}"
