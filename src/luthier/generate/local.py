@@ -109,10 +109,14 @@ def _decode_batch(
     choices = [choices_of(local, request) for request in requests]
     spelled = [b""] * len(requests)
     tails: list[list[int]] = [[] for _ in requests]
+    logprobs = [0.0] * len(requests)
 
     def allowed(row: int) -> Tensor | None:
         held = choices[row]
         return None if held is None else held.allowed(spelled[row])
+
+    def on_choice(row: int, logprob: float) -> None:
+        logprobs[row] += logprob
 
     def goes_on(row: int, token: int) -> bool:
         held = choices[row]
@@ -132,6 +136,7 @@ def _decode_batch(
         sampling=[Sampling(request.temperature, request.seed) for request in requests],
         on_token=goes_on if any(stops) or any(choices) else None,
         allowed=allowed if any(choices) else None,
+        on_choice=on_choice if any(choices) else None,
     )
     share_s = (time.perf_counter() - started) / len(requests) + prefix_share_s
     return [
@@ -143,6 +148,7 @@ def _decode_batch(
             num_cached_tokens=num_prefix,
             num_new_tokens=len(ids),
             latency_s=share_s,
+            choice_logprob=None if held is None else min(0.0, logprobs[row]),
         )
         for row, (request, prompt, ids, stop, held) in enumerate(zip(requests, prompts, written, stops, choices, strict=True))
     ]
