@@ -19,7 +19,7 @@ from luthier.core.errors import InputError
 from luthier.core.hashing import digest
 from luthier.core.types import Generation, GenerationRequest
 from luthier.generate.batching import plan_batches
-from luthier.generate.choices import Choices, open_choices
+from luthier.generate.choices import Choices, ChoiceStep, open_choices
 from luthier.generate.decode import Prefix, Sampling, decode, read_prefix
 from luthier.generate.store import GenerationStore
 from luthier.tokens.template import ChatEncoder
@@ -109,14 +109,14 @@ def _decode_batch(
     choices = [choices_of(local, request) for request in requests]
     spelled = [b""] * len(requests)
     tails: list[list[int]] = [[] for _ in requests]
-    logprobs = [0.0] * len(requests)
+    steps: list[list[ChoiceStep]] = [[] for _ in requests]
 
     def allowed(row: int) -> Tensor | None:
         held = choices[row]
         return None if held is None else held.allowed(spelled[row])
 
-    def on_choice(row: int, logprob: float) -> None:
-        logprobs[row] += logprob
+    def on_choice(row: int, ids: Tensor, logprobs: Tensor) -> None:
+        steps[row].append(ChoiceStep(spelled[row], ids, logprobs))
 
     def goes_on(row: int, token: int) -> bool:
         held = choices[row]
@@ -148,7 +148,7 @@ def _decode_batch(
             num_cached_tokens=num_prefix,
             num_new_tokens=len(ids),
             latency_s=share_s,
-            choice_logprob=None if held is None else min(0.0, logprobs[row]),
+            choice_logprob=None if held is None else held.logprob(spelled[row], steps[row]),
         )
         for row, (request, prompt, ids, stop, held) in enumerate(zip(requests, prompts, written, stops, choices, strict=True))
     ]

@@ -59,7 +59,7 @@ def calibrate(sure: Sequence[float], right: Sequence[float], clusters: Sequence[
     bins = tuple(
         Bin(
             sure=float(sure_N[members].mean()),
-            right=mean_estimate([right[i] for i in members], [clusters[i] for i in members], seed=seed),
+            right=mean_estimate([right[int(i)] for i in members], [clusters[int(i)] for i in members], seed=seed),
         )
         for members in _bins(sure_N)
     )
