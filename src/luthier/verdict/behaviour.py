@@ -227,12 +227,10 @@ def _sureness(table: Table, calibration: Mapping[str, Calibration]) -> Behaviour
             key="aurc", what="error if only the surest are answered, mean over all shares", values=of("aurc"), lower_is_better=True
         ),
     ]
-    from_labels = any(item.values.get("confidence") is not None for arm in table.arms for item in arm.items)
-    source = (
-        "the probability of the written label when nothing but the labels can be written, step by step"
-        if from_labels
-        else f"the share of {table.found.plan.samples} samples that say the same as the answer"
-    )
+    samples = f"the share of {table.found.plan.samples} samples that say the same as the answer"
+    known = [any(item.values.get("confidence") is not None for item in arm.items) for arm in table.arms]
+    source = "the probability of the written label when nothing but the labels can be written" if any(known) else samples
+    source += f" (where that is not known: {samples})" if any(known) and not all(known) else ""
     few = [one.ece.method for one in calibration.values() if one.ece.value is None]
     return BehaviourGroup(
         title=title,
