@@ -29,10 +29,12 @@ SHOTS = [
 
 
 def _bench() -> Bench:
+    def score(item: Example, text: str) -> Scored:
+        return Scored(values={"exact": float(text == item.response), "label_valid": 1.0})
+
     return Bench(
-        score=lambda item, text: Scored(values={"exact": float(text == item.response), "label_valid": 1.0}), metric="exact",
-        max_new_tokens=9, stop="", choices=("card", "money"), batch=8, store=NoStore(), clusters={}, on_progress=lambda label, done, total: None,
-        should_stop=lambda: False,
+        score=score, metric="exact", max_new_tokens=9, stop="", choices=("card", "money"), batch=8, store=NoStore(), clusters={},
+        on_progress=lambda label, done, total: None, should_stop=lambda: False,
     )  # fmt: skip
 
 
