@@ -196,6 +196,7 @@ class Generation:
     latency_s: float
     num_retries: int = 0  # requests to a server that failed before this answer
     served_by: str = ""  # the model a server says has answered, untrusted
+    choice_logprob: float | None = None  # of an answer held to choices: its log-probability when nothing else can be written, in nats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ Dev and test go through the same two functions, `answer` and `score`; nothing he
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -109,7 +110,7 @@ def score_generations(
                 cluster=bench.clusters.get(item.id, item.id),
                 text=generation.text,
                 gold=item.response,
-                values=scored.values,
+                values={**scored.values, **_of_writing(generation)},
                 latency_s=generation.latency_s,
                 num_prompt_tokens=generation.num_prompt_tokens,
                 num_cached_tokens=generation.num_cached_tokens,
@@ -119,6 +120,12 @@ def score_generations(
             )
         )
     return tuple(out)
+
+
+def _of_writing(generation: Generation) -> dict[str, float | None]:
+    """What is known of how the answer was written, whatever it says."""
+    logprob = generation.choice_logprob
+    return {"stops": float(generation.finish == "stop"), "confidence": None if logprob is None else math.exp(logprob)}
 
 
 def score_without_model(arm: Arm, items: Sequence[Example], bench: Bench) -> tuple[ItemScore, ...]:

@@ -7,6 +7,7 @@ that would have been valid anyway comes out the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@dataclass(frozen=True, slots=True)
+class ChoiceStep:
+    """One token of an answer: what stood there before, which could follow, and how probable each was among them."""
+
+    written: bytes
+    ids: Tensor
+    logprobs: Tensor
+
+
 class Choices:
     """The language: a label, bare or behind one space, then the end of the turn (an EOS token, or the stop text where there is one)."""
 
     def __init__(self, spelling: Spelling, labels: Sequence[str], *, stop: str, eos_ids: frozenset[int]) -> None:
         bare = [label.encode() for label in labels]
+        self._bare = frozenset(bare)
         self._targets = tuple(dict.fromkeys([*bare, *(b" " + label for label in bare)]))
         self._stop = stop.encode()
         self._eos_ids = eos_ids
@@ -46,6 +57,29 @@ class Choices:
     def after(self, written: bytes, token: int) -> bytes:
         """What stands there once `token`, one of those allowed, is written."""
         return written + self._spelling.of_id[token]
+
+    def logprob(self, written: bytes, steps: Sequence[ChoiceStep]) -> float | None:
+        """Log-probability of the label that was written, step by step, however it could have been cut into tokens; None if it is none.
+
+        At each step the tokens count that still lead to this label, with or without a space before it. With one label it is 0.
+        """
+        label = written.partition(self._stop)[0] if self._stop else written
+        label = label if label in self._bare else label.removeprefix(b" ")
+        if label not in self._bare:
+            return None
+        ends = [(start + label, start + label + self._stop) for start in (b"", b" ")]
+        total = 0.0
+        for step in steps:
+            leads = torch.tensor([self._leads(step.written, int(token), ends) for token in step.ids])
+            total += float(torch.logsumexp(step.logprobs[leads], dim=0))
+        return min(0.0, total)
+
+    def _leads(self, written: bytes, token: int, ends: Sequence[tuple[bytes, bytes]]) -> bool:
+        """Whether the token is a next piece, or the end, of one of these answers; `ends` holds each with and without the stop text."""
+        if token in self._eos_ids:
+            return any(written == bare for bare, _ in ends)
+        text = written + self._spelling.of_id[token]
+        return any(whole.startswith(text) or (bool(self._stop) and text.startswith(whole)) for _, whole in ends)
 
     def _find(self, written: bytes) -> set[int]:
         ids: set[int] = set()

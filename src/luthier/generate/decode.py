@@ -17,14 +17,6 @@ Allowed = Callable[[int], Tensor | None]  # row -> ids it may write next, ascend
 COMPACT_BELOW = 0.75  # drop finished rows once fewer than this share is still writing
 
 
-def _choice_logprob(logits_V: Tensor, ids: Tensor, token: int) -> float:
-    """Log-probability of `token` where only `ids` can be written; at temperature 1, whatever it was drawn at."""
-    if len(ids) == 1:
-        return 0.0
-    kept = logits_V[ids.to(logits_V.device)].float()
-    return float(kept[int(torch.searchsorted(ids, token))] - torch.logsumexp(kept, dim=-1))
-
-
 def _next_tokens(
     logits_RV: Tensor, rows: Sequence[int], sampling: Sequence[Sampling], streams: Sequence[torch.Generator], allowed: Allowed | None
 ) -> list[int]:
@@ -44,13 +36,14 @@ def decode(
     sampling: Sequence[Sampling],
     on_token: Callable[[int, int], bool] | None = None,
     allowed: Allowed | None = None,
-    on_choice: Callable[[int, float], None] | None = None,
+    on_choice: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> list[list[int]]:
     """New tokens of each row (its EOS left out); `prompts[r]` are the tokens after the prefix, at least one each.
 
     1. Prompts are read in one pass against the shared prefix.
     2. Each step appends one token a row.
-       Of a row with `allowed` ids the most likely of these is taken, as if all others were impossible; `on_choice(row, logprob)` is told.
+       Of a row with `allowed` ids the most likely of these is taken, as if all others were impossible; where there are
+       several, `on_choice(row, ids, logprobs)` is told their log-probabilities among themselves, at temperature 1.
     3. A row ends at EOS, at its `max_new_tokens`, or when `on_token(row, token)` returns False; once enough rows have ended
        they leave the batch.
     """
@@ -65,8 +58,8 @@ def decode(
         for line, row in enumerate(rows):
             if ended[row]:
                 continue
-            if on_choice is not None and allowed is not None and (ids := allowed(row)) is not None:
-                on_choice(row, _choice_logprob(logits_RV[line], ids, tokens[line]))
+            if on_choice is not None and allowed is not None and (ids := allowed(row)) is not None and len(ids) > 1:
+                on_choice(row, ids, torch.log_softmax(logits_RV[line][ids.to(logits_RV.device)].float(), dim=-1))
             if tokens[line] in eos_ids:
                 ended[row] = True
                 continue

@@ -19,7 +19,7 @@ from luthier.core.errors import InputError
 from luthier.core.hashing import digest
 from luthier.core.types import Generation, GenerationRequest, Sampling
 from luthier.generate.batching import plan_batches
-from luthier.generate.choices import Choices, open_choices
+from luthier.generate.choices import Choices, ChoiceStep, open_choices
 from luthier.generate.decode import decode
 from luthier.generate.rows import Prefix, read_prefix
 from luthier.generate.store import GenerationStore
@@ -111,10 +111,14 @@ def _decode_batch(
     choices = [choices_of(local, request) for request in requests]
     spelled = [b""] * len(requests)
     tails: list[list[int]] = [[] for _ in requests]
+    steps: list[list[ChoiceStep]] = [[] for _ in requests]
 
     def allowed(row: int) -> Tensor | None:
         held = choices[row]
         return None if held is None else held.allowed(spelled[row])
+
+    def on_choice(row: int, ids: Tensor, logprobs: Tensor) -> None:
+        steps[row].append(ChoiceStep(spelled[row], ids, logprobs))
 
     def goes_on(row: int, token: int) -> bool:
         held = choices[row]
@@ -134,6 +138,7 @@ def _decode_batch(
         sampling=[Sampling(temperature=request.temperature, seed=request.seed) for request in requests],
         on_token=goes_on if any(stops) or any(choices) else None,
         allowed=allowed if any(choices) else None,
+        on_choice=on_choice if any(choices) else None,
     )
     share_s = (time.perf_counter() - started) / len(requests) + prefix_share_s
     return [
@@ -145,6 +150,7 @@ def _decode_batch(
             num_cached_tokens=num_prefix,
             num_new_tokens=len(ids),
             latency_s=share_s,
+            choice_logprob=None if held is None else held.logprob(spelled[row], steps[row]),
         )
         for row, (request, prompt, ids, stop, held) in enumerate(zip(requests, prompts, written, stops, choices, strict=True))
     ]

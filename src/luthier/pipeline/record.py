@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from luthier.core.errors import RunError
 from luthier.core.types import ArmResult, Estimate, ExportRecord, Finding, TaskProfile
+from luthier.verdict.behaviour_numbers import BehaviourRecord
 from luthier.verdict.learning import LearningPoint
 
 SCHEMA = 1
@@ -135,6 +136,7 @@ class RunRecord:
     environment: Mapping[str, str]
     notes: tuple[str, ...] = ()
     learning: LearningRecord | None = None
+    behaviour: BehaviourRecord | None = None
 
 
 _ADAPTER = TypeAdapter(RunRecord)

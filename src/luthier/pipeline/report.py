@@ -12,11 +12,13 @@ from statistics import fmean
 from luthier.core.types import ArmResult, Estimate, Verdict
 from luthier.metrics.catalogue import metrics_of
 from luthier.metrics.cost import cost_per_1000, cost_per_1000_correct
+from luthier.metrics.form import BEHAVIOUR_MEANINGS
 from luthier.metrics.latency import latency_summary
 from luthier.models.catalogue import list_models
 from luthier.pipeline.record import RunRecord, TrainRecord, read_exports
 from luthier.pipeline.settings import Settings, origins
 from luthier.report import numbers
+from luthier.report.behaviour import behaviour_json
 from luthier.report.card import render_card
 from luthier.report.html import render_html
 from luthier.report.model import ArmRow, CurvePoint, LearningBand, LearningPoint, LrTrial, ReportModel, SplitSizes
@@ -26,6 +28,7 @@ from luthier.stats.learning import MAX_FACTOR, LearningFit
 from luthier.store.files import atomic_write_json, atomic_write_text
 from luthier.store.layout import RunFolder
 from luthier.verdict import learning
+from luthier.verdict.behaviour import Behaviour, read_behaviour
 from luthier.verdict.seeds import same_recipe
 from luthier.verdict.settings import DecisionRule
 from luthier.verdict.slices import Slice, error_slices
@@ -44,7 +47,7 @@ def arm_row(arm: ArmResult, record: RunRecord, rule: DecisionRule) -> ArmRow:
         score=_estimate(arm, record.metric, record.seed),
         cost_per_1000=cost_per_1000(arm, rule.prices, seed=record.seed),
         cost_per_1000_correct=cost_per_1000_correct(arm, record.metric, rule.prices, seed=record.seed),
-        metrics={name: _estimate(arm, name, record.seed) for name in metrics_of(record.data.profile)} if arm.items else {},
+        metrics={name: _estimate(arm, name, record.seed) for name in _metric_names(arm, record)},
         latency_p50_s=waits.p50,
         latency_p95_s=waits.p95,
         prompt_tokens=_mean([i.num_prompt_tokens for i in arm.items]),
@@ -55,6 +58,12 @@ def arm_row(arm: ArmResult, record: RunRecord, rule: DecisionRule) -> ArmRow:
         train_seconds=arm.train_seconds,
         failed=arm.failed,
     )
+
+
+def _metric_names(arm: ArmResult, record: RunRecord) -> tuple[str, ...]:
+    """The task's metrics, and what was found of the answers whatever the task, where it was looked at."""
+    written = [name for name in BEHAVIOUR_MEANINGS if any(item.values.get(name) is not None for item in arm.items)]
+    return (*metrics_of(record.data.profile), *written) if arm.items else ()
 
 
 def _estimate(arm: ArmResult, metric: str, seed: int) -> Estimate:
@@ -160,6 +169,25 @@ def slices_of(record: RunRecord, verdict: Verdict) -> tuple[Slice, ...]:
     return error_slices(arm, record.item_inputs, record.metric, profile=data.profile, rows_of_answer=data.rows_of_answer, seed=record.seed)
 
 
+def behaviour_of(record: RunRecord, verdict: Verdict) -> Behaviour | None:
+    """Behaviour of the base model as it is, the best prompt and the tuned arm; None where it was not looked at, or no two arms compared."""
+    names = {"as it is": "zero-shot", "prompt": verdict.best_prompt, "tuned": verdict.best_tuned}
+    if verdict.best_prompt == "zero-shot":
+        del names["as it is"]
+    shown = [(role, arm) for role, name in names.items() if (arm := _arm(record, name)) is not None and arm.items]
+    if record.behaviour is None or [role for role, _ in shown][-2:] != ["prompt", "tuned"]:
+        return None
+    return read_behaviour(
+        shown,
+        record.behaviour,
+        record.data.profile,
+        record.metric,
+        inputs=record.item_inputs,
+        max_new_tokens=record.max_new_tokens,
+        seed=record.seed,
+    )
+
+
 def _band(fit: LearningFit | None) -> tuple[LearningBand, ...]:
     """The fitted curve from the smallest size to four times the rows, where the last step showed a gain; else up to the rows there are."""
     if fit is None or not fit.follows_law:
@@ -224,6 +252,7 @@ def report_model(record: RunRecord, verdict: Verdict, rule: DecisionRule, settin
         learning_words=curve.sentences if curve else (),
         learning_note=f"{_learning_note(record)} {curve.noise if curve else ''}".strip(),
         slices=slices_of(record, verdict),
+        behaviour=behaviour_of(record, verdict),
         lr_trials=tuple(LrTrial(lr=p.lr, dev_loss=p.dev_loss, steps=p.updates, chosen=p.chosen) for p in (train.probes if train else ())),
         prompt_lengths_tokens=data.prompt_lengths_tokens,
         response_lengths_tokens=data.response_lengths_tokens,
@@ -298,6 +327,7 @@ def outcome(folder: RunFolder, record: RunRecord, verdict: Verdict, model: Repor
             for one in model.slices
         ],
         "gates": {gate.name: gate.state for gate in verdict.gates},
+        "behaviour": None if model.behaviour is None else behaviour_json(model.behaviour),
         "arms": arms,
         "train_seconds": train.train_seconds if train else None,
         "search_seconds": train.search_seconds if train else None,

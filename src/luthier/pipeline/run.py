@@ -5,6 +5,7 @@ learning-rate probes    journal, one line a probe
 training                checkpoints; finished weights are recognised by digest
 answers                 cached by content, batch by batch
 latency                 taken once, kept
+behaviour               rewordings, samples and typos of a few test items; answers cached
 more trainings          other seeds, parts of the rows, where asked for; also later, on a finished run
 record                  results.json: verdict and report are functions of it
 """
@@ -30,6 +31,7 @@ from luthier.data.documents import Documents
 from luthier.metrics.closed_world import known_facts, reference_counts
 from luthier.models.catalogue import resolve
 from luthier.pipeline.again import refuse_short_curve, train_again
+from luthier.pipeline.behaviour import measure_behaviour
 from luthier.pipeline.data import write_data_files
 from luthier.pipeline.decide import decision_rule, verdict_of
 from luthier.pipeline.endpoint import endpoint_notes, endpoint_of, has_failed_endpoint, measure_endpoint
@@ -68,6 +70,7 @@ def run(settings: Settings, progress: Progress) -> dict[str, object]:
             record = make_record(settings, prepared, trained, _measure_all(settings, folder, prepared, inputs, trained))
             _keep(folder, key, record)
         whole = train_again(settings, folder, prepared, inputs, record, progress=progress)
+        whole = measure_behaviour(settings, folder, prepared, inputs, whole, progress=progress)
         if whole is not record:
             _keep(folder, key, whole)
         if not folder.index.exists():

@@ -188,6 +188,17 @@ class ArmSettings(Group):
     )
     latency_items: Count = Field(default=10, description="test rows sent one at a time to measure waiting time")
     batch: Count = Field(default=64, description="prompts answered at once")
+    consistency_items: CountOrZero = Field(
+        default=40, description="locked test rows that the best prompt and the tuned model are asked again, reworded and sampled; 0: none"
+    )
+    consistency_samples: Annotated[int, Field(strict=True, ge=2, le=10)] = Field(default=3, description="samples of each of these rows")
+    consistency_temperature: Annotated[Real, Field(gt=0, le=2)] = Field(
+        default=0.7, description="temperature these samples are drawn at; all other answers are greedy"
+    )
+    style_rows: CountOrZero = Field(
+        default=60,
+        description="free text: training rows the base model answers, so that its style can be told from that of your answers; 0: none",
+    )
     train_seeds: Count = Field(
         default=1, description="trainings from so many seeds; their spread says whether the recipe wins, not only one of them"
     )

@@ -41,6 +41,7 @@ DIGEST_CHARS = 16
 BENIGN = frozenset(
     {"threads", "run_dir", "fresh", "train.micro_batch", "train.checkpoint_activations", "train.save_every", "train.shard"}
     | {"arms.train_seeds", "arms.learning_curve"}  # add to what was measured, and change nothing of it
+    | {"arms.style_rows"} | {f"arms.consistency_{name}" for name in ("items", "samples", "temperature")}  # the same
     | {f"endpoint.{name}" for name in ("key_env", "concurrency", "timeout_s", "retries")}
     | {f"decide.{name}" for name in ("margin", "min_quality", "volume", "usd_per_hour", "hosting", "labelling", "months")}
     | {f"decide.usd_per_m_{name}" for name in ("input", "cached_input", "output")}

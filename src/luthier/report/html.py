@@ -16,7 +16,8 @@ from markupsafe import Markup
 
 from luthier.core.untrusted import render_untrusted
 from luthier.metrics.catalogue import LOWER_IS_BETTER, MEANINGS
-from luthier.report import numbers, plots
+from luthier.metrics.form import BEHAVIOUR_MEANINGS
+from luthier.report import behaviour, numbers, plots
 from luthier.report.model import ArmRow, ItemGroups, ItemPair, ReportModel, pair_items, primary_of
 
 DEFAULT_TEXT_BYTES = 400  # of rendered HTML; a template asks for more with |clip(n)
@@ -28,7 +29,9 @@ MAX_ROWS = {
     "arms": 24, "params": 8, "comparisons": 24, "gates": 24, "reasons": 24, "steps": 8, "findings": 40, "where": 8, "detail": 4,
     "settings": 150, "environment": 50, "trials": 40, "points": 40, "notes": 12, "labels": 40, "optimism": 24, "remarks": 12, "slices": 24,
     "exports": 24,
+    "behaviour": 16,
 }  # fmt: skip
+ALL_MEANINGS = {**MEANINGS, **BEHAVIOUR_MEANINGS}
 FAMILY_ORDER = {"floor": 0, "prompt": 1, "tuned": 2}
 STRENGTH = {"strong": "strong evidence", "clear": "clear evidence", "leaning": "leaning one way, not settled", "none": "not settled"}
 TONE = {
@@ -81,8 +84,9 @@ def render_html(model: ReportModel) -> str:
             findings=sorted(model.findings, key=lambda finding: ("error", "warning", "info").index(finding.severity)),
             item_groups=_item_groups(items),
             figures=_figures(model),
-            metric_names=[name for name in MEANINGS if any(name in row.metrics for row in model.rows)],
-            meanings=MEANINGS,
+            metric_names=[name for name in ALL_MEANINGS if any(name in row.metrics for row in model.rows)],
+            meanings=ALL_MEANINGS,
+            behaviour_summary=behaviour.summary(model.behaviour) if model.behaviour else (),
             lower_is_better=[name for name in MEANINGS if name in LOWER_IS_BETTER],
             num_bad_losses=sum(
                 not math.isfinite(loss) for point in model.curve for loss in (point.train_loss, point.dev_loss) if loss is not None
@@ -175,6 +179,7 @@ def _figures(model: ReportModel) -> dict[str, Markup | None]:
         "forest": plots.forest(ordered_rows(model), best),
         "cost": plots.score_against_cost(ordered_rows(model)),
         "loss": plots.loss_curve(model.curve),
+        "reliability": behaviour.reliability(model.behaviour) if model.behaviour else None,
         "learning": plots.learning_curve(model.learning_curve, prompt.score.value if prompt else None, model.learning_band),
         "prompt_lengths": plots.length_histogram(model.prompt_lengths_tokens, "prompt", "Prompt length, tokens"),
         "response_lengths": plots.length_histogram(model.response_lengths_tokens, "response", "Response length, tokens"),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from luthier.core.untrusted import render_untrusted
 from luthier.report import numbers
+from luthier.report.behaviour import terminal_words
 from luthier.report.model import ArmRow, ReportModel, primary_of
 
 COLUMNS = 80
@@ -36,6 +37,8 @@ def verdict_lines(model: ReportModel, *, report_path: str = "report.html") -> li
     else:
         lines.append("  No prompt and tuned arm could be compared.")
     lines += ["", *_arm_lines(model), ""]
+    if model.behaviour:
+        lines += _wrapped(terminal_words(model.behaviour), "  Change: ", "          ", max_lines=4)
     for index, remark in enumerate(verdict.remarks[:MAX_REMARKS]):
         lines += _wrapped(remark, "  Note:   " if index == 0 else "          ", "          ", max_lines=4)
     for index, step in enumerate(verdict.next_steps[:MAX_STEPS]):

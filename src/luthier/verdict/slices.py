@@ -123,7 +123,7 @@ def _by_topic(items: Sequence[ItemScore], inputs: Mapping[str, str], *, seed: in
     texts = [inputs.get(item.item_id, "") for item in items]
     if num_topics < 2 or len(set(texts)) < num_topics:
         return {}
-    vectoriser = make_vectoriser(texts, 1)
+    vectoriser = make_vectoriser(texts, "words")
     x_NF: FloatArray = np.asarray(vectoriser.vectors(texts).todense())
     generator = np.random.default_rng(seed_for(seed, "verdict/topics"))
     centres_KF = _spread_rows(x_NF, num_topics, generator)

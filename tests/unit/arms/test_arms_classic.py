@@ -21,14 +21,14 @@ def made(n: int, *, seed: int = 0, noise: float = 0.0) -> tuple[list[str], list[
 
 
 def test_vectors_by_hand() -> None:
-    vectoriser = make_vectoriser(["a b", "a c"], 1)
+    vectoriser = make_vectoriser(["a b", "a c"], "words")
     idf_a, idf_b = 1.0, 1 + np.log(3 / 2)
     rows = vectoriser.vectors(["a b b", "unknown"]).toarray()
     expected = np.array([idf_a, (1 + np.log(2)) * idf_b])
     found = rows[0, [vectoriser.columns["a"], vectoriser.columns["b"]]]
     assert found == pytest.approx(expected / np.linalg.norm(expected))
     assert not rows[1].any()
-    assert {"a b", "a c"} <= set(make_vectoriser(["a b", "a c"], 2).columns)
+    assert {"a b", "a c"} <= set(make_vectoriser(["a b", "a c"], "pairs").columns)
 
 
 @pytest.mark.parametrize("strength", [1.0, 10.0])

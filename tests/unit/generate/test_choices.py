@@ -151,6 +151,52 @@ def test_a_model_without_chat_training_ends_at_the_stop_text(local: LocalModel) 
     assert {text.strip() for text in _texts(plain, _requests(labels, stop="\n\n"))} <= set(labels)
 
 
+def test_probability_of_a_label_is_that_of_all_tokens_that_lead_to_it(local: LocalModel) -> None:
+    """Recomputed a prompt at a time with the plain forward pass, other tokens impossible."""
+    labels = ("card_arrival", "card", "top up")
+    held = open_choices(local.encoder.tokenizer, labels, "", local.encoder.eos_ids)
+    spelling = read_spelling(local.encoder.tokenizer)
+    assert held is not None and spelling is not None
+    requests = _requests(labels)
+    found = generate(local, requests, batch=5, store=NoStore(), on_progress=lambda done, total: None)
+    for request, generation in zip(requests, found, strict=True):
+        ids, written, total = list(local.encoder.encode_prompt(request.messages)), b"", 0.0
+        wanted = [pad + generation.text.strip().encode() for pad in (b"", b" ")]
+        while not held.is_complete(written):
+            logits = local.model(torch.tensor([ids])).logits[0, -1].double()
+            allowed = held.allowed(written)
+            p = torch.softmax(logits[allowed], dim=-1)
+            leads = [
+                (written in wanted)
+                if token in local.encoder.eos_ids
+                else any(w.startswith(written + spelling.of_id[token]) for w in wanted)
+                for token in allowed.tolist()
+            ]
+            total += float(torch.log(p[torch.tensor(leads)].sum()))
+            token = int(allowed[logits[allowed].argmax()])
+            if token in local.encoder.eos_ids:
+                break
+            ids.append(token)
+            written = held.after(written, token)
+        assert written.decode() == generation.text and generation.choice_logprob == pytest.approx(total, abs=1e-4)
+        assert generation.choice_logprob <= 0
+    assert any((generation.choice_logprob or 0) < -0.1 for generation in found)
+
+
+@pytest.mark.parametrize("stop", ["", "\n\n"])
+def test_a_single_label_is_certain_and_a_free_answer_has_no_probability(local: LocalModel, stop: str) -> None:
+    plain = replace(local, encoder=replace(local.encoder, is_chat=not stop))
+    for labels, wanted in ((("card",), 0.0), ((), None)):
+        for generation in generate(plain, _requests(labels, stop=stop)[:3], batch=3, store=NoStore(), on_progress=lambda done, total: None):
+            assert generation.choice_logprob == (wanted if wanted is None else pytest.approx(wanted, abs=1e-5))
+
+
+def test_an_answer_cut_off_within_a_label_has_no_probability(local: LocalModel) -> None:
+    requests = [replace(request, max_new_tokens=1) for request in _requests(("a long label that takes many tokens", "another long one"))]
+    for generation in generate(local, requests, batch=4, store=NoStore(), on_progress=lambda done, total: None):
+        assert generation.choice_logprob is None and generation.finish == "length"
+
+
 def test_what_a_row_is_held_to_is_part_of_its_key(local: LocalModel) -> None:
     class Memory(dict):
         def put(self, key: str, generation: object) -> None:

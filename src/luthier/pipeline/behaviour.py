@@ -1,0 +1,207 @@
+"""Stage: behaviour. The best prompt and the tuned arm are asked again; form and style of all recorded answers are held to the training's.
+
+Nothing is chosen by what comes out, and the arms are those the verdict compares, chosen on dev. It adds to a record and changes nothing
+of it, so it can be asked for, or changed, on a finished run; answers are cached like all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from luthier.arms.prompts import Candidate
+from luthier.arms.proposals import NAME as OPTIMISED
+from luthier.arms.proposals import proposed_arm
+from luthier.core.console import Progress, duration
+from luthier.core.errors import EndpointError, InputError
+from luthier.core.types import ArmResult, Example
+from luthier.evaluate.consistency import answers_per_item, ask_again, chosen_items
+from luthier.evaluate.run import Bench, Model, answer
+from luthier.evaluate.style import MIN_AUC, MIN_TEXTS, StyleJudge, train_judge
+from luthier.metrics.consistency import AskedAgain, AskPlan, agreement
+from luthier.metrics.form import AnswerForm, answers_instead, keeps_form, learn_form
+from luthier.metrics.tone import MAX_KEPT, MEASURES, measure_text
+from luthier.models.catalogue import resolve
+from luthier.pipeline.decide import decision_rule
+from luthier.pipeline.endpoint import endpoint_of
+from luthier.pipeline.measure import MeasureInputs, make_bench, planned_arms, prompt_limit
+from luthier.pipeline.open import open_local, open_tuned
+from luthier.pipeline.prepare import Prepared
+from luthier.pipeline.record import RunRecord
+from luthier.pipeline.settings import Settings
+from luthier.store.layout import RunFolder
+from luthier.verdict.behaviour_numbers import BehaviourRecord, StyleRecord
+from luthier.verdict.evidence import best_of, best_tuned
+
+OWN_VALUES = frozenset({"answers", "keeps_form", "consistency", "style_match"})  # what this stage writes beside the scores of an item
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stage:
+    """What all of it works with."""
+
+    settings: Settings
+    folder: RunFolder
+    prepared: Prepared
+    inputs: MeasureInputs
+    bench: Bench
+    plan: AskPlan
+
+
+def measure_behaviour(
+    settings: Settings, folder: RunFolder, prepared: Prepared, inputs: MeasureInputs, record: RunRecord, *, progress: Progress
+) -> RunRecord:
+    """The record with its part on behaviour; the record itself where that is there, from the same settings."""
+    arms = settings.arms
+    plan = AskPlan(
+        items=arms.consistency_items,
+        samples=arms.consistency_samples,
+        temperature=arms.consistency_temperature,
+        style_rows=arms.style_rows,
+        seed=settings.seed,
+    )
+    found = record.behaviour
+    is_whole = all("answers" in item.values for arm in record.arms for item in arm.items[:1])  # trainings may have come since
+    if found is not None and found.plan == plan and not found.failed and is_whole:
+        return record
+    told = replace(make_bench(settings, folder, inputs), on_progress=lambda label, done, total: progress("behaviour", done, total, label))
+    stage = _Stage(settings=settings, folder=folder, prepared=prepared, inputs=inputs, bench=told, plan=plan)
+    form = learn_form(inputs.split.train, inputs.profile)
+    contestants = _contestants(settings, record) if plan.items else ()
+    predicted_s = sum(_forecast_s(stage, arm) for arm in contestants)
+    num = len(contestants) * min(plan.items, len(inputs.split.test)) * answers_per_item(plan)
+    if num:
+        progress("behaviour", 0, num, f"about {num:,} further answers: about {duration(predicted_s)}; --set arms.consistency_items=0: none")
+    asked, failed = _ask_all(stage, contestants, form)
+    judge, style_note = _style(stage, record)
+    test = {item.id: item for item in inputs.split.test}
+    return replace(
+        record,
+        arms=tuple(_annotated(arm, test, form, judge, asked.get(arm.name, ()), inputs) for arm in record.arms),
+        behaviour=BehaviourRecord(
+            plan=plan,
+            form=form,
+            asked=asked,
+            failed=failed,
+            tone=_training_tone(inputs),
+            style=None if judge is None else _style_record(judge, inputs.split.test),
+            style_note=style_note,
+            predicted_seconds=predicted_s,
+            seconds=sum(one.latency_s for answers in asked.values() for one in answers),
+        ),
+    )
+
+
+def _contestants(settings: Settings, record: RunRecord) -> tuple[ArmResult, ...]:
+    """The two arms that the verdict compares."""
+    rule = decision_rule(settings, record)
+    ran = [arm for arm in record.arms if arm.failed is None and arm.items]
+    return tuple(arm for arm in (best_of("prompt", ran, rule), best_tuned(ran, rule)) if arm is not None)
+
+
+def _forecast_s(stage: _Stage, arm: ArmResult) -> float:
+    """From what its answers to the test items took."""
+    waits = [item.latency_s for item in arm.items if item.latency_s is not None]
+    mean_s = sum(waits) / len(waits) if waits else 0.0
+    return mean_s * min(stage.plan.items, len(stage.inputs.split.test)) * answers_per_item(stage.plan)
+
+
+def _ask_all(stage: _Stage, contestants: Sequence[ArmResult], form: AnswerForm) -> tuple[dict[str, tuple[AskedAgain, ...]], dict[str, str]]:
+    """Further answers of each arm, one model in memory at a time; and why one has none."""
+    asked: dict[str, tuple[AskedAgain, ...]] = {}
+    failed: dict[str, str] = {}
+    items = chosen_items(stage.inputs.split.test, stage.plan)
+    for arm in contestants:
+        model = _open(stage, arm)
+        try:
+            asked[arm.name] = ask_again(_candidate(stage, arm, model), items, model, stage.bench, stage.plan, form, arm.name)
+        except (InputError, EndpointError) as error:  # a longer wording does not fit, or a server fails: no property of the arm's answers
+            failed[arm.name] = str(error)
+    return asked, failed
+
+
+def _open(stage: _Stage, arm: ArmResult) -> Model:
+    """The model an arm was measured with."""
+    settings, prepared = stage.settings, stage.prepared
+    if arm.family == "tuned":
+        return open_tuned(stage.folder, prepared.model_path, prepared.precision)
+    if arm.model in settings.model.larger:
+        return open_local(resolve(arm.model), prepared.precision)
+    endpoint = endpoint_of(settings)
+    if endpoint is not None and arm.model == endpoint.name:
+        return endpoint
+    return open_local(prepared.model_path, prepared.precision)
+
+
+def _candidate(stage: _Stage, arm: ArmResult, model: Model) -> Candidate:
+    """The prompt that dev chose for an arm, made again from its recorded choices."""
+    inputs, own_name = stage.inputs, arm.name.partition(" · ")[0]
+    if own_name == OPTIMISED:
+        limit = prompt_limit(inputs, model.context)
+        planned = proposed_arm(inputs.split.train, inputs.profile, [arm.params["instruction"]], max_prompt_chars=limit, by="")
+        return planned.candidates[0]
+    planned = next(one for one in planned_arms(stage.settings, inputs, model.context) if one.name == own_name)
+    return next(candidate for candidate in planned.candidates if candidate.params.items() <= arm.params.items())
+
+
+def _style(stage: _Stage, record: RunRecord) -> tuple[StyleJudge | None, str]:
+    """A style classifier for free text, or why there is none."""
+    inputs = stage.inputs
+    if inputs.profile.kind != "text":
+        return None, ""
+    bare = next((arm for arm in record.arms if arm.name == "zero-shot" and arm.items), None)
+    rows = [row for row in inputs.split.train if row.desirable is not False][: stage.plan.style_rows]
+    if bare is None or not stage.plan.style_rows:
+        return None, "Style match: not measured, " + ("the arm zero-shot was left out." if bare is None else "arms.style_rows is 0.")
+    if len(rows) < MIN_TEXTS:
+        return None, f"Style match: not measured, {len(rows)} training rows are fewer than {MIN_TEXTS}."
+    model = open_local(stage.prepared.model_path, stage.prepared.precision)
+    written = answer(_candidate(stage, bare, model), rows, model, stage.bench, "zero-shot: training rows, for its style")
+    judge = train_judge(
+        [row.response for row in rows],
+        [generation.text for generation in written],
+        held_out=[item.response for item in inputs.split.test],
+        held_out_zero_shot=[item.text for item in bare.items],
+    )
+    if judge.is_usable:
+        return judge, ""
+    told = f"wanted and zero-shot answers cannot be told apart (AUC {judge.auc:.2f}, at least {MIN_AUC:g} wanted)"
+    return judge, f"Style match: tone not measurable, {told}."
+
+
+def _style_record(judge: StyleJudge, test: Sequence[Example]) -> StyleRecord:
+    references = {item.id: judge.matches(item.response) for item in test} if judge.is_usable else {}
+    return StyleRecord(auc=judge.auc, min_auc=MIN_AUC, num_texts=judge.num_references, references=references)
+
+
+def _training_tone(inputs: MeasureInputs) -> dict[str, tuple[float, ...]]:
+    """Length, reading level and register of up to 1,000 training answers; nothing where answers are no free text."""
+    if inputs.profile.kind != "text":
+        return {}
+    texts = [row.response for row in inputs.split.train if row.desirable is not False][:MAX_KEPT]
+    return {name: tuple(round(value, 3) for text in texts if (value := measure_text(text, name)) is not None) for name in MEASURES}
+
+
+def _annotated(
+    arm: ArmResult,
+    test: Mapping[str, Example],
+    form: AnswerForm,
+    judge: StyleJudge | None,
+    asked: Sequence[AskedAgain],
+    inputs: MeasureInputs,
+) -> ArmResult:
+    """The arm with what was found of each of its answers beside their scores."""
+    again: dict[str, list[AskedAgain]] = {}
+    for one in asked:
+        again.setdefault(one.item_id, []).append(one)
+    items = []
+    for item in arm.items:
+        values = {name: value for name, value in item.values.items() if name not in OWN_VALUES}
+        values["answers"] = answers_instead(item.text, test[item.item_id].user_text, form)
+        values["keeps_form"] = keeps_form(item.text, form)
+        if judge is not None and judge.is_usable:
+            values["style_match"] = judge.matches(item.text)
+        if item.item_id in again:
+            values["consistency"] = agreement(item.text, again[item.item_id], inputs.profile).overall
+        items.append(replace(item, values=values))
+    return replace(arm, items=tuple(items))
