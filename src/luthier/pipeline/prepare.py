@@ -46,14 +46,17 @@ class Prepared:
     findings: tuple[Finding, ...]  # of encoding: rows cut or left out
 
 
-def prepare(settings: Settings, folder: RunFolder, progress: Progress) -> Prepared:
-    """Read, check, split, open the tokenizer, encode. Everything that can be refused is refused before a model computes."""
+def prepare(settings: Settings, folder: RunFolder, progress: Progress, data: PreparedData | None = None) -> Prepared:
+    """Read, check, split, open the tokenizer, encode. Everything that can be refused is refused before a model computes.
+
+    `data`: what was read and split already, in another way than a run usually does.
+    """
     import torch
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
     progress("check", 0, 1, "reading")
-    data = prepare_data(settings)
+    data = prepare_data(settings) if data is None else data
     refuse_other_objectives((*data.split.train, *data.split.dev, *data.split.test))
     progress("check", 1, 1, f"{len(data.split.train)} train, {len(data.split.dev)} dev, {len(data.split.test)} test")
     model_path = resolve(settings.model.name)

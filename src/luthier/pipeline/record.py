@@ -135,6 +135,7 @@ class RunRecord:
     environment: Mapping[str, str]
     notes: tuple[str, ...] = ()
     learning: LearningRecord | None = None
+    num_folds: int = 1  # more: every row was a test row once, estimated by cross-fitting
 
 
 _ADAPTER = TypeAdapter(RunRecord)

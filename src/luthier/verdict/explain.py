@@ -208,10 +208,11 @@ def _settling_steps(contest: Contest, conflict: str) -> tuple[str, ...]:
 
 def _effect(contest: Contest) -> str:
     """ "+11.0 points (82.3 against 71.3; 95 % interval +7.0 to +15.0, n = 300, margin 5.0) on data like your test set"."""
-    primary = contest.primary
+    primary, folds = contest.primary, contest.rule.num_folds
+    folds = f", estimated by cross-fitting over {folds} trainings" if folds > 1 else ""
     return (
         f"{signed_points(primary.difference)} points ({points(contest.tuned_score)} against {points(contest.prompt_score)}; "
-        f"95 % interval {_range(primary.low95, primary.high95)}, n = {primary.n:,}, margin {points(contest.rule.margin)}) {SCOPE}"
+        f"95 % interval {_range(primary.low95, primary.high95)}, n = {primary.n:,}, margin {points(contest.rule.margin)}) {SCOPE}{folds}"
     )
 
 

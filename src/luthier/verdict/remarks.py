@@ -103,7 +103,13 @@ def _margin(evidence: Evidence, code: VerdictCode, answer: Answer) -> Iterator[s
 
 
 def _recipe(evidence: Evidence) -> Iterator[str]:
-    recipe = evidence.recipe
+    recipe, folds = evidence.recipe, evidence.contest.rule.num_folds
+    if folds > 1:
+        yield (
+            f"This is about the recipe, trained {folds} times on {folds - 1} of {folds} parts of the rows; the model handed over was trained "
+            "on more of them and not tested itself. Trainings on overlapping rows are not independent: the interval is a little too narrow."
+        )
+        return
     if recipe is None:
         yield "This is about this one training: from another seed it may score a point or so differently (--train-seeds 3 measures that)."
         return
