@@ -16,7 +16,8 @@ def write(found: Mapping[str, Any]) -> None:
     lines += [f"| {name} | {row['about']} | {row['hypothesis']} |" for name, row in found.items()]
     lines += [
         "",
-        "| task (score) | rows: learn / choose / test | best prompt | best tuned | best without a model | tuned - prompt | verdict | strength | s |",
+        "| task (score) | rows: learn / choose / test | best prompt | best tuned | best without a model | difference | verdict | strength "
+        "| s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in found.items():

@@ -106,8 +106,8 @@ def _recipe(evidence: Evidence) -> Iterator[str]:
     recipe, folds = evidence.recipe, evidence.contest.rule.num_folds
     if folds > 1:
         yield (
-            f"This is about the recipe, trained {folds} times on {folds - 1} of {folds} parts of the rows; the model handed over was trained "
-            "on more of them and not tested itself. Trainings on overlapping rows are not independent: the interval is a little too narrow."
+            f"This is about the recipe, trained {folds} times on {folds - 1} of {folds} parts of the rows; the model handed over saw "
+            "more of them and was not tested. Trainings on overlapping rows are not independent: the interval is somewhat too narrow."
         )
         return
     if recipe is None:
