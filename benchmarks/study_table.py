@@ -56,7 +56,7 @@ def _words(name: str, row: Mapping[str, Any]) -> list[str]:
             f"{100 * row['high']:.1f}; at most 5 % is promised). The tuned arm against a copy of itself: {row['twice_the_same']}."
         ]
     out = [row["sentence"]]
-    out += [text for text in row["remarks"] if "is worth" in text or "items" in text and "can be seen" in text]
+    out += [text for text in row["remarks"] if "is worth" in text or ("items" in text and "can be seen" in text)]
     arms = {arm["name"]: arm for arm in row["arms"]}
     if name == "squad2" and row["difference"]:
         for title, metric in (

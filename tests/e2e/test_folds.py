@@ -21,7 +21,6 @@ from luthier.pipeline.folds import fold_splits, pool, read_whole
 from luthier.pipeline.settings import load_settings
 from luthier.verdict.rules import decide
 
-
 TEXTS = sentences(60, name="folds")
 
 
