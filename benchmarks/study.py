@@ -103,8 +103,12 @@ TASKS = (
         about="who the assistant is: 91 rows, cross-fitted over 5 trainings",
         hypothesis="leaning at most, or cannot tell: 91 rows",
         prepare=study_data.identity,
-        flags=("identity.json", "--folds", "5", "--dev-rows", "10", "--set", "arms.dev_items=10", "--lr", "1e-3", "--epochs", "3", *SMALL),
-        budget_s=420,
+        flags=(
+            "identity.json", "--folds", "5", "--dev-rows", "10", "--set", "arms.dev_items=6", "--lr", "1e-3", "--epochs", "3",
+            "--set", "arms.max_new_tokens=128", "--set", "arms.skip=[few-shot,tuned + retrieval]", "--set", "arms.shots=[2]",
+            "--set", "arms.latency_items=1",
+        ),
+        budget_s=480,
     ),
     Task(
         name="squad2",
