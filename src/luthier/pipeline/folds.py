@@ -59,9 +59,10 @@ def fold_splits(rows: Sequence[Example], clusters: Mapping[str, str], *, folds: 
         smallest = min(range(folds), key=lambda fold: (sizes[fold], fold))
         parts[smallest].add(name)
         sizes[smallest] += len(members[name])
+    in_order = sorted(rows, key=lambda row: row.id)
     return tuple(
         split_examples(
-            [replace(row, given_split="test" if clusters.get(row.id, row.id) in part else None) for row in rows],
+            [replace(row, given_split="test" if clusters.get(row.id, row.id) in part else None) for row in in_order],
             seed=seed,
             dev_rows=dev_rows,
             clusters=clusters,
