@@ -240,10 +240,10 @@ def same_against_same(run_dir: Path) -> dict[str, Any]:
         false += is_apart and abs(found.difference) >= rule.margin
     low, high = wilson(false, A_A_DRAWS)
     twin: ArmResult = replace(tuned, name=f"{tuned.name}, again", family="prompt")
-    same = decide([*(arm for arm in record.arms if arm.family == "floor"), twin, tuned], rule)
+    same = decide([twin, tuned], rule)
     return {
         "about": "the same against the same: recorded banking77 answers",
-        "hypothesis": "a quality verdict in at most 5 % of the draws; equivalent, or the classic classifier, for twice the same answers",
+        "hypothesis": "a quality verdict in at most 5 % of the draws; equivalent for twice the same answers",
         "arms": [prompt.name, tuned.name],
         "n": len(pairs.a),
         "draws": A_A_DRAWS,
