@@ -41,6 +41,10 @@ RESULTS = HERE / "results" / "study.json"
 LABELS = ("--instruction", "Classify the intent of this banking customer query. Answer with the intent name only.", "--input", "text")
 SMALL = ("--set", "arms.shots=[4]", "--set", "arms.latency_items=3")  # two variants of each prompting arm with a choice
 A_A_DRAWS = 1000
+A_A = {
+    "about": "the same against the same: recorded banking77 answers",
+    "hypothesis": "a quality verdict in at most 5 % of the draws; equivalent for twice the same answers",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +159,8 @@ def main() -> None:
     if is_wanted and _is_done(found.get("banking77"), _task("banking77")):
         found["a-a"] = same_against_same(options.runs.resolve() / "banking77")
         _keep(found)
-    study_table.write(found)
+    declared = {task.name: (task.about, task.hypothesis) for task in TASKS}
+    study_table.write(found, {**declared, "a-a": (A_A["about"], A_A["hypothesis"])})
 
 
 def _task(name: str) -> Task:
@@ -242,8 +247,7 @@ def same_against_same(run_dir: Path) -> dict[str, Any]:
     twin: ArmResult = replace(tuned, name=f"{tuned.name}, again", family="prompt")
     same = decide([twin, tuned], rule)
     return {
-        "about": "the same against the same: recorded banking77 answers",
-        "hypothesis": "a quality verdict in at most 5 % of the draws; equivalent for twice the same answers",
+        **A_A,
         "arms": [prompt.name, tuned.name],
         "n": len(pairs.a),
         "draws": A_A_DRAWS,

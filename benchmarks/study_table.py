@@ -10,10 +10,10 @@ from table import replace_table
 KEPT = ("python", "cpu", "cores", "torch", "bf16 product GFLOP/s", "git_revision")
 
 
-def write(found: Mapping[str, Any]) -> None:
-    """Hypotheses first, then what was measured, then each task in words."""
+def write(found: Mapping[str, Any], declared: Mapping[str, tuple[str, str]]) -> None:
+    """Hypotheses first, of all tasks (what it is, what was expected), then what was measured, then each task in words."""
     lines = ["| task | what it is | expected, written before the runs |", "|---|---|---|"]
-    lines += [f"| {name} | {row['about']} | {row['hypothesis']} |" for name, row in found.items()]
+    lines += [f"| {name} | {about} | {expected} |" for name, (about, expected) in declared.items()]
     lines += [
         "",
         "| task (score) | rows: learn / choose / test | best prompt | best tuned | best without a model | difference | verdict | strength "
