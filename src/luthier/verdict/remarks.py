@@ -21,6 +21,7 @@ def remarks(evidence: Evidence, code: VerdictCode, answer: Answer) -> tuple[str,
     """The sentences that apply, most useful first. `answer` gives code and headline on other evidence."""
     return (
         power_sentence(evidence),
+        *_without_model(evidence, code),
         *_volume(evidence, code, answer),
         *_margin(evidence, code, answer),
         *_recipe(evidence),
@@ -43,6 +44,19 @@ def power_sentence(evidence: Evidence) -> str:
         else f"no practical number would show {points(margin)}"
     )
     return f"With {n:,} items only differences above {points(seen)} points can be seen (80 % power); {more}."
+
+
+def _without_model(evidence: Evidence, code: VerdictCode) -> Iterator[str]:
+    """How far the better arm is from the best one without a model, where the verdict does not rest on that. A prompt is often below it."""
+    gap = evidence.floor_gap
+    if gap is None or code in ("neither_needed", "neither_yet"):
+        return
+    found = evidence.scores.get(gap.a)
+    score = "" if found is None or found.value is None else f" ({points(found.value)})"
+    yield (
+        f"{gap.b} minus {gap.a}{score}, the best without a language model: {signed_points(-gap.difference)} points "
+        f"(95 % interval {signed_points(-gap.high95)} to {signed_points(-gap.low95)}, n = {gap.n:,})."
+    )
 
 
 def with_rule(evidence: Evidence, rule: DecisionRule) -> Evidence:
