@@ -109,7 +109,7 @@ def plan_arms(
 
 def _floors(plan: _Plan) -> tuple[Arm, ...]:
     """What needs no language model. A classifier only where the answers are a closed set of labels; the most frequent answer also
-    where it is frequent, as where many questions cannot be answered."""
+    where short answers often are the same one, as where many questions cannot be answered."""
 
     def floor(name: str, description: str, answer: Callable[[Example], str]) -> Arm:
         return Arm(name=name, family="floor", model="none", description=f"No model: {description}", answer=answer)
@@ -118,7 +118,8 @@ def _floors(plan: _Plan) -> tuple[Arm, ...]:
     constant = floor("majority", "always the most frequent training response.", majority(plan.rows))
     if plan.profile.kind != "label":
         most = max(Counter(row.response for row in plan.rows).values())
-        return (constant, nearest) if most >= MIN_CONSTANT_SHARE * len(plan.rows) else (nearest,)
+        is_frequent = plan.profile.kind == "short" and most >= MIN_CONSTANT_SHARE * len(plan.rows)
+        return (constant, nearest) if is_frequent else (nearest,)
     query = plan.index.query_text
     classify = lazy_classifier([query(row) for row in plan.rows], [row.response for row in plan.rows], seed=plan.seed)
     return (
