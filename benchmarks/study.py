@@ -75,9 +75,10 @@ TASKS = (
         prepare=study_data.banking77,
         flags=(
             "train.csv", "--test", "test.csv", *LABELS, "--output", "category", "--train-rows", "770", "--dev-rows", "154",
-            "--test-rows", "231", "--set", "arms.dev_items=40", "--lr", "2e-3", "--epochs", "3", *SMALL,
+            "--test-rows", "231", "--set", "arms.dev_items=40", "--lr", "2e-3", "--epochs", "3", "--learning-curve",
+            *SMALL,
         ),
-        budget_s=540,
+        budget_s=660,
     ),
     Task(
         name="e2e",
@@ -86,9 +87,9 @@ TASKS = (
         prepare=partial(study_data.e2e, num_dev=30, num_test=120),
         flags=(
             "train.jsonl", "--dev", "dev.jsonl", "--test", "test.jsonl", "--set", "arms.dev_items=30", "--lr", "1e-3", "--epochs", "2",
-            *SMALL,
+            "--learning-curve", *SMALL,
         ),
-        budget_s=420,
+        budget_s=540,
     ),
     Task(
         name="gsm8k",
