@@ -87,9 +87,9 @@ TASKS = (
         prepare=partial(study_data.e2e, num_dev=30, num_test=120),
         flags=(
             "train.jsonl", "--dev", "dev.jsonl", "--test", "test.jsonl", "--set", "arms.dev_items=30", "--lr", "1e-3", "--epochs", "2",
-            "--learning-curve", *SMALL,
+            *SMALL,
         ),
-        budget_s=540,
+        budget_s=480,
     ),
     Task(
         name="gsm8k",
@@ -119,10 +119,10 @@ TASKS = (
         name="squad2",
         about="question on a paragraph, half without an answer in it; split by article, clustered by paragraph",
         hypothesis="neither yet or cannot tell: a larger prompted model. Always abstaining is a strong floor",
-        prepare=partial(study_data.squad2, num_train=300, num_dev=40, num_test=120),
+        prepare=partial(study_data.squad2, num_train=240, num_dev=40, num_test=120),
         flags=(
             "train.jsonl", "--dev", "dev.jsonl", "--test", "test.jsonl", "--group", "group", "--min-quality", "60",
-            "--set", "arms.dev_items=20", "--lr", "1e-3", "--epochs", "2", "--set", "arms.shots=[2]", "--set", "arms.latency_items=3",
+            "--set", "arms.dev_items=20", "--lr", "1e-3", "--epochs", "1", "--set", "arms.shots=[2]", "--set", "arms.latency_items=2",
         ),
         budget_s=480,
     ),
