@@ -7,6 +7,7 @@ from typing import Any
 
 from table import replace_table
 
+SHOWN_REMARKS = ("is worth", "can be seen", "without a language model")
 KEPT = ("python", "cpu", "cores", "torch", "bf16 product GFLOP/s", "git_revision")
 
 
@@ -56,7 +57,7 @@ def _words(name: str, row: Mapping[str, Any]) -> list[str]:
             f"{100 * row['high']:.1f}; at most 5 % is promised). The tuned arm against a copy of itself: {row['twice_the_same']}."
         ]
     out = [row["sentence"]]
-    out += [text for text in row["remarks"] if "is worth" in text or ("items" in text and "can be seen" in text)]
+    out += [text for text in row["remarks"] if any(words in text for words in SHOWN_REMARKS)]
     arms = {arm["name"]: arm for arm in row["arms"]}
     if name == "squad2" and row["difference"]:
         for title, metric in (

@@ -202,6 +202,8 @@ class Generation:
 
 # ---------------------------------------------------------------- scores and arms
 
+HELD = "held to the"  # how `ArmResult.params["answers"]` begins where a model could write nothing but a label
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemScore:

@@ -53,7 +53,8 @@ def _arm_lines(model: ReportModel) -> list[str]:
     lines += [_arm_line(row, row.name in best[1:]) for row in shown]
     lines += _wrapped(_conditions(shown), "  ", "  ")
     if len(model.rows) > len(shown):
-        lines.append(f"  {len(model.rows) - len(shown)} more arms are in the report.")
+        left = len(model.rows) - len(shown)
+        lines.append(f"  {left} more {'arm is' if left == 1 else 'arms are'} in the report.")
     return lines
 
 

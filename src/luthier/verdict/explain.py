@@ -50,18 +50,21 @@ def sentence(code: VerdictCode, evidence: Evidence, *, conflict: str) -> str:
     margin = f"the margin of {points(rule.margin)}"
     match code:
         case "fine_tune_better":
-            return f"{tuned} beats {prompt} by {effect}.{_gate_note(contest)}"
+            return f"{tuned} beats {prompt} by {effect}.{_floor_note(evidence)}{_gate_note(contest)}"
         case "prompt_better":
-            return f"{prompt} beats {tuned}: tuned minus prompt {effect}."
+            return f"{prompt} beats {tuned}: tuned minus prompt {effect}.{_floor_note(evidence)}"
         case "fine_tune_as_good_cheaper":
             real = (
                 " The difference is real but smaller than you said matters." if primary.low95 > 0 and primary.high90 < rule.margin else ""
             )
-            return f"{tuned} is not worse than {prompt} by {margin}: {effect}.{real} {_gain(contest)}{_gate_note(contest)}"
+            notes = f"{_floor_note(evidence)}{_gate_note(contest)}"
+            return f"{tuned} is not worse than {prompt} by {margin}: {effect}.{real} {_gain(contest)}{notes}"
         case "prompt_as_good_simpler":
-            return f"{prompt} is not worse than {tuned} by {margin}: tuned minus prompt {effect}. {_no_gain(contest)}"
+            return (
+                f"{prompt} is not worse than {tuned} by {margin}: tuned minus prompt {effect}. {_no_gain(contest)}{_floor_note(evidence)}"
+            )
         case "equivalent_prompt":
-            return f"{tuned} and {prompt} are within {margin} of each other: {effect}. {_pays(contest.break_even)}"
+            return f"{tuned} and {prompt} are within {margin} of each other: {effect}. {_pays(contest.break_even)}{_floor_note(evidence)}"
         case "neither_needed":
             gap = evidence.floor_gap
             assert gap is not None
@@ -248,6 +251,16 @@ def _pays(pays: Estimate) -> str:
     if pays.value is None or pays.low is None or pays.high is None:
         return f"Break-even: {pays.method}."
     return f"Fine-tuning pays from about {pays.value:,.0f} requests a month (95 % interval {pays.low:,.0f} to {pays.high:,.0f})."
+
+
+def _floor_note(evidence: Evidence) -> str:
+    """Where the better arm is not shown to beat the best one without a model: nobody should build it unaware of that."""
+    gap = evidence.floor_gap
+    if gap is None or gap.high95 < 0:
+        return ""
+    score = evidence.scores[gap.a].value
+    shown = "" if score is None else f" ({points(score)})"
+    return f" But {gap.b} is not shown to beat {gap.a}{shown}, which needs no language model."
 
 
 def _gate_note(contest: Contest) -> str:

@@ -116,6 +116,9 @@ def test_the_best_without_a_model_stands_beside_the_better_arm() -> None:
     said = _remark(decide([*arms, near], rule()), "without a language model")
     assert said.startswith("tuned minus nearest neighbour (62.5), the best without a language model: +12.5 points (95 % interval +")
     assert not any("without a language model" in remark for remark in decide(arms, rule()).remarks)
+    close = decide([*arms, arm("nearest neighbour", [1.0] * 250 + [0.0] * 110 + [1.0] * 40, family="floor")], rule())
+    assert (close.code, close.strength) == ("fine_tune_better", "leaning")
+    assert "But tuned is not shown to beat nearest neighbour (72.5), which needs no language model." in close.sentence
     enough = arm("nearest neighbour", [1.0] * 320 + [0.0] * 80, family="floor")
     found = decide([*arms, enough], rule())
     assert found.code == "neither_needed" and not any("without a language model" in remark for remark in found.remarks)
