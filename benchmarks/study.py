@@ -4,7 +4,7 @@
 
 DIR holds the folders of ../shared/data. Each task is one `luthier run` with a time budget; one that is cut off by its budget or by a signal
 goes on at the next call, and a finished one is not run again. Writes benchmarks/results/study.json after every task and the table in
-benchmarks/README.md. `--table` only writes the table anew.
+benchmarks/README.md. `--table` only decides anew, from what was recorded, and writes the table.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import study_table
 from table import environment
 
 from luthier.core.types import ArmResult
-from luthier.pipeline.decide import decision_rule
+from luthier.pipeline.decide import decision_rule, redecide
 from luthier.pipeline.record import RunRecord, read_record
 from luthier.pipeline.settings import load_settings
 from luthier.stats.intervals import wilson
@@ -75,8 +75,7 @@ TASKS = (
         prepare=study_data.banking77,
         flags=(
             "train.csv", "--test", "test.csv", *LABELS, "--output", "category", "--train-rows", "770", "--dev-rows", "154",
-            "--test-rows", "231", "--set", "arms.dev_items=40", "--lr", "2e-3", "--epochs", "3", "--learning-curve",
-            *SMALL,
+            "--test-rows", "231", "--set", "arms.dev_items=40", "--lr", "2e-3", "--epochs", "3", *SMALL,
         ),
         budget_s=660,
     ),
@@ -147,7 +146,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=HERE.parent / "runs" / "study")
     parser.add_argument("--only", nargs="*", default=None, help="names of tasks, or a-a")
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
-    parser.add_argument("--table", action="store_true", help="only write the table anew from results/study.json")
+    parser.add_argument("--table", action="store_true", help="only decide anew, without a model, and write the table")
     options = parser.parse_args()
     found: dict[str, Any] = {} if options.fresh or not RESULTS.exists() else json.loads(RESULTS.read_text(encoding="utf-8"))
     for task in () if options.table else TASKS:
@@ -160,6 +159,11 @@ def main() -> None:
     if is_wanted and _is_done(found.get("banking77"), _task("banking77")):
         found["a-a"] = same_against_same(options.runs.resolve() / "banking77")
         _keep(found)
+    for task in TASKS:
+        record = options.runs.resolve() / task.name / "results.json"
+        if record.exists() and _is_done(found.get(task.name), task):
+            found[task.name].update(_decided(record.parent))
+    _keep(found)
     declared = {task.name: (task.about, task.hypothesis) for task in TASKS}
     study_table.write(found, {**declared, "a-a": (A_A["about"], A_A["hypothesis"])})
 
@@ -208,9 +212,13 @@ def run_task(task: Task, data: Path, runs: Path, *, fresh: bool) -> dict[str, An
     if process.returncode != 0:
         last = json.loads(out.strip().splitlines()[-1])["error"]["message"] if out.strip() else "no result"
         return {**declared, "stopped": f"after {wall_s:.0f} s: {last}"}
-    result = json.loads(out.strip().splitlines()[-1])
-    result.pop("run_dir"), result.pop("report"), result.pop("next_steps")
-    return {**declared, **result, **_of_record(task, read_record(run_dir / "results.json"))}
+    return {**declared, **_decided(run_dir), **_of_record(task, read_record(run_dir / "results.json"))}
+
+
+def _decided(run_dir: Path) -> dict[str, Any]:
+    """What `luthier decide RUN` says, less what depends on where the run lies."""
+    result: dict[str, Any] = {**redecide(run_dir, {})["json"]}
+    return {key: value for key, value in result.items() if key not in ("run_dir", "report", "next_steps")}
 
 
 def _of_record(task: Task, record: RunRecord) -> dict[str, Any]:
