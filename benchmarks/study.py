@@ -148,22 +148,21 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
     parser.add_argument("--table", action="store_true", help="only decide anew, without a model, and write the table")
     options = parser.parse_args()
-    found: dict[str, Any] = {} if options.fresh or not RESULTS.exists() else json.loads(RESULTS.read_text(encoding="utf-8"))
+    if options.fresh and options.only is None:
+        RESULTS.unlink(missing_ok=True)
+    runs = options.runs.resolve()
     for task in () if options.table else TASKS:
-        if options.only is not None and task.name not in options.only:
-            continue
-        if not _is_done(found.get(task.name), task):
-            found[task.name] = run_task(task, options.data.resolve(), options.runs.resolve(), fresh=options.fresh)
-            _keep(found)
+        is_wanted = options.only is None or task.name in options.only
+        if is_wanted and (options.fresh or not _is_done(_found().get(task.name), task)):
+            _keep({task.name: run_task(task, options.data.resolve(), runs, fresh=options.fresh)})
     is_wanted = not options.table and (options.only is None or "a-a" in options.only)
-    if is_wanted and _is_done(found.get("banking77"), _task("banking77")):
-        found["a-a"] = same_against_same(options.runs.resolve() / "banking77")
-        _keep(found)
+    if is_wanted and _is_done(_found().get("banking77"), _task("banking77")):
+        _keep({"a-a": same_against_same(runs / "banking77")})
     for task in TASKS:
-        record = options.runs.resolve() / task.name / "results.json"
-        if record.exists() and _is_done(found.get(task.name), task):
-            found[task.name].update(_decided(record.parent))
-    _keep(found)
+        row, run_dir = _found().get(task.name), runs / task.name
+        if row is not None and (run_dir / "results.json").exists() and _is_done(row, task):
+            _keep({task.name: {**row, **_decided(run_dir)}})
+    found = _found()
     declared = {task.name: (task.about, task.hypothesis) for task in TASKS}
     study_table.write(found, {**declared, "a-a": (A_A["about"], A_A["hypothesis"])})
 
@@ -176,9 +175,16 @@ def _is_done(result: Mapping[str, Any] | None, task: Task) -> bool:
     return result is not None and not result.get("stopped") and result["flags"] == list(task.flags)
 
 
-def _keep(found: Mapping[str, Any]) -> None:
+def _found() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+
+
+def _keep(rows: Mapping[str, Any]) -> None:
+    """Add to what is there, which another call may have added to since."""
+    found = {**_found(), **rows}
+    names = [*(task.name for task in TASKS), "a-a"]
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    RESULTS.write_text(json.dumps({name: found[name] for name in names if name in found}, indent=1) + "\n", encoding="utf-8")
 
 
 def run_task(task: Task, data: Path, runs: Path, *, fresh: bool) -> dict[str, Any]:

@@ -75,8 +75,8 @@ def sentence(code: VerdictCode, evidence: Evidence, *, conflict: str) -> str:
         case "neither_yet":
             best, top = max(((name, score.high or 0.0) for name, score in evidence.scores.items()), key=lambda pair: pair[1])
             return (
-                f"No arm reaches {points(rule.least_quality)} points {SCOPE}: even the upper end of the best, {best}, is {points(top)} "
-                f"(95 %, n = {evidence.scores[best].n:,}). Tuned minus prompt: {effect}."
+                f"No arm reaches {points(rule.least_quality)} points {SCOPE}: the 95 % interval of the best, {best}, ends at {points(top)} "
+                f"(n = {evidence.scores[best].n:,}). Tuned minus prompt: {effect}."
             )
         case "blocked":
             return f"{tuned} would be chosen ({effect}), but: {' '.join(gate.message for gate in contest.failed_gates)}"
@@ -101,7 +101,10 @@ def next_steps(code: VerdictCode, evidence: Evidence, *, conflict: str) -> tuple
             floor = evidence.floor.name if evidence.floor else "the baseline"
             return (f"Use {floor}: nothing to serve, nothing to maintain.", "Come back when its errors cost you; they are in the report.")
         case "neither_yet":
-            return ("Measure a larger model beside: model.larger.", "Read the wrong answers in the report: unclear labels cap every arm.")
+            return (
+                "Measure a larger model beside: model.larger.",
+                "Read the wrong answers in the report: wrong or unclear references cap every arm.",
+            )
         case "blocked":
             return (*(f"{gate.name}: {gate.fix}." for gate in contest.failed_gates), f"Until then: {setting}")
         case "inconclusive":

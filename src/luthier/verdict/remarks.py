@@ -38,12 +38,13 @@ def power_sentence(evidence: Evidence) -> str:
         return (
             f"With {n:,} items differences above {points(seen)} points can be seen (80 % power): the margin, {points(margin)}, is in reach."
         )
-    more = (
-        f"about {needed:,} would show {points(margin)}"
-        if needed <= explain.MAX_ITEMS
-        else f"no practical number would show {points(margin)}"
-    )
-    return f"With {n:,} items only differences above {points(seen)} points can be seen (80 % power); {more}."
+    if needed <= n:  # the arms disagree on fewer items than the margin: no number of items for it can be read off that
+        more = ""
+    elif needed <= explain.MAX_ITEMS:
+        more = f"; about {needed:,} would show {points(margin)}"
+    else:
+        more = f"; no practical number would show {points(margin)}"
+    return f"With {n:,} items only differences above {points(seen)} points can be seen (80 % power){more}."
 
 
 def _without_model(evidence: Evidence, code: VerdictCode) -> Iterator[str]:

@@ -122,3 +122,8 @@ def test_the_best_without_a_model_stands_beside_the_better_arm() -> None:
     enough = arm("nearest neighbour", [1.0] * 320 + [0.0] * 80, family="floor")
     found = decide([*arms, enough], rule())
     assert found.code == "neither_needed" and not any("without a language model" in remark for remark in found.remarks)
+
+
+def test_power_promises_nothing_where_the_arms_hardly_disagree() -> None:
+    said = decide(contest(100, 0, 3, 1), rule()).remarks[0]
+    assert said == "With 100 items only differences above 5.4 points can be seen (80 % power)."
