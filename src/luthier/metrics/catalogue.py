@@ -55,8 +55,7 @@ def metrics_of(profile: TaskProfile) -> tuple[str, ...]:
     """The metrics that `score_answer` gives for this kind of task, in the order of `MEANINGS`."""
     others = {"json": {"label_valid"}, "label": {"json_exact", "json_fields", "json_valid"}}
     left_out = others.get(profile.kind, {"label_valid", "json_exact", "json_fields", "json_valid"})
-    if not profile.number_form:
-        left_out = left_out | {"number"}
+    left_out = left_out | ({"unsupported"} if profile.number_form else {"number"})
     return tuple(name for name in MEANINGS if name not in left_out)
 
 
@@ -79,7 +78,8 @@ def score_answer(example: Example, text: str, *, profile: TaskProfile, world: Cl
 
     With several references the overlap scores and the number are those of the reference that fits best.
 
-    All kinds: exact, token_f1, rouge_l, unsupported, fabrication, over_abstention. Answers that come to a number add number;
+    All kinds: exact, token_f1, rouge_l, unsupported, fabrication, over_abstention. Answers that come to a number have number
+    instead of unsupported, for a value that was worked out stands in no input;
     label tasks label_valid; JSON tasks json_valid, json_exact, json_fields. Higher is better except for `LOWER_IS_BETTER`.
     The texts are untrusted, and so is the note, which quotes values of the answer.
     """
@@ -103,8 +103,9 @@ def score_answer(example: Example, text: str, *, profile: TaskProfile, world: Cl
         values["json_exact"] = json_exact(text, gold)
         values["json_fields"] = json_fields(text, gold, profile)
         notes.extend(_json_notes(text, gold, profile))
-    invented = unsupported_facts(text, example, world)
-    values["unsupported"] = None if invented is None else float(bool(invented))
+    invented = () if profile.number_form else unsupported_facts(text, example, world)
+    if not profile.number_form:
+        values["unsupported"] = None if invented is None else float(bool(invented))
     if invented:
         more = f" and {len(invented) - MAX_NOTE_FACTS} more" if len(invented) > MAX_NOTE_FACTS else ""
         notes.append(f"unsupported: {', '.join(invented[:MAX_NOTE_FACTS])}{more}")

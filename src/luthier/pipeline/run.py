@@ -157,7 +157,11 @@ def make_record(settings: Settings, prepared: Prepared, trained: TrainRecord | N
         config=origins(settings),
         environment={**environment, "precision": prepared.precision.reason},
         num_folds=settings.data.folds,
-        notes=(*_detector_error(split), *_constraint(settings, prepared.data.profile), *endpoint_notes(settings, arms)),
+        notes=(
+            *_detector_error(split, prepared.data.profile),
+            *_constraint(settings, prepared.data.profile),
+            *endpoint_notes(settings, arms),
+        ),
     )
 
 
@@ -171,10 +175,10 @@ def _constraint(settings: Settings, profile: TaskProfile) -> tuple[str, ...]:
     )
 
 
-def _detector_error(split: Split) -> tuple[str, ...]:
+def _detector_error(split: Split, profile: TaskProfile) -> tuple[str, ...]:
     """How often the detector of unsupported values is wrong here: references of dev are right, whatever it says of them."""
     stated, marked = reference_counts(split.dev, known_facts(split.train))
-    if not stated:
+    if not stated or profile.number_form:  # values that were worked out are not looked for in the input
         return ()
     return (
         f"The detector of unsupported values marks {marked} of the {stated} dev references that state values; these are right, so that is "
