@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO_RUN ?= runs/demo
 
-.PHONY: help demo test test-slow test-faults check format bench bench-banking77 model clean
+.PHONY: help demo test test-slow test-faults check format bench bench-banking77 study model clean
 
 help: ## show the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ format: $(STAMP) ## format and sort imports
 
 bench-banking77: model ## the reference table on banking77 (needs ../shared/data), about 30 minutes
 	$(BIN)/python benchmarks/banking77.py
+
+study: model ## the verdict on eight real tasks, resumable, within an hour (needs ../shared/data)
+	$(BIN)/python benchmarks/study.py
 
 bench: model ## against peers, interleaved (needs ../shared/data, ../shared/bench and PEER_PYTHON, see benchmarks/README.md)
 	$(BIN)/python benchmarks/same_order.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,6 +36,7 @@ ARM_NAMES = (
     "few-shot retrieved", "documents", "tuned", "tuned + retrieval", "tuned + documents",
 )  # fmt: skip
 NUM_DRAWS = 2  # fixed few-shot: different draws of shots tried for each k
+MIN_CONSTANT_SHARE = 0.1  # of the rows with one and the same answer, from which on always giving it is a contender
 MAX_SAMPLE_ROWS = 16  # training rows on which prompt lengths are measured
 
 Build = Callable[[Example], tuple[Message, ...]]
@@ -160,18 +162,22 @@ def _show_passages(example: Example, *, grounding: Grounding, query: Callable[[E
 
 
 def _floors(plan: _Plan) -> tuple[Arm, ...]:
-    """What needs no language model. A classifier only where the answers are a closed set of labels."""
+    """What needs no language model. A classifier only where the answers are a closed set of labels; the most frequent answer also
+    where short answers often are the same one, as where many questions cannot be answered."""
 
     def floor(name: str, description: str, answer: Callable[[Example], str]) -> Arm:
         return Arm(name=name, family="floor", model="none", description=f"No model: {description}", answer=answer)
 
     nearest = floor("nearest neighbour", "the response of the most similar training row (BM25).", nearest_neighbour(plan.index))
+    constant = floor("majority", "always the most frequent training response.", majority(plan.rows))
     if plan.profile.kind != "label":
-        return (nearest,)
+        most = max(Counter(row.response for row in plan.rows).values())
+        is_frequent = plan.profile.kind == "short" and most >= MIN_CONSTANT_SHARE * len(plan.rows)
+        return (constant, nearest) if is_frequent else (nearest,)
     query = plan.index.query_text
     classify = lazy_classifier([query(row) for row in plan.rows], [row.response for row in plan.rows], seed=plan.seed)
     return (
-        floor("majority", "always the most frequent training response.", majority(plan.rows)),
+        constant,
         nearest,
         floor(
             "TF-IDF + logistic regression",

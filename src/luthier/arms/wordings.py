@@ -25,6 +25,13 @@ def wordings(profile: TaskProfile, train: Sequence[Example]) -> tuple[str, str, 
                 f"Give the final answer only, in at most {max(1, profile.max_response_chars)} characters. Write nothing else.",
                 "Work out the answer, then write only the answer itself. No introduction, no reasons, nothing else.",
             )
+        case "text" if profile.number_form:
+            form = profile.number_form
+            return (
+                f"Work it out step by step in short lines. The last line is the number alone, marked like this (for 42):\n{form}",
+                f"Write the steps of the calculation, then the result in exactly this form (here for 42): {form}\nWrite nothing after it.",
+                f"You solve arithmetic problems. One step a line; then one last line with the result, nothing else on it. Form: {form}",
+            )
         case "text":
             words = round(statistics.median(len(row.response.split()) for row in train)) if train else 1
             return (
@@ -44,6 +51,8 @@ def reminder(profile: TaskProfile) -> str:
             return "Answer with exactly one JSON object and nothing else."
         case "short":
             return "Answer with the answer only and nothing else."
+        case "text" if profile.number_form:
+            return f"End with the result in this form (here for 42): {profile.number_form}"
         case "text":
             return "Answer with the text only and nothing else."
 

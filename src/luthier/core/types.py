@@ -77,6 +77,7 @@ class Example:
     desirable: bool | None = None  # kto: whether `response` is wanted
     group: str | None = None  # user-given group; rows of one group never straddle splits
     given_split: SplitName | None = None  # an official split named by the user or a field of the row
+    references: tuple[str, ...] = ()  # test and dev items: other right answers, from rows with the same prompt
 
     @property
     def user_text(self) -> str:
@@ -127,6 +128,7 @@ class TaskProfile:
     json_keys: tuple[str, ...] = ()  # json tasks: keys present in >= 95 % of the responses, in their usual order
     json_enums: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])  # key -> closed set of values (as text)
     max_response_chars: int = 0
+    number_form: str = ""  # answers that come to a number: how they mark it, with 42 for the number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,6 +265,8 @@ class Piece:
 
 
 # ---------------------------------------------------------------- scores and arms
+
+HELD = "held to the"  # how `ArmResult.params["answers"]` begins where a model could write nothing but a label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,7 +85,8 @@ def _few_rows(train: Sequence[Example], official: Sequence[Example], duplicates:
             "few-rows",
             "error" if num_test < MIN_TEST_ROWS else "warning",
             f"{num_test} {source}; below {MIN_TEST_ROWS if num_test < MIN_TEST_ROWS else FIRM_TEST_ROWS} {limit}",
-            "add rows: 500 different ones allow 100 test rows, and a difference of 5 points needs about 600",
+            "add rows: 500 different ones allow 100 test rows, and a difference of 5 points needs about 600"
+            + ("" if official or num_test == len(train) else "; luthier run --folds 5 tests on every row"),
             (),
             count=num_test,
         )

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import unicodedata
 
+# Scripts written without spaces: one character counts as one word, as MLQA and the multilingual ROUGE variants do.
+UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+
 _MAX_PASSES = 4
 _TRAILING = " .,;:!?…。、،؛؟۔।॥"
 _SENTENCE_MARKS = re.compile("[.,;:!?…。、،؛؟۔।॥'\"`()\\[\\]{}“”‘’«»¿¡]+|(?<=[^\\W\\d_])[-‐–](?=[^\\W\\d_])")  # and hyphens between letters

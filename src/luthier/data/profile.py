@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from luthier.core.types import Example, TaskProfile
-from luthier.data.normalise import normalise
+from luthier.data.final_number import number_form
+from luthier.data.normalise import UNSPACED, normalise
 
 JSON_SHARE = 0.95  # of the responses that must parse, and of the objects a key must be in
+NUMBER_SHARE = 0.95  # of the responses that must come to a number
 SHORT_WORDS = 8
 LABEL_WORDS, LABEL_CHARS = 8, 80
 MAX_LABELS, MAX_ENUM = 1000, 200
@@ -44,16 +46,18 @@ def profile_task(train: Sequence[Example]) -> TaskProfile:
             json_enums=enums,
             max_response_chars=longest,
         )
-    median_words = statistics.median(len(text.split()) for text in responses)
+    median_words = statistics.median(len(UNSPACED.sub(" x ", text).split()) for text in responses)
     labels = _closed_set(responses, max_values=MAX_LABELS)
     if labels and all(len(label) <= LABEL_CHARS and len(label.split()) <= LABEL_WORDS for label in labels):
         evidence = f"{n} responses are {len(labels)} distinct short answers, {n / len(labels):.1f} rows each on average"
         return TaskProfile(kind="label", evidence=evidence, labels=labels, max_response_chars=longest)
     distinct = len({normalise(text) for text in responses})
     evidence = f"{distinct} distinct answers in {n} rows, median length {median_words:g} words"
-    # Scripts without spaces have few "words", so the characters must be few as well.
     short = median_words <= SHORT_WORDS and statistics.median(map(len, responses)) <= LABEL_CHARS
-    return TaskProfile(kind="short" if short else "text", evidence=evidence, max_response_chars=longest)
+    form = number_form(responses, NUMBER_SHARE)
+    if form:
+        evidence += f"; at least {100 * NUMBER_SHARE:.0f} % come to a number, written {form}"
+    return TaskProfile(kind="short" if short else "text", evidence=evidence, max_response_chars=longest, number_form=form)
 
 
 def parse_object(text: str) -> dict[str, object] | None:

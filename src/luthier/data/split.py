@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 
 from luthier.core.errors import InputError
 from luthier.core.hashing import digest, sha256_text
-from luthier.core.types import Example, Split
+from luthier.core.types import Example, Split, TaskProfile
 from luthier.data.duplicates import find_duplicates
 from luthier.data.leakage import find_leaks
 from luthier.data.profile import profile_task, stratum_of
+from luthier.data.references import merge_references
 
 MAX_DEV_ROWS, MIN_DEV_ROWS, DEV_SHARE = 300, 10, 0.1
 MAX_TEST_ROWS, MIN_TEST_ROWS, TEST_SHARE = 500, 30, 0.2
@@ -45,7 +46,8 @@ def split_examples(
     `test` and `dev`, and rows whose `given_split` says so, are official: kept as they are, test in its order (at most
     `test_rows` / `dev_rows` of them), and whatever in the other rows is nearly the same is left out of training. Otherwise test takes 20 %
     (30 to 500 rows) and dev 10 % (10 to 300), both with the label shares of the whole. `clusters` (example id to cluster) replaces the
-    near-duplicate search. train + dev + test + what `notes` counts as left out is everything that came in.
+    near-duplicate search. Dev and test rows that ask the same and answer in their own words are one item with several references
+    (`merge_references`). train + dev + test + what `notes` counts as left out is everything that came in.
 
     Raises InputError where no three parts can be made.
     """
@@ -60,8 +62,10 @@ def split_examples(
     cluster_of = {e.id: clusters.get(e.id, e.id) for e in everything}
     official_test, official_dev = bool(parts.test), bool(parts.dev)
     _refuse_too_few(parts, cluster_of)
-    stratum = _strata(parts.pool or everything)
+    profile = profile_task(parts.pool or everything)
+    stratum = _strata(profile)
     _take_out_known(parts, cluster_of)
+    _merge(parts, profile)
     num_pool = len(parts.pool)
     if official_test:
         parts.test = _cap(parts.test, test_rows, "test", seed, stratum, parts.notes)
@@ -72,6 +76,7 @@ def split_examples(
         parts.dev = _cap(parts.dev, dev_rows, "dev", seed, stratum, parts.notes)
     else:
         parts.dev = _carve(parts, dev_rows or default_dev_rows(num_pool), "dev", seed, cluster_of, stratum, keep=1)
+    _merge(parts, profile)
     train = _cap(parts.pool, train_rows, "train", seed, stratum, parts.notes)
     return Split(
         train=tuple(_shuffled(train, seed)),
@@ -212,8 +217,20 @@ def _quotas(sizes: Mapping[str, int], wanted: int) -> dict[str, int]:
     return quota
 
 
-def _strata(rows: Sequence[Example]) -> Callable[[Example], str]:
-    profile = profile_task(rows)
+def _merge(parts: _Parts, profile: TaskProfile) -> None:
+    """Dev and test rows of one prompt become one item with several references."""
+    for name, rows in (("dev", parts.dev), ("test", parts.test)):
+        merged = merge_references(rows, profile)
+        if len(merged) < len(rows):
+            num_items = sum(bool(item.references) for item in merged)
+            parts.notes.append(
+                f"{len(rows) - len(merged)} {name} rows left out as items: they are further right answers to the prompts of {num_items} "
+                f"{name} items, and the answer that fits best counts"
+            )
+            rows[:] = merged
+
+
+def _strata(profile: TaskProfile) -> Callable[[Example], str]:
     known: dict[str, str] = {}
 
     def stratum(example: Example) -> str:

@@ -15,7 +15,7 @@ from statistics import fmean
 from luthier.arms.prompts import Arm, Candidate
 from luthier.arms.search import Effort, choose
 from luthier.core.errors import EndpointError, InputError
-from luthier.core.types import ArmResult, Example, Generation, GenerationRequest, ItemScore, Message
+from luthier.core.types import HELD, ArmResult, Example, Generation, GenerationRequest, ItemScore, Message
 from luthier.generate.choices import open_choices
 from luthier.generate.endpoint import Endpoint, ask
 from luthier.generate.local import (
@@ -243,7 +243,7 @@ def measure(arm: Arm, chosen: Chosen, test: Sequence[Example], model: Model | No
 
 def _held(local: LocalModel, bench: Bench) -> str:
     is_held = open_choices(local.encoder.tokenizer, bench.choices, "", local.encoder.eos_ids) is not None
-    return f"held to the {len(bench.choices)} labels" if is_held else "free: the bytes of this tokenizer's tokens are not known"
+    return f"{HELD} {len(bench.choices)} labels" if is_held else "free: the bytes of this tokenizer's tokens are not known"
 
 
 def measure_latencies(

@@ -9,12 +9,14 @@ from difflib import get_close_matches
 from luthier.core.errors import ConfigError
 from luthier.core.types import Example, TaskProfile
 from luthier.metrics.closed_world import ClosedWorld, fabrication, over_abstention, unsupported_facts
+from luthier.metrics.number import number_match
 from luthier.metrics.structure import find_json_object, json_exact, json_fields, json_valid, label_valid, parse_json_answer
 from luthier.metrics.text import exact_match, rouge_l, token_f1
 
 LOWER_IS_BETTER = frozenset({"unsupported", "fabrication", "over_abstention"})
 MEANINGS: Mapping[str, str] = {  # every metric there is, in the order shown
     "exact": "the answer is the reference, case and final punctuation aside",
+    "number": "the number the answer comes to is the reference's, whatever the way there",
     "json_exact": "every field of the reference right",
     "json_fields": "mean over the reference's fields: right or wrong; overlap of words where the text is long",
     "json_valid": "a JSON object with exactly the wanted keys, values of closed sets within them",
@@ -38,6 +40,8 @@ class Scored:
 
 def primary_metric(profile: TaskProfile) -> str:
     """The metric the verdict rests on, by kind of task."""
+    if profile.number_form:
+        return "number"
     match profile.kind:
         case "label" | "short":
             return "exact"
@@ -51,6 +55,7 @@ def metrics_of(profile: TaskProfile) -> tuple[str, ...]:
     """The metrics that `score_answer` gives for this kind of task, in the order of `MEANINGS`."""
     others = {"json": {"label_valid"}, "label": {"json_exact", "json_fields", "json_valid"}}
     left_out = others.get(profile.kind, {"label_valid", "json_exact", "json_fields", "json_valid"})
+    left_out = left_out | ({"unsupported"} if profile.number_form else {"number"})
     return tuple(name for name in MEANINGS if name not in left_out)
 
 
@@ -71,17 +76,24 @@ def check_metric(name: str, profile: TaskProfile) -> str:
 def score_answer(example: Example, text: str, *, profile: TaskProfile, world: ClosedWorld, markers: frozenset[str]) -> Scored:
     """Every applicable metric of one answer against `example.response`, with a note on what went wrong.
 
-    All kinds: exact, token_f1, rouge_l, unsupported, fabrication, over_abstention. Label tasks add label_valid; JSON tasks
-    json_valid, json_exact, json_fields. Higher is better except for `LOWER_IS_BETTER`. The texts are untrusted, and so is
-    the note, which quotes values of the answer.
+    With several references the overlap scores and the number are those of the reference that fits best.
+
+    All kinds: exact, token_f1, rouge_l, unsupported, fabrication, over_abstention. Answers that come to a number have number
+    instead of unsupported, for a value that was worked out stands in no input;
+    label tasks label_valid; JSON tasks json_valid, json_exact, json_fields. Higher is better except for `LOWER_IS_BETTER`.
+    The texts are untrusted, and so is the note, which quotes values of the answer.
     """
     gold = example.response
+    references = (gold, *example.references)
     values: dict[str, float | None] = {
-        "exact": exact_match(text, gold),
-        "token_f1": token_f1(text, gold),
-        "rouge_l": rouge_l(text, gold),
+        "exact": max(exact_match(text, right) for right in references),
+        "token_f1": max(token_f1(text, right) for right in references),
+        "rouge_l": max(rouge_l(text, right) for right in references),
     }
     notes: list[str] = []
+    if profile.number_form:
+        found = [number_match(text, right) for right in references]
+        values["number"] = max((score for score in found if score is not None), default=None)
     if profile.kind == "label":
         values["label_valid"] = label_valid(text, profile.labels)
         if values["label_valid"] == 0.0:
@@ -91,8 +103,9 @@ def score_answer(example: Example, text: str, *, profile: TaskProfile, world: Cl
         values["json_exact"] = json_exact(text, gold)
         values["json_fields"] = json_fields(text, gold, profile)
         notes.extend(_json_notes(text, gold, profile))
-    invented = unsupported_facts(text, example, world)
-    values["unsupported"] = None if invented is None else float(bool(invented))
+    invented = () if profile.number_form else unsupported_facts(text, example, world)
+    if not profile.number_form:
+        values["unsupported"] = None if invented is None else float(bool(invented))
     if invented:
         more = f" and {len(invented) - MAX_NOTE_FACTS} more" if len(invented) > MAX_NOTE_FACTS else ""
         notes.append(f"unsupported: {', '.join(invented[:MAX_NOTE_FACTS])}{more}")

@@ -36,7 +36,7 @@ _PHRASES = re.compile(
             rf"\b(?:{_DONT} (?:\w+ )?|is not |isn't |are not |aren't |was not |not ){_GIVEN}"
             r"(?: (?:in|by|whether|how|when|who|what|that|this|any|the answer)\b|$|[.,])",
             rf"\b{_CANT} be (?:answered|determined|found|confirmed)\b",
-            r"\b(?:unanswerable|i have no (?:idea|information|record|data)|i'm not sure|i am not sure|no answer)\b",
+            r"\b(?:unanswerable|not answerable|i have no (?:idea|information|record|data)|i'm not sure|i am not sure|no answer)\b",
         )
     )
 )

@@ -7,10 +7,8 @@ import string
 import unicodedata
 from collections import Counter
 
-from luthier.data.normalise import normalise
+from luthier.data.normalise import UNSPACED, normalise
 
-# Scripts written without spaces count one character as one token, as MLQA and the multilingual ROUGE variants do.
-_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _ASCII_PUNCTUATION = frozenset(string.punctuation)
 
@@ -59,7 +57,7 @@ def word_tokens(text: str) -> tuple[str, ...]:
     for char in set(clean):
         if unicodedata.category(char)[0] in "PSZC":
             table[ord(char)] = " "
-        elif _UNSPACED.match(char):
+        elif UNSPACED.match(char):
             table[ord(char)] = f" {char} "
     return tuple(clean.translate(table).split())
 
@@ -71,7 +69,7 @@ def _squad_tokens(text: str) -> tuple[str, ...]:
     for char in set(clean):
         if char in _ASCII_PUNCTUATION or unicodedata.category(char)[0] == "P":
             table[ord(char)] = ""
-        elif _UNSPACED.match(char):
+        elif UNSPACED.match(char):
             table[ord(char)] = f" {char} "
     return tuple(_ARTICLES.sub(" ", clean.translate(table)).split())
 

@@ -41,6 +41,7 @@ def decision_rule(settings: Settings, record: RunRecord) -> DecisionRule:
         labelling_usd=wanted.labelling,
         months_between_retrains=wanted.months,
         seed=record.seed,
+        num_folds=record.num_folds,
     )
 
 

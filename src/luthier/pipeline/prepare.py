@@ -48,14 +48,17 @@ class Prepared:
     documents: Documents | None = None
 
 
-def prepare(settings: Settings, folder: RunFolder, progress: Progress) -> Prepared:
-    """Read, check, split, open the tokenizer, encode. Everything that can be refused is refused before a model computes."""
+def prepare(settings: Settings, folder: RunFolder, progress: Progress, data: PreparedData | None = None) -> Prepared:
+    """Read, check, split, open the tokenizer, encode. Everything that can be refused is refused before a model computes.
+
+    `data`: what was read and split already, in another way than a run usually does.
+    """
     import torch
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
     progress("check", 0, 1, "reading")
-    data = prepare_data(settings)
+    data = prepare_data(settings) if data is None else data
     refuse_other_objectives((*data.split.train, *data.split.dev, *data.split.test))
     progress("check", 1, 1, f"{len(data.split.train)} train, {len(data.split.dev)} dev, {len(data.split.test)} test")
     documents = None if settings.arms.documents is None else read_documents(settings.arms.documents)

@@ -137,6 +137,7 @@ class RunRecord:
     notes: tuple[str, ...] = ()
     learning: LearningRecord | None = None
     behaviour: BehaviourRecord | None = None
+    num_folds: int = 1  # more: every row was a test row once, estimated by cross-fitting
 
 
 _ADAPTER = TypeAdapter(RunRecord)

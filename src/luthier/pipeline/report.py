@@ -78,13 +78,14 @@ def _training_words(train: TrainRecord, seed: int) -> dict[str, str]:
     kept = f"after update {train.best_step:,}: these weights were kept"
     best = "not measured" if train.best_dev_loss is None else f"{train.best_dev_loss:.4f}, {kept}"
     speed = "" if train.tokens_per_s is None else f" at {train.tokens_per_s:,.0f} tokens/s"
+    search = f"; search of the learning rate {numbers.duration(train.search_seconds)}" if train.probes else ""
     return {
         "method": train.method,
         "learning rate": f"{train.lr:g}" + (f" (dev loss of short trials: {searched})" if searched else " (set by you)"),
-        "length": f"{train.num_rows:,} rows, {train.epochs:.3g} epochs, {stopped}",
+        "length": f"{train.num_rows:,} rows, {train.epochs:.3g} {'epoch' if train.epochs == 1 else 'epochs'}, {stopped}",
         "best dev loss": best,
         "seed": str(seed),
-        "time": f"{numbers.duration(train.train_seconds)}{speed}; search of the learning rate {numbers.duration(train.search_seconds)}",
+        "time": f"{numbers.duration(train.train_seconds)}{speed}{search}",
         "peak memory": numbers.gib(train.peak_mem_gib),
         **_forecast_words(train),
         "number format": train.precision,

@@ -17,7 +17,6 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from luthier import __version__
@@ -29,14 +28,14 @@ from luthier.core.stop import stop_on_signals
 from luthier.core.types import ArmResult, Split, TaskProfile
 from luthier.data.documents import Documents
 from luthier.metrics.closed_world import known_facts, reference_counts
-from luthier.models.catalogue import resolve
 from luthier.pipeline.again import refuse_short_curve, train_again
+from luthier.pipeline.arms import measure_all
 from luthier.pipeline.behaviour import measure_behaviour
 from luthier.pipeline.data import write_data_files
 from luthier.pipeline.decide import decision_rule, verdict_of
-from luthier.pipeline.endpoint import endpoint_notes, endpoint_of, has_failed_endpoint, measure_endpoint
-from luthier.pipeline.measure import MeasureInputs, larger_arms, make_bench, measure_arms, planned_arms, proposer_of, with_latencies
-from luthier.pipeline.open import open_local, open_tuned
+from luthier.pipeline.endpoint import endpoint_notes, has_failed_endpoint
+from luthier.pipeline.folds import cross_fit, read_whole
+from luthier.pipeline.measure import MeasureInputs
 from luthier.pipeline.plan import TrainInputs
 from luthier.pipeline.prepare import Prepared, prepare
 from luthier.pipeline.record import SCHEMA, DataRecord, RunRecord, TrainRecord, read_record, to_json
@@ -58,7 +57,7 @@ def run(settings: Settings, progress: Progress) -> dict[str, object]:
     with stop_on_signals() as should_stop, open_run(Path(settings.run_dir), settings) as folder:
         watch = Watchdog.from_environment(folder.stacks)
         with watch.setup():
-            prepared = prepare(settings, folder, progress)
+            prepared = prepare(settings, folder, progress, read_whole(settings) if settings.data.folds > 1 else None)
         _refuse_text(prepared.data.split)
         refuse_short_curve(settings, len(prepared.train_rows))
         write_data_files(folder, prepared.data)
@@ -67,7 +66,11 @@ def run(settings: Settings, progress: Progress) -> dict[str, object]:
         record = read_record(folder.results) if stage_is_done(folder, "measure", key) and stage_holds(folder, "train") else None
         if record is None or has_failed_endpoint(settings, record):
             trained = tune(settings, folder, TrainInputs.of(prepared, progress, should_stop, ALONE, watch))
-            record = make_record(settings, prepared, trained, _measure_all(settings, folder, prepared, inputs, trained))
+            if settings.data.folds > 1:
+                arms = cross_fit(settings, folder, prepared, progress, should_stop, lambda it: _measure_inputs(it, progress, should_stop))
+            else:
+                arms = measure_all(settings, folder, prepared, inputs, trained)
+            record = make_record(settings, prepared, trained, arms)
             _keep(folder, key, record)
         whole = train_again(settings, folder, prepared, inputs, record, progress=progress)
         whole = measure_behaviour(settings, folder, prepared, inputs, whole, progress=progress)
@@ -116,42 +119,6 @@ def _measure_inputs(prepared: Prepared, progress: Progress, should_stop: Callabl
     )
 
 
-def _measure_all(
-    settings: Settings, folder: RunFolder, prepared: Prepared, inputs: MeasureInputs, trained: TrainRecord
-) -> tuple[ArmResult, ...]:
-    """All arms on dev and test: base and tuned model, then each larger model the user named, one in memory at a time."""
-    bench = make_bench(settings, folder, inputs)
-    base = open_local(prepared.model_path, prepared.precision)
-    tuned = open_tuned(folder, prepared.model_path, prepared.precision)
-    models = {"none": None, "base": base, "tuned": tuned}
-    names = {"none": "", "base": settings.model.name, "tuned": f"{settings.model.name}, tuned"}
-    arms = planned_arms(settings, inputs, base.context)
-    endpoint = endpoint_of(settings)
-    proposer = proposer_of(settings, inputs, base.context, endpoint)
-    results = measure_arms(settings, bench, arms, inputs.split, models, names, proposer)
-    locals_by_arm = {result.name: tuned if result.family == "tuned" else base for result, _ in results}
-    measured = with_latencies(settings, folder, inputs, results, locals_by_arm)
-    spent_s = trained.train_seconds + trained.search_seconds  # what came out of the search is part of the price
-    out = [replace(arm, train_seconds=spent_s) if arm.family == "tuned" else arm for arm in measured]
-    del base, tuned, models, locals_by_arm
-    for name in settings.model.larger:
-        out += _measure_larger(settings, folder, prepared, inputs, name)
-    if endpoint is not None:
-        out += measure_endpoint(settings, bench, inputs, endpoint)
-    return tuple(replace(arm, seed=settings.seed) for arm in out)
-
-
-def _measure_larger(settings: Settings, folder: RunFolder, prepared: Prepared, inputs: MeasureInputs, name: str) -> tuple[ArmResult, ...]:
-    """The prompting arms with a larger local model."""
-    bench = make_bench(settings, folder, inputs)
-    local = open_local(resolve(name), prepared.precision)
-    arms = larger_arms(planned_arms(settings, inputs, local.context), Path(name).name)
-    proposer = proposer_of(settings, inputs, local.context, endpoint_of(settings))
-    results = measure_arms(settings, bench, arms, inputs.split, {"base": local}, {"base": name}, proposer)
-    latency_folder = RunFolder(folder.root / "larger" / Path(name).name)
-    return with_latencies(settings, latency_folder, inputs, results, {result.name: local for result, _ in results})
-
-
 def make_record(settings: Settings, prepared: Prepared, trained: TrainRecord | None, arms: tuple[ArmResult, ...]) -> RunRecord:
     """Everything that was measured, with what it was measured on."""
     data, split = prepared.data.checked, prepared.data.split
@@ -194,8 +161,9 @@ def make_record(settings: Settings, prepared: Prepared, trained: TrainRecord | N
         item_inputs={item.id: item.input or item.user_text for item in split.test},
         config=origins(settings),
         environment={**environment, "precision": prepared.precision.reason},
+        num_folds=settings.data.folds,
         notes=(
-            *_detector_error(split),
+            *_detector_error(split, prepared.data.profile),
             *_constraint(settings, prepared.data.profile),
             *_documents(prepared.documents),
             *endpoint_notes(settings, arms),
@@ -224,10 +192,10 @@ def _constraint(settings: Settings, profile: TaskProfile) -> tuple[str, ...]:
     )
 
 
-def _detector_error(split: Split) -> tuple[str, ...]:
+def _detector_error(split: Split, profile: TaskProfile) -> tuple[str, ...]:
     """How often the detector of unsupported values is wrong here: references of dev are right, whatever it says of them."""
     stated, marked = reference_counts(split.dev, known_facts(split.train))
-    if not stated:
+    if not stated or profile.number_form:  # values that were worked out are not looked for in the input
         return ()
     return (
         f"The detector of unsupported values marks {marked} of the {stated} dev references that state values; these are right, so that is "

@@ -52,6 +52,9 @@ class DataSettings(Group):
     output: str | None = Field(default=None, description="field with the wanted answer")
     system: str | None = Field(default=None, description="field with the system prompt")
     group: str | None = Field(default=None, description="field whose equal values must stay on one side of the split (customer, document)")
+    folds: Annotated[int, Field(strict=True, ge=1, le=20)] = Field(
+        default=1, description="cross-fitting for few rows: so many trainings, each row a test row of one; 1: one split (below 150 rows: 5)"
+    )
     train_rows: Count | None = Field(default=None, description="at most so many training rows, chosen by seed; null takes all")
     dev_rows: Count | None = Field(default=None, description="so many dev rows; null: 10 %, at most 300")
     test_rows: Count | None = Field(

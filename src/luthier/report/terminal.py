@@ -19,6 +19,7 @@ NAME_COLUMNS = 32
 MAX_ARMS = 8
 MAX_STEPS = 2
 MAX_REMARKS = 3
+MIN_SHOWN_USD = 0.0001
 STRENGTH = {"strong": "strong evidence", "clear": "clear evidence", "leaning": "leaning, not settled", "none": "not settled"}
 
 
@@ -55,7 +56,8 @@ def _arm_lines(model: ReportModel) -> list[str]:
     lines += [_arm_line(row, row.name in best[1:]) for row in shown]
     lines += _wrapped(_conditions(shown), "  ", "  ")
     if len(model.rows) > len(shown):
-        lines.append(f"  {len(model.rows) - len(shown)} more arms are in the report.")
+        left = len(model.rows) - len(shown)
+        lines.append(f"  {left} more {'arm is' if left == 1 else 'arms are'} in the report.")
     return lines
 
 
@@ -72,7 +74,8 @@ def _arm_line(row: ArmRow, is_compared: bool) -> str:
     name = f"{'*' if is_compared else ' '} {_padded(row.name, NAME_COLUMNS - 2)}"
     if row.failed is not None:
         return f"  {name} {_padded(f'failed: {row.failed}', COLUMNS - NAME_COLUMNS - 3).rstrip()}"
-    cost = numbers.usd(row.cost_per_1000.value).replace("$", "")
+    usd = row.cost_per_1000.value
+    cost = "< 0.0001" if usd is not None and 0 < usd < MIN_SHOWN_USD else numbers.usd(usd).replace("$", "")
     score = f"{numbers.points(row.score.value):>6}  {numbers.interval(row.score):<14}"
     return _ascii_signs(f"  {name} {score} {cost:>9} {numbers.duration(row.latency_p50_s.value):>9}")
 

@@ -10,6 +10,7 @@ stacks.txt              where every thread was when a section took too long
 adapter/ or model/      what was trained: an adapter in the standard PEFT format, or a whole model folder
 latency.json, larger/   single-request times, those of larger models in a folder each
 chat/                   conversations with what was trained, a journal each; the user's, kept by --fresh
+folds/                  the folds of a cross-fitted run: a folder each, laid out like this one
 again/                  the recipe trained again, from another seed or on part of the rows: a folder each, laid out like this one
 results.json            everything measured
 exports.json            what was exported, and how the artefact answered beside the tested model
@@ -120,6 +121,10 @@ class RunFolder:
     def again(self, seed: int, num_rows: int) -> RunFolder:
         """Where the recipe is trained again from another seed, or on part of the rows."""
         return RunFolder(self.root / "again" / f"seed-{seed}-rows-{num_rows}")
+
+    def fold(self, number: int) -> RunFolder:
+        """Where a fold of a cross-fitted run is trained and measured."""
+        return RunFolder(self.root / "folds" / str(number))
 
     @property
     def chat(self) -> Path:
@@ -253,7 +258,7 @@ def clear(folder: RunFolder) -> None:
     """
     folders = (
         folder.journal_events.parent, folder.split_file("train").parent, folder.train, folder.adapter, folder.model, folder.root / "larger",
-        folder.root / "again",
+        folder.root / "again", folder.root / "folds",
     )  # fmt: skip
     files = (folder.config, folder.check, folder.rejects, folder.split, folder.latency, folder.results, folder.verdict, folder.report)
     for path in folders:

@@ -73,8 +73,8 @@ class Contest:
 
     @property
     def is_small(self) -> bool:
-        """Too few items, or clusters of them, for more than "leaning"."""
-        return self.primary.n < MIN_CLEAR_ITEMS or self.primary.num_clusters < MIN_CLEAR_CLUSTERS
+        """Too few items, or clusters of them, for more than "leaning"; or items answered by several trainings on overlapping rows."""
+        return self.rule.num_folds > 1 or self.primary.n < MIN_CLEAR_ITEMS or self.primary.num_clusters < MIN_CLEAR_CLUSTERS
 
     @property
     def variance(self) -> float:

@@ -50,18 +50,21 @@ def sentence(code: VerdictCode, evidence: Evidence, *, conflict: str) -> str:
     margin = f"the margin of {points(rule.margin)}"
     match code:
         case "fine_tune_better":
-            return f"{tuned} beats {prompt} by {effect}.{_gate_note(contest)}"
+            return f"{tuned} beats {prompt} by {effect}.{_floor_note(evidence)}{_gate_note(contest)}"
         case "prompt_better":
-            return f"{prompt} beats {tuned}: tuned minus prompt {effect}."
+            return f"{prompt} beats {tuned}: tuned minus prompt {effect}.{_floor_note(evidence)}"
         case "fine_tune_as_good_cheaper":
             real = (
                 " The difference is real but smaller than you said matters." if primary.low95 > 0 and primary.high90 < rule.margin else ""
             )
-            return f"{tuned} is not worse than {prompt} by {margin}: {effect}.{real} {_gain(contest)}{_gate_note(contest)}"
+            notes = f"{_floor_note(evidence)}{_gate_note(contest)}"
+            return f"{tuned} is not worse than {prompt} by {margin}: {effect}.{real} {_gain(contest)}{notes}"
         case "prompt_as_good_simpler":
-            return f"{prompt} is not worse than {tuned} by {margin}: tuned minus prompt {effect}. {_no_gain(contest)}"
+            return (
+                f"{prompt} is not worse than {tuned} by {margin}: tuned minus prompt {effect}. {_no_gain(contest)}{_floor_note(evidence)}"
+            )
         case "equivalent_prompt":
-            return f"{tuned} and {prompt} are within {margin} of each other: {effect}. {_pays(contest.break_even)}"
+            return f"{tuned} and {prompt} are within {margin} of each other: {effect}. {_pays(contest.break_even)}{_floor_note(evidence)}"
         case "neither_needed":
             gap = evidence.floor_gap
             assert gap is not None
@@ -72,8 +75,8 @@ def sentence(code: VerdictCode, evidence: Evidence, *, conflict: str) -> str:
         case "neither_yet":
             best, top = max(((name, score.high or 0.0) for name, score in evidence.scores.items()), key=lambda pair: pair[1])
             return (
-                f"No arm reaches {points(rule.least_quality)} points {SCOPE}: even the upper end of the best, {best}, is {points(top)} "
-                f"(95 %, n = {evidence.scores[best].n:,}). Tuned minus prompt: {effect}."
+                f"No arm reaches {points(rule.least_quality)} points {SCOPE}: the 95 % interval of the best, {best}, ends at {points(top)} "
+                f"(n = {evidence.scores[best].n:,}). Tuned minus prompt: {effect}."
             )
         case "blocked":
             return f"{tuned} would be chosen ({effect}), but: {' '.join(gate.message for gate in contest.failed_gates)}"
@@ -98,7 +101,10 @@ def next_steps(code: VerdictCode, evidence: Evidence, *, conflict: str) -> tuple
             floor = evidence.floor.name if evidence.floor else "the baseline"
             return (f"Use {floor}: nothing to serve, nothing to maintain.", "Come back when its errors cost you; they are in the report.")
         case "neither_yet":
-            return ("Measure a larger model beside: model.larger.", "Read the wrong answers in the report: unclear labels cap every arm.")
+            return (
+                "Measure a larger model beside: model.larger.",
+                "Read the wrong answers in the report: wrong or unclear references cap every arm.",
+            )
         case "blocked":
             return (*(f"{gate.name}: {gate.fix}." for gate in contest.failed_gates), f"Until then: {setting}")
         case "inconclusive":
@@ -208,10 +214,11 @@ def _settling_steps(contest: Contest, conflict: str) -> tuple[str, ...]:
 
 def _effect(contest: Contest) -> str:
     """ "+11.0 points (82.3 against 71.3; 95 % interval +7.0 to +15.0, n = 300, margin 5.0) on data like your test set"."""
-    primary = contest.primary
+    primary, folds = contest.primary, contest.rule.num_folds
+    folds = f", estimated by cross-fitting over {folds} trainings" if folds > 1 else ""
     return (
         f"{signed_points(primary.difference)} points ({points(contest.tuned_score)} against {points(contest.prompt_score)}; "
-        f"95 % interval {_range(primary.low95, primary.high95)}, n = {primary.n:,}, margin {points(contest.rule.margin)}) {SCOPE}"
+        f"95 % interval {_range(primary.low95, primary.high95)}, n = {primary.n:,}, margin {points(contest.rule.margin)}) {SCOPE}{folds}"
     )
 
 
@@ -247,6 +254,16 @@ def _pays(pays: Estimate) -> str:
     if pays.value is None or pays.low is None or pays.high is None:
         return f"Break-even: {pays.method}."
     return f"Fine-tuning pays from about {pays.value:,.0f} requests a month (95 % interval {pays.low:,.0f} to {pays.high:,.0f})."
+
+
+def _floor_note(evidence: Evidence) -> str:
+    """Where the better arm is not shown to beat the best one without a model: nobody should build it unaware of that."""
+    gap = evidence.floor_gap
+    if gap is None or gap.high95 < 0:
+        return ""
+    score = evidence.scores[gap.a].value
+    shown = "" if score is None else f" ({points(score)})"
+    return f" But {gap.b} is not shown to beat {gap.a}{shown}, which needs no language model."
 
 
 def _gate_note(contest: Contest) -> str:

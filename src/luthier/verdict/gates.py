@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from luthier.core.types import ArmResult, Comparison, GateResult
+from luthier.core.types import HELD, ArmResult, Comparison, GateResult
 from luthier.stats.clusters import cluster_totals
 from luthier.stats.intervals import mean_estimate, ratio_intervals
 from luthier.stats.power import items_for_margin
@@ -102,6 +102,9 @@ def _limits(rule: DecisionRule) -> tuple[_Limit, ...]:
 def _relative_to_prompt(limit: _Limit, prompt: ArmResult, tuned: ArmResult, rule: DecisionRule) -> GateResult:
     enough = all if limit.missing is None else any  # an arm without any value has, where that counts as one, all of them
     metric = next((name for name in limit.metrics if enough((_measured(name, prompt), _measured(name, tuned)))), None)
+    if metric == "label_valid" and tuned.params.get("answers", "").startswith(HELD):
+        seen = f"{limit.what}: {tuned.name} was {tuned.params['answers']} while it wrote, so no answer can be in another"
+        return GateResult(name=limit.name, state="pass", message=f"{seen}.")
     pairs = pair_scores(tuned, prompt, metric, missing=limit.missing) if metric else None
     if metric is None or pairs is None or not pairs.a:
         return _not_measured(limit.name, limit.what)

@@ -21,6 +21,7 @@ def remarks(evidence: Evidence, code: VerdictCode, answer: Answer) -> tuple[str,
     """The sentences that apply, most useful first. `answer` gives code and headline on other evidence."""
     return (
         power_sentence(evidence),
+        *_without_model(evidence, code),
         *_volume(evidence, code, answer),
         *_margin(evidence, code, answer),
         *_recipe(evidence),
@@ -37,12 +38,26 @@ def power_sentence(evidence: Evidence) -> str:
         return (
             f"With {n:,} items differences above {points(seen)} points can be seen (80 % power): the margin, {points(margin)}, is in reach."
         )
-    more = (
-        f"about {needed:,} would show {points(margin)}"
-        if needed <= explain.MAX_ITEMS
-        else f"no practical number would show {points(margin)}"
+    if needed <= n:  # the arms disagree on fewer items than the margin: no number of items for it can be read off that
+        more = ""
+    elif needed <= explain.MAX_ITEMS:
+        more = f"; about {needed:,} would show {points(margin)}"
+    else:
+        more = f"; no practical number would show {points(margin)}"
+    return f"With {n:,} items only differences above {points(seen)} points can be seen (80 % power){more}."
+
+
+def _without_model(evidence: Evidence, code: VerdictCode) -> Iterator[str]:
+    """How far the better arm is from the best one without a model, where the verdict does not rest on that. A prompt is often below it."""
+    gap = evidence.floor_gap
+    if gap is None or code in ("neither_needed", "neither_yet"):
+        return
+    found = evidence.scores.get(gap.a)
+    score = "" if found is None or found.value is None else f" ({points(found.value)})"
+    yield (
+        f"{gap.b} minus {gap.a}{score}, the best without a language model: {signed_points(-gap.difference)} points "
+        f"(95 % interval {signed_points(-gap.high95)} to {signed_points(-gap.low95)}, n = {gap.n:,})."
     )
-    return f"With {n:,} items only differences above {points(seen)} points can be seen (80 % power); {more}."
 
 
 def with_rule(evidence: Evidence, rule: DecisionRule) -> Evidence:
@@ -103,7 +118,13 @@ def _margin(evidence: Evidence, code: VerdictCode, answer: Answer) -> Iterator[s
 
 
 def _recipe(evidence: Evidence) -> Iterator[str]:
-    recipe = evidence.recipe
+    recipe, folds = evidence.recipe, evidence.contest.rule.num_folds
+    if folds > 1:
+        yield (
+            f"This is about the recipe, trained {folds} times on {folds - 1} of {folds} parts of the rows; the model handed over saw "
+            "more of them and was not tested. Trainings on overlapping rows are not independent: the interval is somewhat too narrow."
+        )
+        return
     if recipe is None:
         yield "This is about this one training: from another seed it may score a point or so differently (--train-seeds 3 measures that)."
         return

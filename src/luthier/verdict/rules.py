@@ -50,7 +50,7 @@ def decide(arms: Sequence[ArmResult], rule: DecisionRule) -> Verdict:
     leans = code == "inconclusive" and not conflict and _leans_to_tuned(contest)
     return Verdict(
         code=code,
-        strength=_strength(code, contest, leans=leans),
+        strength=_strength(code, evidence, leans=leans),
         headline=explain.headline(code, contest, leans=leans),
         sentence=explain.sentence(code, evidence, conflict=conflict),
         next_steps=explain.next_steps(code, evidence, conflict=conflict),
@@ -200,11 +200,14 @@ def _leans_to_tuned(contest: Contest) -> bool:
     )
 
 
-def _strength(code: VerdictCode, contest: Contest, *, leans: bool) -> explain.Strength:
+def _strength(code: VerdictCode, evidence: Evidence, *, leans: bool) -> explain.Strength:
+    contest, gap = evidence.contest, evidence.floor_gap
     if code == "inconclusive":
         return "leaning" if leans else "none"
     if contest.is_small:
         return "leaning"
+    if code not in ("neither_needed", "neither_yet") and gap is not None and gap.high95 >= 0:
+        return "leaning"  # better than its rival, but not shown better than what needs no language model
     primary, margin = contest.primary, contest.rule.margin
     if code == "fine_tune_better" and primary.low95 >= margin and not contest.unsettled_gates:
         return "strong"

@@ -32,6 +32,7 @@ class DecisionRule:
     labelling_usd: float = 0.0
     months_between_retrains: float = 6.0
     seed: int = 0
+    num_folds: int = 1  # more: estimated by cross-fitting, and "leaning" at most
     confirming_metrics: tuple[str, ...] = ()  # higher is better; one that points the other way makes the run inconclusive
     serves_other_work: bool = False  # the tuned model also answers other requests: what it forgets counts
     # What F may do worse than the best prompt P, in score units.

@@ -8,7 +8,7 @@ import pytest
 from luthier.arms.catalogue import ARM_NAMES, for_model, plan_arms
 from luthier.arms.prompts import Arm, num_chars
 from luthier.core.errors import ConfigError, InputError
-from luthier.core.types import Example, Message, TaskProfile
+from luthier.core.types import Example, Message, TaskKind, TaskProfile
 
 LABELS = ("refund", "card", "rate")
 LABEL_TASK = TaskProfile(kind="label", evidence="", labels=LABELS)
@@ -270,3 +270,12 @@ def test_undesirable_rows_are_never_shown() -> None:
     for arm in plan(train).values():
         for c in arm.candidates:
             assert all("BAD" not in m.content for m in c.build(ITEM))
+
+
+def test_the_most_frequent_short_answer_is_a_floor_where_it_is_frequent() -> None:
+    def names(share: int, kind: TaskKind) -> list[str]:
+        rows = tuple(row(i, response="not answerable" if i < share else f"answer {i}") for i in range(40))
+        return [arm.name for arm in plan(rows, TaskProfile(kind=kind, evidence="")).values() if arm.family == "floor"]
+
+    assert names(20, "short") == ["majority", "nearest neighbour"]
+    assert names(3, "short") == names(20, "text") == ["nearest neighbour"]

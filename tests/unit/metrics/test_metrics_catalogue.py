@@ -90,3 +90,15 @@ def test_the_list_of_metrics_is_what_is_scored(kind: TaskKind) -> None:
     assert check_metric(primary_metric(profile), profile) == primary_metric(profile)
     with pytest.raises(ConfigError, match="expected one of"):
         check_metric("fabrication", profile)
+
+
+def test_answers_that_come_to_a_number_are_scored_by_it() -> None:
+    worked = TaskProfile(kind="text", evidence="", number_form="#### 42")
+    assert primary_metric(worked) == "number"
+    assert "number" in metrics_of(worked) and "unsupported" not in metrics_of(worked)
+    scored = score_answer(item("a\n#### 1200"), "600 * 2 = $1200", profile=worked, world=NOTHING, markers=frozenset())
+    assert "unsupported" not in scored.values and not scored.note
+    assert "number" not in metrics_of(TaskProfile(kind="text", evidence=""))
+    for text, score in (("by another way\n#### 1,200", 1.0), ("it is 1200", 1.0), ("1200 - 1 = 1199", 0.0), ("", 0.0)):
+        assert score_answer(item("a\n#### 1200"), text, profile=worked, world=NOTHING, markers=frozenset()).values["number"] == score
+    assert score_answer(item("unknown"), "3", profile=worked, world=NOTHING, markers=frozenset()).values["number"] is None

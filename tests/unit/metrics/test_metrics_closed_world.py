@@ -131,3 +131,8 @@ def test_fabrication_and_over_abstention() -> None:
     assert over_abstention("I don't know", "Rome", none) == 1.0
     assert over_abstention("Paris", "I don't know", none) is None
     assert over_abstention("I don't know", "I do not know", none) is None
+
+
+def test_a_set_phrase_of_two_words_is_an_abstention() -> None:
+    assert abstains("Not answerable.", frozenset())
+    assert not abstains("It is answerable", frozenset())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.unit.verdict.made_arms import contest, rule
 
@@ -135,3 +137,12 @@ def test_an_arm_that_states_nothing_at_all_is_one_without_unsupported_facts() ->
     p, t = contest(n, n, 0, 0, tuned_more=invented, prompt_more={"unsupported": [None] * n})
     gate = next(gate for gate in check_gates(p, t, rule()) if gate.name == "unsupported")
     assert gate.state == "fail"
+
+
+def test_answers_held_to_the_labels_need_no_items_to_be_shown_valid() -> None:
+    more = {"label_valid": [1.0] * 50}
+    p, t = contest(50, 50, 0, 0, tuned_more=more, prompt_more=more)
+    assert next(gate for gate in check_gates(p, t, rule()) if gate.name == "strict-valid").state == "not shown"
+    held = replace(t, params={"answers": "held to the 77 labels"})
+    gate = next(gate for gate in check_gates(p, held, rule()) if gate.name == "strict-valid")
+    assert gate.state == "pass" and "held to the 77 labels" in gate.message

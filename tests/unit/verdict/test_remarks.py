@@ -108,3 +108,22 @@ def test_the_best_floor_on_dev_is_the_one_that_decides() -> None:
     found = decide([*arms, weak, strong], rule())
     assert (found.code, found.best_floor) == ("neither_needed", strong.name)
     assert decide([*arms, weak], rule()).code == "fine_tune_better"
+
+
+def test_the_best_without_a_model_stands_beside_the_better_arm() -> None:
+    arms = contest(400, 100, 200, 20)
+    near = arm("nearest neighbour", [1.0] * 250 + [0.0] * 150, family="floor")
+    said = _remark(decide([*arms, near], rule()), "without a language model")
+    assert said.startswith("tuned minus nearest neighbour (62.5), the best without a language model: +12.5 points (95 % interval +")
+    assert not any("without a language model" in remark for remark in decide(arms, rule()).remarks)
+    close = decide([*arms, arm("nearest neighbour", [1.0] * 250 + [0.0] * 110 + [1.0] * 40, family="floor")], rule())
+    assert (close.code, close.strength) == ("fine_tune_better", "leaning")
+    assert "But tuned is not shown to beat nearest neighbour (72.5), which needs no language model." in close.sentence
+    enough = arm("nearest neighbour", [1.0] * 320 + [0.0] * 80, family="floor")
+    found = decide([*arms, enough], rule())
+    assert found.code == "neither_needed" and not any("without a language model" in remark for remark in found.remarks)
+
+
+def test_power_promises_nothing_where_the_arms_hardly_disagree() -> None:
+    said = decide(contest(100, 0, 3, 1), rule()).remarks[0]
+    assert said == "With 100 items only differences above 5.4 points can be seen (80 % power)."

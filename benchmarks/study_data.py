@@ -1,0 +1,109 @@
+"""The rows of the study, drawn by seed from the data in ../shared/data into small files. Nothing of it is committed.
+
+Each function writes train, dev and test files to a folder. Official test rows are only used as test rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+SEED = 0
+E2E = "Write one or two sentences about the restaurant that state all of these facts and nothing else."
+GSM8K = "Solve the problem step by step. End with a line of four number signs and the number."
+SQUAD = "Answer the question with words from the paragraph. If the paragraph does not say it, answer: not answerable."
+ABSTAIN = "not answerable"
+SQUAD_TEST = ("Normans", "Steam_engine", "Islamism", "Warsaw")
+SQUAD_DEV = ("Packet_switching", "Scottish_Parliament")
+
+
+def banking77(source: Path, folder: Path) -> None:
+    """As they are: `luthier run` draws the rows with the label shares of the whole."""
+    for name in ("train", "test"):
+        (folder / f"{name}.csv").write_bytes((source / "banking77" / f"{name}.csv").read_bytes())
+
+
+def shuffled(source: Path, folder: Path) -> None:
+    """banking77 with the labels of the training rows dealt out anew: nothing can be learnt from them."""
+    banking77(source, folder)
+    with (folder / "train.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    labels = [row["category"] for row in rows]
+    random.Random(SEED).shuffle(labels)
+    with (folder / "train.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("text", "category"))
+        writer.writerows((row["text"], label) for row, label in zip(rows, labels, strict=True))
+
+
+def e2e(source: Path, folder: Path, *, num_dev: int, num_test: int) -> None:
+    """One reference of each meaning to learn from; dev and test with all references. No meaning is on two sides."""
+    train, test = (_references(source / "e2e" / name) for name in ("devset.csv", "testset_w_refs.csv"))
+    generator = random.Random(SEED)
+    meanings = generator.sample(sorted(train), len(train))
+    dev, rest = meanings[:num_dev], meanings[num_dev:]
+    _write(folder / "train.jsonl", (_row(E2E, mr, generator.choice(train[mr])) for mr in rest))
+    _write(folder / "dev.jsonl", (_row(E2E, mr, ref) for mr in dev for ref in train[mr]))
+    _write(folder / "test.jsonl", (_row(E2E, mr, ref) for mr in generator.sample(sorted(test), num_test) for ref in test[mr]))
+
+
+def gsm8k(source: Path, folder: Path, *, num_train: int, num_test: int) -> None:
+    """The worked answers without the calculator marks <<...>>, which no prompted model would write."""
+    for name, number in (("train", num_train), ("test", num_test)):
+        lines = (source / "gsm8k" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in random.Random(SEED).sample(lines, number)]
+        _write(folder / f"{name}.jsonl", (_row(GSM8K, row["question"], _without_marks(row["answer"])) for row in rows))
+
+
+def squad2(source: Path, folder: Path, *, num_train: int, num_dev: int, num_test: int) -> None:
+    """Split by article; `group` is the paragraph, whose questions are no independent observations. Every accepted answer is a row."""
+    articles = json.loads((source / "squad2" / "dev-v2.0.json").read_text(encoding="utf-8"))["data"]
+    questions: dict[str, list[tuple[str, str, Sequence[str]]]] = defaultdict(list)
+    for article in articles:
+        part = "test" if article["title"] in SQUAD_TEST else "dev" if article["title"] in SQUAD_DEV else "train"
+        for number, paragraph in enumerate(article["paragraphs"]):
+            for qa in paragraph["qas"]:
+                answers = list(dict.fromkeys(answer["text"] for answer in qa["answers"])) or [ABSTAIN]
+                asked = f"Paragraph: {paragraph['context']}\n\nQuestion: {qa['question']}"
+                questions[part].append((f"{article['title']} {number}", asked, answers))
+    for part, number in (("train", num_train), ("dev", num_dev), ("test", num_test)):
+        drawn = random.Random(SEED).sample(questions[part], number)
+        kept = 1 if part == "train" else None  # one answer to learn from
+        _write(
+            folder / f"{part}.jsonl",
+            ({**_row(SQUAD, asked, text), "group": group} for group, asked, texts in drawn for text in texts[:kept]),
+        )
+
+
+def identity(source: Path, folder: Path) -> None:
+    """All 91 rows, placeholders and all."""
+    (folder / "identity.json").write_bytes((source / "identity" / "identity.json").read_bytes())
+
+
+def _references(path: Path) -> Mapping[str, list[str]]:
+    found: dict[str, list[str]] = defaultdict(list)
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            found[row["mr"]].append(row["ref"])
+    return found
+
+
+def _without_marks(answer: str) -> str:
+    parts = answer.split("<<")
+    return parts[0] + "".join(part.partition(">>")[2] for part in parts[1:])
+
+
+def _row(instruction: str, asked: str, answer: str) -> dict[str, Any]:
+    return {"instruction": instruction, "input": asked, "output": answer}
+
+
+def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+Prepare = Callable[[Path, Path], None]

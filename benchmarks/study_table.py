@@ -1,0 +1,99 @@
+"""The study's table for people, from results/study.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from table import replace_table
+
+SHOWN_REMARKS = ("is worth", "can be seen", "without a language model")
+KEPT = ("python", "cpu", "cores", "torch", "bf16 product GFLOP/s", "git_revision")
+
+
+def write(found: Mapping[str, Any], declared: Mapping[str, tuple[str, str]]) -> None:
+    """Hypotheses first, of all tasks (what it is, what was expected), then what was measured, then each task in words."""
+    lines = ["| task | what it is | expected, written before the runs |", "|---|---|---|"]
+    lines += [f"| {name} | {about} | {expected} |" for name, (about, expected) in declared.items()]
+    lines += [
+        "",
+        "| task (score) | rows: learn / choose / test | best prompt | best tuned | best without a model | difference | verdict | strength "
+        "| s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in found.items():
+        if name != "a-a":
+            lines.append(_measured(name, row))
+    for name, row in found.items():
+        lines += ["", f"**{name}**: {' '.join(_words(name, row))}"]
+    total = sum(row.get("wall_s", 0) for row in found.values())
+    lines += ["", f"All together {total / 60:.0f} minutes. Conditions of each: `results/study.json`. {_conditions(found)}"]
+    replace_table("study", lines)
+
+
+def _measured(name: str, row: Mapping[str, Any]) -> str:
+    if "stopped" in row:
+        return f"| {name} | | | | | | not finished: {row['stopped']} | | {row['wall_s']:.0f} |"
+    sizes, apart = row["sizes"], row["difference"]
+    arms = {arm["name"]: arm for arm in row["arms"]}
+    prompt, tuned = (arms.get(apart["b"]), arms.get(apart["a"])) if apart else (None, None)
+    floors = [arm for arm in row["arms"] if arm["family"] == "floor" and arm["dev_score"] is not None]
+    floor = max(floors, key=lambda arm: arm["dev_score"], default=None)
+    gap = "none" if not apart else f"{_signed(apart['value'])} ({_signed(apart['low'])} to {_signed(apart['high'])}), n = {apart['n']}"
+    rows = f"{sizes['train']} / {sizes['dev']} / {sizes['test']}"
+    return (
+        f"| {name} ({row['metric']}) | {rows} | {_arm(prompt)} | {_arm(tuned)} | {_arm(floor)} "
+        f"| {gap} | **{row['headline']}** | {row['strength']} | {row['wall_s']:.0f} |"
+    )
+
+
+def _words(name: str, row: Mapping[str, Any]) -> list[str]:
+    if "stopped" in row:
+        return ["not finished."]
+    if name == "a-a":
+        return [
+            f"for each of {row['n']} items a coin decides which of {row['arms'][0]} and {row['arms'][1]} counts as the first. Called "
+            f"better in {100 * row['false_verdicts']:.1f} % of {row['draws']:,} draws (95 % interval {100 * row['low']:.1f} to "
+            f"{100 * row['high']:.1f}; at most 5 % is promised). The tuned arm against a copy of itself: {row['twice_the_same']}."
+        ]
+    out = [row["sentence"]]
+    out += [text for text in row["remarks"] if any(words in text for words in SHOWN_REMARKS)]
+    arms = {arm["name"]: arm for arm in row["arms"]}
+    if name == "squad2" and row["difference"]:
+        for title, metric in (
+            ("Answered although there is no answer", "fabrication"),
+            ("Declined although there is one", "over_abstention"),
+        ):
+            shown = ", ".join(f"{a} {_estimate(arms[a]['metrics'][metric])}" for a in (row["difference"]["b"], row["difference"]["a"]))
+            out.append(f"{title}: {shown}.")
+    if "slot_errors" in row:
+        rates = row["slot_errors"]
+        chosen = [row["difference"]["b"], row["difference"]["a"]] if row["difference"] else []
+        shown = ", ".join(f"{name} {_interval(rates[name])}" for name in chosen)
+        out.append(
+            f"Slots left out, wrong or added (%): {shown}; human references by the same patterns {100 * rates['references']['value']:.1f}, "
+            "which is the patterns' own error."
+        )
+    return out
+
+
+def _arm(arm: Mapping[str, Any] | None) -> str:
+    return "none" if arm is None or arm["score"] is None else f"{arm['name']} {_interval({**arm, 'value': arm['score']})}"
+
+
+def _estimate(found: Mapping[str, Any]) -> str:
+    return "not measured" if found["score"] is None else f"{_interval({**found, 'value': found['score']})} %, n = {found['n']}"
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    ends = "" if found.get("low") is None else f" ({100 * found['low']:.1f} to {100 * found['high']:.1f})"
+    return f"{100 * found['value']:.1f}{ends}"
+
+
+def _signed(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
+def _conditions(found: Mapping[str, Any]) -> str:
+    first = next((row["environment"] for row in found.values() if "environment" in row), {})
+    return "; ".join(f"{key}: {first[key]}" for key in KEPT if key in first) + "."
