@@ -67,7 +67,8 @@ def measure_behaviour(
     told = replace(make_bench(settings, folder, inputs), on_progress=lambda label, done, total: progress("behaviour", done, total, label))
     stage = _Stage(settings=settings, folder=folder, prepared=prepared, inputs=inputs, bench=told, plan=plan)
     form = learn_form(inputs.split.train, inputs.profile)
-    contestants = _contestants(settings, record) if plan.items else ()
+    is_cross_fitted = settings.data.folds > 1  # the model handed over has learnt from the test items: nothing to ask it again on
+    contestants = _contestants(settings, record) if plan.items and not is_cross_fitted else ()
     predicted_s = sum(_forecast_s(stage, arm) for arm in contestants)
     num = len(contestants) * min(plan.items, len(inputs.split.test)) * answers_per_item(plan)
     if num:

@@ -74,7 +74,8 @@ def prepare(settings: Settings, folder: RunFolder, progress: Progress, data: Pre
     dev = encode_examples(encoder, data.split.dev, max_length=max_length, allow_truncation=True, longer=longer)
     longest_answers = sorted(row.num_labels for row in encoded.rows)
     typical = longest_answers[math.ceil(0.99 * (len(longest_answers) - 1))]
-    max_new_tokens = settings.arms.max_new_tokens or typical + max(8, typical // 4)
+    # long answers must not leave a model with a short window no room for the prompts
+    max_new_tokens = settings.arms.max_new_tokens or min(typical + max(8, typical // 4), info.context // 2)
     profile = data.profile
     metric = primary_metric(profile) if settings.decide.metric is None else check_metric(settings.decide.metric, profile)
     precision = choose_precision(settings.model.dtype, settled=known_fact(folder, DTYPE_FACT))
