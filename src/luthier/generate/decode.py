@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from luthier.kernels.device import device_of, to_device
 from luthier.models.backbone import DecodeLayout, PrefixLayout, body_and_head, hidden_states
 
 Allowed = Callable[[int], Tensor | None]  # row -> ids it may write next, ascending; None: any
@@ -37,14 +38,16 @@ def read_prefix(model: nn.Module, ids: Sequence[int]) -> Prefix:
     layout = PrefixLayout()
     if ids:
         body, _ = body_and_head(model)
-        hidden_states(body, torch.tensor([list(ids)]), torch.arange(len(ids))[None], layout)
+        device = device_of(model)
+        hidden_states(body, to_device(torch.tensor([list(ids)]), device), torch.arange(len(ids), device=device)[None], layout)
     return Prefix(tuple(ids), layout.kept)
 
 
 def _draw(logits_V: Tensor, temperature: float, generator: torch.Generator) -> int:
     if temperature <= 0:
         return int(logits_V.argmax())
-    return int(torch.multinomial(torch.softmax(logits_V / temperature, dim=-1), 1, generator=generator))
+    chances_V = torch.softmax(logits_V / temperature, dim=-1).cpu()  # drawn on the host: the same stream whatever computes
+    return int(torch.multinomial(chances_V, 1, generator=generator))
 
 
 def _draw_from(logits_V: Tensor, ids: Tensor | None, temperature: float, generator: torch.Generator) -> int:
@@ -52,7 +55,7 @@ def _draw_from(logits_V: Tensor, ids: Tensor | None, temperature: float, generat
         return _draw(logits_V.float() if temperature > 0 else logits_V, temperature, generator)
     if len(ids) == 1:
         return int(ids[0])
-    kept = logits_V[ids]
+    kept = logits_V[to_device(ids, logits_V.device)]
     return int(ids[_draw(kept.float() if temperature > 0 else kept, temperature, generator)])
 
 
@@ -87,20 +90,20 @@ def decode(
        they leave the batch.
     """
     body, head_VE = body_and_head(model)
-    P, R = len(prefix.ids), len(prompts)
+    P, R, device = len(prefix.ids), len(prompts), device_of(model)
     lengths = torch.tensor([len(p) for p in prompts])
     S = int(lengths.max())
     first_R = S - lengths
     ids_RS = torch.tensor([[0] * (S - len(p)) + list(p) for p in prompts])
     positions_RS = P + (torch.arange(S)[None, :] - first_R[:, None]).clamp(min=0)
-    layout = DecodeLayout(first_R=first_R, capacity=S + max(max_new_tokens), prefix=prefix.layers)
-    h_RE = hidden_states(body, ids_RS, positions_RS, layout)[:, -1]
+    layout = DecodeLayout(first_R=to_device(first_R, device), capacity=S + max(max_new_tokens), prefix=prefix.layers)
+    h_RE = hidden_states(body, to_device(ids_RS, device), to_device(positions_RS, device), layout)[:, -1]
     layout.filled = S
     written: list[list[int]] = [[] for _ in range(R)]
     generators = [torch.Generator().manual_seed(s.seed) for s in sampling]
     rows = list(range(R))  # the row of each line still in the batch
     ended = [False] * R
-    position_R = P + lengths
+    position_R = to_device(P + lengths, device)
     while True:
         tokens = _next_tokens(h_RE @ head_VE.T, rows, sampling, generators, allowed)
         for line, row in enumerate(rows):
@@ -116,9 +119,10 @@ def decode(
         if not active:
             return written
         if len(active) < COMPACT_BELOW * len(rows):
-            layout.keep(torch.tensor(active))
-            position_R = position_R[active]
+            kept = to_device(torch.tensor(active), device)
+            layout.keep(kept)
+            position_R = position_R.index_select(0, kept)
             tokens, rows = [tokens[line] for line in active], [rows[line] for line in active]
-        h_RE = hidden_states(body, torch.tensor(tokens)[:, None], position_R[:, None], layout)[:, -1]
+        h_RE = hidden_states(body, to_device(torch.tensor(tokens)[:, None], device), position_R[:, None], layout)[:, -1]
         layout.filled += 1
         position_R = position_R + 1

@@ -6,13 +6,14 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from luthier.core.errors import ConfigError, ModelError, RunError
+from luthier.kernels.device import choose_device
 from luthier.models.catalogue import resolve
 from luthier.models.lora import CONFIG, base_name
 from luthier.pipeline.open import open_local, open_tuned
-from luthier.pipeline.prepare import DTYPE_FACT
+from luthier.pipeline.prepare import precision_of
 from luthier.pipeline.settings import Settings, load_settings
 from luthier.serve.chat import Conversation, Voice, open_conversation
-from luthier.store.layout import RunFolder, known_fact
+from luthier.store.layout import RunFolder
 from luthier.train.precision import choose_precision
 
 
@@ -39,14 +40,14 @@ def open_chat_with(run_or_model: str, *, compare: bool, system: str | None, base
     if compare:
         raise RunError("is a model, and a model has no base model to compare with", where=run_or_model, fix="leave --compare out")
     path = resolve(run_or_model)
-    local = open_local(path, choose_precision("auto"))
+    local = open_local(path, choose_precision("auto", device=choose_device("auto")))
     return open_conversation([Voice(name=Path(run_or_model).name, local=local)], system=system or "", instruction="")
 
 
 def _with_adapter(adapter: Path, base: str | None, *, compare: bool, system: str | None) -> Conversation:
     """An adapter in PEFT's format, saved here or elsewhere, on the base model that is given or that it names itself."""
     path = _base_of(adapter) if base is None else resolve(base)
-    precision = choose_precision("auto")
+    precision = choose_precision("auto", device=choose_device("auto"))
     voices = [Voice(name="tuned", local=open_local(path, precision, adapter=adapter))]
     if compare:
         voices.append(Voice(name="base", local=open_local(path, precision)))
@@ -65,7 +66,7 @@ def _base_of(adapter: Path) -> Path:
 
 def _with_run(folder: RunFolder, *, compare: bool, system: str | None) -> Conversation:
     settings: Settings = load_settings(folder.config, {})
-    path, precision = resolve(settings.model.name), choose_precision(settings.model.dtype, settled=known_fact(folder, DTYPE_FACT))
+    path, precision = resolve(settings.model.name), precision_of(settings, folder)
     voices = [Voice(name="tuned", local=open_tuned(folder, path, precision))]
     if compare:
         voices.append(Voice(name="base", local=open_local(path, precision)))

@@ -7,6 +7,7 @@ from pathlib import Path
 from luthier.core.errors import RunError
 from luthier.core.hashing import digest, sha256_file
 from luthier.generate.local import LocalModel
+from luthier.kernels.device import rounds_otherwise
 from luthier.models.backbone import use_layout_attention
 from luthier.models.load import inspect_folder, open_model
 from luthier.models.lora import load_adapter
@@ -19,7 +20,7 @@ from luthier.train.precision import Precision
 def open_local(model_path: Path, precision: Precision, *, adapter: Path | None = None) -> LocalModel:
     """A model ready to generate. The adapter is loaded from its files, so that what is measured is what is handed over."""
     info = inspect_folder(model_path)
-    model = open_model(model_path, dtype=precision.dtype)
+    model = open_model(model_path, dtype=precision.dtype, device=precision.device)
     if adapter is not None:
         model = load_adapter(model, adapter)
         for name, param in model.named_parameters():
@@ -32,7 +33,7 @@ def open_local(model_path: Path, precision: Precision, *, adapter: Path | None =
     return LocalModel(
         model=model,
         encoder=open_chat(open_tokenizer(model_path)),
-        fingerprint=digest([info.sha256, adapter_sha256, str(precision.dtype)]),
+        fingerprint=digest([info.sha256, adapter_sha256, str(precision.dtype), *rounds_otherwise(precision.device)]),
         context=info.context,
     )
 

@@ -26,6 +26,7 @@ from luthier.core.errors import InputError
 from luthier.core.hashing import digest
 from luthier.core.stop import stop_on_signals
 from luthier.core.types import ArmResult, Split, TaskProfile
+from luthier.kernels.device import device_words
 from luthier.metrics.closed_world import known_facts, reference_counts
 from luthier.models.catalogue import resolve
 from luthier.pipeline.again import refuse_short_curve, train_again
@@ -188,7 +189,7 @@ def make_record(settings: Settings, prepared: Prepared, trained: TrainRecord | N
         arms=arms,
         item_inputs={item.id: item.input or item.user_text for item in split.test},
         config=origins(settings),
-        environment={**environment, "precision": prepared.precision.reason},
+        environment={**environment, "device": device_words(prepared.precision.device), "precision": prepared.precision.reason},
         notes=(*_detector_error(split), *_constraint(settings, prepared.data.profile), *endpoint_notes(settings, arms)),
     )
 
