@@ -38,9 +38,7 @@ class HostPlan:
 
 def plan_blocks(num_prefix: int, leaf_grid_RL: Tensor, num_tokens: int) -> HostPlan:
     """What each block of queries sees; `leaf_grid_RL` as in `TokenTree`, on the host."""
-    T = BLOCK
-    while num_tokens > T:
-        T *= 2
+    T = BLOCK * 2 ** max(0, (num_tokens - 1) // BLOCK).bit_length()
     start_T, shared_T = torch.arange(T), torch.zeros(T, dtype=torch.long)
     start_T[:num_prefix] = 0
     start_T[leaf_grid_RL] = leaf_grid_RL[:, :1].expand_as(leaf_grid_RL)
@@ -100,6 +98,6 @@ def tree_flex_attention(x_TSD: Tensor, mask: BlockMask, *, num_query_heads: int,
     filled_STD = torch.nn.functional.pad(x_TSD, (0, 0, 0, 0, 0, mask.seq_lengths[0] - T)).transpose(0, 1)[None]
     key_heads = (S - num_query_heads) // 2
     q, k, v = filled_STD.split([num_query_heads, key_heads, key_heads], dim=1)
-    with torch._dynamo.config.patch(recompile_limit=COMPILATIONS):
+    with torch._dynamo.config.patch(recompile_limit=COMPILATIONS):  # pyright: ignore[reportPrivateUsage]
         out_HTD = _compiled()(q, k, v, block_mask=mask, scale=scaling, enable_gqa=True)[0]
     return out_HTD.transpose(0, 1)[:T]

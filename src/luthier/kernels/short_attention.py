@@ -28,8 +28,8 @@ class LeafGroup:
 
     def on(self, move: Callable[[Tensor], Tensor]) -> LeafGroup:
         """The same where `move` takes tensors to."""
-        tensors = (self.from_heads_X, self.from_answers_X, self.padding_X, self.bias_NQC)
-        return LeafGroup(*(move(tensor) for tensor in tensors), self.num_products)
+        from_heads_X, from_answers_X = move(self.from_heads_X), move(self.from_answers_X)
+        return LeafGroup(from_heads_X, from_answers_X, move(self.padding_X), move(self.bias_NQC), self.num_products)
 
     @property
     def num_queries(self) -> int:
