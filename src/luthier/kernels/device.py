@@ -58,7 +58,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
     """A tensor made on the host, where the model computes. To a GPU it is copied from pinned memory, behind what is already queued."""
-    if device.type == "cuda":
+    if device.type == "cuda" and host.numel():
         host = host.pin_memory()
     return host.to(device, non_blocking=True)
 

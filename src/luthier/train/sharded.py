@@ -23,6 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from luthier.core.errors import ModelError
+from luthier.kernels.device import CPU
 from luthier.models.backbone import body_and_head
 from luthier.train.checkpoint import Blocks, Checkpoint, TensorFile
 from luthier.train.optim import ALL, Optimiser, local
@@ -43,7 +44,7 @@ class ShardedModel(nn.Module):
         return compute(self.model)
 
 
-def shard_model(model: nn.Module, world: World, device: torch.device) -> ShardedModel:
+def shard_model(model: nn.Module, world: World, device: torch.device = CPU) -> ShardedModel:
     """Divide the weights of `model` among the ranks, in place. Raises ModelError for a model without a list of layers.
 
     Each rank computes on its `device`, to which one layer after another is moved, so that the whole model is never there. Every weight
