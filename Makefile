@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO_RUN ?= runs/demo
 
-.PHONY: help demo test test-slow test-faults check format bench bench-banking77 study model clean
+.PHONY: help demo test test-slow test-faults check format bench bench-banking77 study bench-gpu test-gpu model clean
 
 help: ## show the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -24,7 +24,10 @@ demo: model ## the whole job on the example data, <= 10 minutes on 2 cores
 	$(BIN)/luthier run --config examples/quickstart.yaml --run-dir $(DEMO_RUN)
 
 test: model ## the test suite, <= 20 minutes on 2 cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not slow" -n 2 --dist loadfile
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not slow" -n 2 --dist loadfile
+
+test-gpu: $(STAMP) ## the tests that need an NVIDIA GPU (and a CUDA build of torch in the environment)
+	$(BIN)/python -m pytest tests/gpu --timeout 1200
 
 test-slow: model ## the slow tier: 2,000-run coverage simulations, long fuzzing
 	$(BIN)/python -m pytest tests -m slow --timeout 3600
@@ -51,6 +54,9 @@ study: model ## the verdict on eight real tasks, resumable, within an hour (need
 bench: model ## against peers, interleaved (needs ../shared/data, ../shared/bench and PEER_PYTHON, see benchmarks/README.md)
 	$(BIN)/python benchmarks/same_order.py
 	$(BIN)/python benchmarks/peers.py
+
+bench-gpu: $(STAMP) ## on an NVIDIA GPU: 1B and 8B shapes, against peers where PEER_PYTHON names their environment
+	$(BIN)/python benchmarks/gpu.py
 
 clean: ## remove the virtual environment and the demo run
 	rm -rf $(VENV) $(DEMO_RUN)

@@ -173,10 +173,13 @@ def test_chunked_loss_and_lora_function_equal_full_logits_and_peft(folder: Path)
         _same_gradients(_grads(other, rows, share_prefix=True)[1], want)
 
 
+NO_KERNELS = ("__init__", "reference", "tree_layout", "device")  # the rest of kernels/
+
+
 def test_every_kernel_has_its_slow_twin_and_a_parity_test() -> None:
     """A file in kernels/ names its twin, the twin is in reference.py, and the parity tests call both."""
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "parity").glob("test_*.py"))
-    kernels = [p for p in sorted((ROOT / "src/luthier/kernels").glob("*.py")) if p.stem not in ("__init__", "reference", "tree_layout")]
+    kernels = [p for p in sorted((ROOT / "src/luthier/kernels").glob("*.py")) if p.stem not in NO_KERNELS]
     assert len(kernels) >= 6
     for path in kernels:
         text = path.read_text(encoding="utf-8")

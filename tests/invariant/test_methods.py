@@ -161,7 +161,6 @@ def test_the_forecast_computes_the_largest_piece_and_the_largest_update(model_pa
     ]
     train = (*middle, long, *ROWS[:4])  # three updates: the four short ones, the four of the middle, the long one
     monkeypatch.setattr(step, "MICRO_TOKENS", 200)
-    monkeypatch.setattr("luthier.train.forecast.MICRO_TOKENS", 200)
     computed: list[list[str]] = []
     plain_step = loop.train_step
 

@@ -29,6 +29,7 @@ def doctor(given: Given) -> Outcome:
 
     environment = describe_environment()
     problems = _problems(environment)
+    environment |= {"device": _device()}
     lines = [f"{name:<14} {value}" for name, value in environment.items()]
     models = _models_here()
     lines += [f"{'models here':<14} {', '.join(models) or 'none'}", ""]
@@ -61,6 +62,16 @@ def _problems(environment: dict[str, str]) -> list[tuple[str, str]]:
     if not _models_here():
         out.append(("no model is here yet", "luthier models pull smollm2-135m"))
     return out
+
+
+def _device() -> str:
+    """What `model.device: auto` would take here."""
+    try:
+        from luthier.kernels.device import choose_device, device_words
+
+        return device_words(choose_device("auto"))
+    except (ImportError, OSError, RuntimeError) as error:  # no torch, or one that does not fit this machine: named below
+        return f"torch cannot say: {type(error).__name__}"
 
 
 def _models_here() -> list[str]:

@@ -49,6 +49,7 @@ DATA = (
     _setting("model.name", "--model", str, "Model to prompt and to fine-tune: a name of `luthier models list`, or a folder."),
     _setting("model.max_length", "--max-length", int, "Longest row in tokens."),
     _setting("model.allow_truncation", "--allow-truncation", bool, "Go on although more than 10 % of the rows are too long."),
+    _setting("model.device", "--device", str, "What computes: auto, cpu or cuda; default: an NVIDIA GPU where there is one."),
     _setting("seed", "--seed", int, "Seed of every random choice."),
     _setting("threads", "--threads", int, "CPU threads."),
 )

@@ -311,7 +311,7 @@ class ArmResult:
     dev_n: int = 0
     effort: Mapping[str, float] = field(default_factory=dict[str, float])  # the equal-effort ledger: dev evaluations, tokens, seconds
     train_seconds: float | None = None  # tuned arms: one-off, the search of the learning rate included
-    peak_mem_gib: float | None = None
+    peak_mem_gib: float | None = None  # of the process; of the GPU where one computes
     latencies_s: tuple[float, ...] = ()  # single requests one after another, shared prefix warm; unlike ItemScore.latency_s
     seed: int = 0
     failed: str | None = None

@@ -191,7 +191,7 @@ def _normalise_backward(g_TE: Tensor, x_TE: Tensor, r_T1: Tensor, norm: Norm) ->
 
 def _rotate(x_TSD: Tensor, turn: Turn, *, values: int) -> Tensor:
     """Turn all heads but the last `values`, which are copied: (a, b) becomes (a cos - b sin, b cos + a sin)."""
-    out_TSD = torch.empty_like(x_TSD)
+    out_TSD = torch.empty_like(x_TSD, memory_format=torch.contiguous_format)  # a gradient comes as the attention kernel laid it out
     turned = x_TSD.shape[1] - values
     half = x_TSD.shape[2] // 2
     x, out = x_TSD[:, :turned], out_TSD[:, :turned]

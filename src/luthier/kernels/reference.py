@@ -12,15 +12,19 @@ def cross_entropy(h_NE: Tensor, weight_VE: Tensor, target_N: Tensor) -> Tensor:
     return F.cross_entropy(F.linear(h_NE, weight_VE).float(), target_N, reduction="sum")
 
 
-def tree_attention(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, *, num_prefix: int, leaf_grid_RL: Tensor, scaling: float) -> Tensor:
-    """One [T, T] mask: token t sees s if s is in the prefix or the same leaf, and not after t. Returns [H, T, D]."""
-    T = q_HTD.shape[1]
-    leaf_T = torch.full((T,), -1, device=q_HTD.device)
+def visible(num_tokens: int, num_prefix: int, leaf_grid_RL: Tensor) -> Tensor:
+    """Token t sees s if s is in the prefix or the same leaf, and not after t: [T, T], on the host."""
+    leaf_T = torch.full((num_tokens,), -1)
     for r, positions in enumerate(leaf_grid_RL.tolist()):
         leaf_T[positions] = r
     same = leaf_T[:, None] == leaf_T[None, :]
-    in_prefix = (torch.arange(T, device=q_HTD.device) < num_prefix)[None, :]
-    visible_TT = (same | in_prefix) & torch.ones(T, T, dtype=torch.bool, device=q_HTD.device).tril()
+    in_prefix = (torch.arange(num_tokens) < num_prefix)[None, :]
+    return (same | in_prefix) & torch.ones(num_tokens, num_tokens, dtype=torch.bool).tril()
+
+
+def tree_attention(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, *, num_prefix: int, leaf_grid_RL: Tensor, scaling: float) -> Tensor:
+    """One [T, T] mask, `visible`. Returns [H, T, D]."""
+    visible_TT = visible(q_HTD.shape[1], num_prefix, leaf_grid_RL).to(q_HTD.device)
     groups = q_HTD.shape[0] // k_KTD.shape[0]
     k_HTD, v_HTD = k_KTD.repeat_interleave(groups, 0), v_KTD.repeat_interleave(groups, 0)
     scores = (q_HTD.float() @ k_HTD.float().transpose(-1, -2)) * scaling

@@ -8,8 +8,8 @@ used in every layer. Plain twin: `reference.tree_attention`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,11 @@ class LeafGroup:
     padding_X: Tensor  # queries, of N * Q, that are no token
     bias_NQC: Tensor  # 0 where a query sees a key, else -inf; N is 1 where all leaves are alike
     num_products: int
+
+    def on(self, move: Callable[[Tensor], Tensor]) -> LeafGroup:
+        """The same where `move` takes tensors to."""
+        from_heads_X, from_answers_X = move(self.from_heads_X), move(self.from_answers_X)
+        return LeafGroup(from_heads_X, from_answers_X, move(self.padding_X), move(self.bias_NQC), self.num_products)
 
     @property
     def num_queries(self) -> int:
@@ -49,11 +54,16 @@ class ShortLeaves:
     num_query_heads: int
     num_key_heads: int
 
+    def on(self, move: Callable[[Tensor], Tensor]) -> ShortLeaves:
+        """The same where `move` takes tensors to."""
+        groups = tuple(group.on(move) for group in self.groups)
+        return replace(self, groups=groups, answers_back_X=move(self.answers_back_X), heads_back_X=move(self.heads_back_X))
+
 
 def plan_short_leaves(
     num_prefix: int, leaf_grid_RL: Tensor, flat_slot_T: Tensor, *, heads: int, key_heads: int, dtype: torch.dtype
 ) -> ShortLeaves:
-    """The plan of one batch.
+    """The plan of one batch, on the host.
 
     1. A prefix that is not much longer than the leaves is one leaf more, which sees no prefix; a long one is a group of its own.
     2. For each group: which token is which query and which key, and what sees what.

@@ -11,13 +11,21 @@ Why not one [T, T] mask: T is the sum of all rows, and nearly all of that square
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch import Tensor
 
+from luthier.kernels.device import to_device
 from luthier.kernels.segment_attention import segment_attention
 from luthier.kernels.short_attention import ShortLeaves, plan_short_leaves, short_attention
 from luthier.kernels.tree_layout import TokenTree
 
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+Kind = Literal["short", "segment", "flex"]
 # Up to this many tokens of leaf or prefix all leaves are computed in one batch; above it the [R, H, L, P + L] weights that autograd would
 # keep cost more memory than they save time, and leaves are computed one by one (segment_attention).
 MATMUL_MAX_LEAF = 160
@@ -31,6 +39,7 @@ class TreePlan:
 
     leaves: ShortLeaves | None = None
     segments: list[tuple[int, int]] | None = None
+    mask: BlockMask | None = None
     narrowed: bool = False  # the last layer made only the states that will be read
 
 
@@ -39,17 +48,35 @@ def tree_attention(x_TSD: Tensor, tree: TokenTree, plan: TreePlan, *, num_query_
 
     `x_TSD` holds the S = H + 2K heads of each token: queries, keys, values.
     """
-    P, (R, L) = tree.num_prefix, tree.leaf_grid_RL.shape
-    if L > MATMUL_MAX_LEAF or P > MATMUL_MAX_LEAF or R * P > MAX_REPEATED_KEYS:
+    P, kind = tree.num_prefix, kind_of(tree, x_TSD.device)
+    if kind == "flex":
+        return _flex(x_TSD, tree, plan, num_query_heads=num_query_heads, scaling=scaling)
+    if kind == "segment":
         if plan.segments is None:
             plan.segments = segments_of(P, tree.leaf_grid_RL)
         return segment_attention(x_TSD, plan.segments, num_prefix=P, num_query_heads=num_query_heads, scaling=scaling)
     if plan.leaves is None:
         key_heads = (x_TSD.shape[1] - num_query_heads) // 2
-        plan.leaves = plan_short_leaves(
-            P, tree.leaf_grid_RL, tree.flat_slot_T, heads=num_query_heads, key_heads=key_heads, dtype=x_TSD.dtype
-        )
+        leaves = plan_short_leaves(P, tree.leaf_grid_RL, tree.flat_slot_T, heads=num_query_heads, key_heads=key_heads, dtype=x_TSD.dtype)
+        plan.leaves = leaves.on(partial(to_device, device=x_TSD.device))
     return short_attention(x_TSD, plan.leaves, scaling=scaling)
+
+
+def kind_of(tree: TokenTree, device: torch.device) -> Kind:
+    """Which way is fastest: FlexAttention on a GPU; on a CPU all leaves at once where they are short, else one by one."""
+    if device.type != "cpu":
+        return "flex"
+    P, (R, L) = tree.num_prefix, tree.leaf_grid_RL.shape
+    return "segment" if L > MATMUL_MAX_LEAF or P > MATMUL_MAX_LEAF or R * P > MAX_REPEATED_KEYS else "short"
+
+
+def _flex(x_TSD: Tensor, tree: TokenTree, plan: TreePlan, *, num_query_heads: int, scaling: float) -> Tensor:
+    from luthier.kernels import flex_attention as flex  # loads torch's compiler, which a CPU does not need
+
+    if plan.mask is None:
+        blocks = flex.plan_blocks(tree.num_prefix, tree.leaf_grid_RL, x_TSD.shape[0])
+        plan.mask = flex.block_mask(to_device(flex.joined(blocks), x_TSD.device), blocks.part_counts_B.shape[0])
+    return flex.tree_flex_attention(x_TSD, plan.mask, num_query_heads=num_query_heads, scaling=scaling)
 
 
 def segments_of(num_prefix: int, leaf_grid_RL: Tensor) -> list[tuple[int, int]]:

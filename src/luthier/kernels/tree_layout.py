@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenTree:
-    """The attention layout of T flat tokens: P prefix tokens, then R leaves of at most L tokens."""
+    """The attention layout of T flat tokens: P prefix tokens, then R leaves of at most L tokens. Its tensors stay on the host."""
 
     num_prefix: int
     leaf_grid_RL: Tensor  # flat position of token i of leaf r; padding repeats the leaf's last token

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from luthier.core.errors import ModelError
+from luthier.kernels.device import CPU
 from luthier.models.backbone import longest_window, refuse_uncomputed
 from luthier.models.catalogue import read_manifest
 from luthier.models.folder import UNCHANGED, TensorHeader, read_headers, read_json, refuse_remote_code, weight_files, weights_sha256
@@ -117,8 +118,11 @@ def _refuse_other_shapes(path: Path, skeleton: PreTrainedModel, headers: dict[st
         )
 
 
-def open_model(path: Path, *, dtype: torch.dtype) -> PreTrainedModel:
-    """The model in eval mode, without gradients. Raises ModelError if any weight is missing, left over, misshapen or not finite."""
+def open_model(path: Path, *, dtype: torch.dtype, device: torch.device = CPU) -> PreTrainedModel:
+    """The model in eval mode, without gradients, read and checked on the host and then moved once.
+
+    Raises ModelError if any weight is missing, left over, misshapen or not finite.
+    """
     refuse_remote_code(path)
     for file in weight_files(path):
         read_headers(file)
@@ -143,4 +147,5 @@ def open_model(path: Path, *, dtype: torch.dtype) -> PreTrainedModel:
     if broken:
         raise ModelError(f"{len(broken)} tensors hold values that are not numbers: {', '.join(broken[:3])}", where=str(path), fix=UNCHANGED)
     model.requires_grad_(requires_grad=False)
-    return model.eval()
+    model.eval()
+    return model if device.type == "cpu" else model.to(device)  # pyright: ignore[reportArgumentType]

@@ -15,6 +15,7 @@ from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import Tensor, nn
 
 from luthier.kernels.decoder_layer import Adapted, Norm, Turn, attention_input, attention_output
+from luthier.kernels.device import to_device
 from luthier.kernels.lora_linear import lora_linear
 from luthier.kernels.rms_norm import rms_norm
 from luthier.kernels.swiglu import swiglu
@@ -115,11 +116,12 @@ def _norm(norm: Any) -> Norm:
 def _example_pass(layer: Any) -> dict[str, Any]:
     """A pass of eight random tokens: a prefix of two and three leaves."""
     weight, head_size = layer.self_attn.q_proj.base_layer.weight, int(layer.self_attn.head_dim)
+    device = weight.device
     angle_TX = torch.arange(8.0)[:, None] * torch.linspace(1.0, 0.1, head_size // 2)
     angle_1TD = torch.cat([angle_TX, angle_TX], dim=1)[None]
     return {
-        "hidden_states": torch.randn(1, 8, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight.dtype),
-        "position_embeddings": (angle_1TD.cos().to(weight.dtype), angle_1TD.sin().to(weight.dtype)),
+        "hidden_states": to_device(torch.randn(1, 8, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight.dtype), device),
+        "position_embeddings": (to_device(angle_1TD.cos().to(weight.dtype), device), to_device(angle_1TD.sin().to(weight.dtype), device)),
         "layout": TreeLayout(layout_tree(2, [3, 1, 2])),
         "attention_mask": None,
     }
@@ -129,8 +131,8 @@ def _replace(layer: Any, fast: Callable[[Tensor], Tensor] | None, *, width: int)
     """Use `fast` if it answers as the layer does."""
     if fast is None:
         return False
-    dtype = next(layer.parameters()).dtype
-    x = torch.randn(1, CHECKED_TOKENS, width, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weight = next(layer.parameters())
+    x = to_device(torch.randn(1, CHECKED_TOKENS, width, generator=torch.Generator().manual_seed(0)).to(weight.dtype), weight.device)
     with torch.no_grad():
         want, got = layer(x), fast(x)
     if not _alike(got, want):

@@ -14,6 +14,7 @@ from torch import nn
 from luthier.core.console import duration
 from luthier.core.types import TokenRow
 from luthier.generate.local import peak_memory_gib
+from luthier.kernels.device import CPU, peak_device_gib
 from luthier.models.backbone import use_layout_attention
 from luthier.models.load import ModelInfo, open_model
 from luthier.models.lora import LoraSettings
@@ -84,6 +85,7 @@ class Plan:
     model: nn.Module  # what computes: `trained.model`, or its sharded form
     make_optimiser: Callable[[], Optimiser]
     dtype: torch.dtype  # that the model computes in
+    device: torch.device  # where it computes
     fit: FitSettings
     rates: tuple[float, ...]  # to be tried; empty where the learning rate is set
     probe_updates: int
@@ -142,7 +144,9 @@ def fit_settings(settings: Settings, num_rows: int, epochs: float, lr: float) ->
 def make_plan(settings: Settings, inputs: TrainInputs) -> Plan:
     """Open the model and set up everything, without computing an update."""
     train = settings.train
-    trained = make_trainable(open_model(inputs.model_path, dtype=inputs.precision.dtype), method_of(settings), seed=settings.seed)
+    device = CPU if inputs.world.shards else inputs.precision.device  # a whole model may not fit on a GPU that holds its share
+    base = open_model(inputs.model_path, dtype=inputs.precision.dtype, device=device)
+    trained = make_trainable(base, method_of(settings), seed=settings.seed)
     use_layout_attention(trained.causal)
     if train.checkpoint_activations:
         causal: Any = trained.causal
@@ -162,6 +166,7 @@ def make_plan(settings: Settings, inputs: TrainInputs) -> Plan:
             name=train.optimiser,
         ),
         dtype=inputs.precision.dtype,
+        device=inputs.precision.device,
         fit=wanted,
         rates=rates,
         probe_updates=min(train.lr_probe_steps, wanted.total_updates),
@@ -181,7 +186,7 @@ def begin(plan: Plan, world: World) -> tuple[Plan, Optimiser]:
     for p in trained.values():
         p.data = p.data.to(plan.dtype)
     use_fast_kernels(model)
-    plan = replace(plan, model=shard_model(model, world))
+    plan = replace(plan, model=shard_model(model, world, plan.device))
     optimiser = plan.make_optimiser()
     for name, start in starts.items():
         optimiser.masters[name].copy_(start)
@@ -209,6 +214,7 @@ def measure_forecast(plan: Plan, optimiser: Optimiser, inputs: TrainInputs, fold
         seconds=found.seconds,
         search_seconds=found.search_seconds,
         peak_mem_gib=peak_memory_gib(),
+        peak_device_gib=peak_device_gib(plan.device),
         disk_mib=(folder_bytes(folder) + _written_bytes(plan, found)) / 2**20,
     )
     inputs.on_progress("forecast", 1, 1, forecast_words(predicted))
@@ -229,6 +235,7 @@ def forecast_words(predicted: Predicted) -> str:
     """The forecast in a line."""
     search = f" after {duration(predicted.search_seconds)} of search for a learning rate" if predicted.search_seconds else ""
     memory = "not measured" if predicted.peak_mem_gib is None else f"{predicted.peak_mem_gib:.1f} GiB"
+    memory += "" if predicted.peak_device_gib is None else f", on the GPU {predicted.peak_device_gib:.1f} GiB"
     return (
         f"{predicted.num_trained_weights:,} weights trained, {predicted.row_tokens:,} tokens in {predicted.updates:,} updates: "
         f"about {duration(predicted.seconds)}{search}, peak memory {memory}, {predicted.disk_mib:,.0f} MiB on disk"

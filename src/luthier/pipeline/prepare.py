@@ -13,6 +13,7 @@ from luthier.core.console import Progress
 from luthier.core.errors import ConfigError, InputError
 from luthier.core.types import Example, Finding, Split, TokenRow
 from luthier.data.documents import Documents, read_documents
+from luthier.kernels.device import choose_device
 from luthier.metrics.catalogue import check_metric, primary_metric
 from luthier.models.catalogue import resolve
 from luthier.models.load import ModelInfo, inspect_folder
@@ -25,7 +26,7 @@ from luthier.tokens.encode import REFUSE_OVER_LONG, encode_examples
 from luthier.tokens.template import ChatEncoder, open_chat
 from luthier.train.precision import Precision, choose_precision
 
-DTYPE_FACT = "model.dtype.chosen"
+DTYPE_FACT, DEVICE_FACT = "model.dtype.chosen", "model.device.chosen"
 SHOWN_PLACES = 20
 SAMPLED_ROWS = 500
 MAX_CHARS_PER_TOKEN = 3.0  # English has 4 to 5; the rest is room for what the template writes
@@ -78,11 +79,12 @@ def prepare(settings: Settings, folder: RunFolder, progress: Progress, data: Pre
     max_new_tokens = settings.arms.max_new_tokens or min(typical + max(8, typical // 4), info.context // 2)
     profile = data.profile
     metric = primary_metric(profile) if settings.decide.metric is None else check_metric(settings.decide.metric, profile)
-    precision = choose_precision(settings.model.dtype, settled=known_fact(folder, DTYPE_FACT))
+    precision = precision_of(settings, folder)
     larger = _inspect_larger(settings, max_new_tokens)
     _inspect_endpoint(settings, max_new_tokens)
     _refuse_unknown_arms(settings.arms.skip)
-    hold_to(folder, {"model.sha256": info.sha256, DTYPE_FACT: precision.name, **{f"{name}.sha256": sha for name, sha in larger.items()}})
+    chosen = {DTYPE_FACT: precision.name, DEVICE_FACT: precision.device.type}
+    hold_to(folder, {"model.sha256": info.sha256, **chosen, **{f"{name}.sha256": sha for name, sha in larger.items()}})
     if documents is not None:
         hold_to(folder, {"arms.documents": f"sha256 {documents.digest}"})  # it could have changed since the settings were looked at
     split, too_long = _measurable(encoder, data.split, info.context - max_new_tokens)
@@ -100,6 +102,12 @@ def prepare(settings: Settings, folder: RunFolder, progress: Progress, data: Pre
         findings=(*encoded.findings, *(replace(f, message=f"dev: {f.message}") for f in dev.findings), *too_long, *cut),
         documents=documents,
     )
+
+
+def precision_of(settings: Settings, folder: RunFolder) -> Precision:
+    """Device and number format of a run: as set, as its first call found them, or measured now."""
+    device = choose_device(settings.model.device, settled=known_fact(folder, DEVICE_FACT))
+    return choose_precision(settings.model.dtype, device=device, settled=known_fact(folder, DTYPE_FACT))
 
 
 def _inspect_larger(settings: Settings, max_new_tokens: int) -> dict[str, str]:

@@ -72,8 +72,9 @@ class Predicted:
     row_tokens: int
     seconds: float  # the final run, dev evaluations included
     search_seconds: float
-    peak_mem_gib: float | None
+    peak_mem_gib: float | None  # of the process
     disk_mib: float  # of the run folder when the training is done
+    peak_device_gib: float | None = None  # of the GPU; None on a CPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +102,8 @@ class TrainRecord:
     predicted: Predicted | None = None
     disk_mib: float | None = None  # of the run folder when the training was done
     notes: tuple[str, ...] = ()
+    device: str = "CPU"
+    peak_device_gib: float | None = None  # of the GPU; None on a CPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

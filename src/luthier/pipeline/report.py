@@ -86,11 +86,16 @@ def _training_words(train: TrainRecord, seed: int) -> dict[str, str]:
         "best dev loss": best,
         "seed": str(seed),
         "time": f"{numbers.duration(train.train_seconds)}{speed}{search}",
-        "peak memory": numbers.gib(train.peak_mem_gib),
+        "peak memory": numbers.gib(train.peak_mem_gib) + _on_gpu(train.peak_device_gib),
         **_forecast_words(train),
+        "computed on": train.device,
         "number format": train.precision,
         "weights": f"{train.weights}, SHA-256 {train.weights_sha256}",
     } | {f"note {number}": note for number, note in enumerate(train.notes, start=1)}
+
+
+def _on_gpu(peak_device_gib: float | None) -> str:
+    return "" if peak_device_gib is None else f", on the GPU {numbers.gib(peak_device_gib)}"
 
 
 def _forecast_words(train: TrainRecord) -> dict[str, str]:
@@ -100,7 +105,9 @@ def _forecast_words(train: TrainRecord) -> dict[str, str]:
     p = train.predicted
     disk = "" if train.disk_mib is None else f" (came to {train.disk_mib:,.0f} MiB)"
     time = f"{numbers.duration(p.seconds)} for {p.updates:,} updates"
-    return {"forecast": f"{time}, peak memory {numbers.gib(p.peak_mem_gib)}, {p.disk_mib:,.0f} MiB on disk{disk}"}
+    return {
+        "forecast": f"{time}, peak memory {numbers.gib(p.peak_mem_gib)}{_on_gpu(p.peak_device_gib)}, {p.disk_mib:,.0f} MiB on disk{disk}"
+    }
 
 
 def _shown_config(record: RunRecord, settings: Settings) -> tuple[dict[str, tuple[str, str]], tuple[str, ...]]:

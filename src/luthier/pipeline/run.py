@@ -27,6 +27,7 @@ from luthier.core.hashing import digest
 from luthier.core.stop import stop_on_signals
 from luthier.core.types import ArmResult, Split, TaskProfile
 from luthier.data.documents import Documents
+from luthier.kernels.device import device_words
 from luthier.metrics.closed_world import known_facts, reference_counts
 from luthier.pipeline.again import refuse_short_curve, train_again
 from luthier.pipeline.arms import measure_all
@@ -160,7 +161,7 @@ def make_record(settings: Settings, prepared: Prepared, trained: TrainRecord | N
         arms=arms,
         item_inputs={item.id: item.input or item.user_text for item in split.test},
         config=origins(settings),
-        environment={**environment, "precision": prepared.precision.reason},
+        environment={**environment, "device": device_words(prepared.precision.device), "precision": prepared.precision.reason},
         num_folds=settings.data.folds,
         notes=(
             *_detector_error(split, prepared.data.profile),

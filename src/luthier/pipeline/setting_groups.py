@@ -70,6 +70,9 @@ class ModelSettings(Group):
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         default="auto", description="number format of the computation; auto measures which is faster here"
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="what computes; auto is an NVIDIA GPU where torch can use one"
+    )
     max_length: Count = Field(default=1024, description="longest row in tokens; longer rows are listed")
     allow_truncation: bool = Field(
         default=False, strict=True, description="go on although more than 10 % of the rows are too long; their ends are cut and counted"

@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from luthier.core.console import Progress, quiet
+from luthier.core.errors import ConfigError
 from luthier.core.stop import stop_on_signals
+from luthier.kernels.device import choose_device, device_words
 from luthier.pipeline.data import write_data_files
 from luthier.pipeline.plan import TrainInputs, begin, forecast_words, make_plan, measure_forecast
 from luthier.pipeline.prepare import Prepared, prepare
@@ -30,7 +32,9 @@ def train(settings: Settings, progress: Progress) -> dict[str, object]:
 
     Of several processes only rank 0 writes to the run folder and has anything to say.
     """
-    with stop_on_signals() as should_stop, join_world(shards=settings.train.shard) as world, _folder(settings, world) as folder:
+    device = choose_device(settings.model.device)
+    joined = join_world(shards=settings.train.shard, device=device)
+    with stop_on_signals() as should_stop, joined as world, _folder(settings, world) as folder:
         watch = Watchdog.from_environment(folder.stacks if world.writes else None)
         with watch.setup():
             prepared = _agreed(prepare(settings, folder, progress), world)
@@ -51,7 +55,7 @@ def estimate(settings: Settings, progress: Progress) -> dict[str, object]:
         plan, optimiser = begin(plan, ALONE)
         predicted = measure_forecast(plan, optimiser, inputs, folder.root)
         lines = [
-            f"{plan.trained.method.words}; {len(inputs.train):,} rows; {prepared.precision.reason}",
+            f"{plan.trained.method.words}; {len(inputs.train):,} rows; {device_words(plan.device)}, {prepared.precision.reason}",
             forecast_words(predicted),
             *plan.notes,
         ]
@@ -72,9 +76,13 @@ def _scratch_folder(settings: Settings) -> Generator[RunFolder]:
 
 
 def _agreed(prepared: Prepared, world: World) -> Prepared:
-    """All ranks compute in rank 0's number format: each measured its own machine."""
-    name = share_json(world, prepared.precision.name)
-    return prepared if name == prepared.precision.name else replace(prepared, precision=choose_precision(name))
+    """All ranks compute in rank 0's number format: each measured its own machine. Raises ConfigError if only some have a GPU."""
+    precision = prepared.precision
+    name, kind = share_json(world, [precision.name, precision.device.type])
+    if kind != precision.device.type:
+        problem = f"process {world.rank} computes on {precision.device.type}, the first one on {kind}"
+        raise ConfigError(problem, where="model.device", fix="--device cpu")
+    return prepared if name == precision.name else replace(prepared, precision=choose_precision(name, device=precision.device))
 
 
 def _predicted_json(predicted: Predicted) -> dict[str, object]:
@@ -85,6 +93,7 @@ def _predicted_json(predicted: Predicted) -> dict[str, object]:
         "seconds": predicted.seconds,
         "search_seconds": predicted.search_seconds,
         "peak_rss_gb": None if predicted.peak_mem_gib is None else predicted.peak_mem_gib * GIB_IN_GB,
+        "peak_device_gb": None if predicted.peak_device_gib is None else predicted.peak_device_gib * GIB_IN_GB,
         "disk_mb": predicted.disk_mib * MIB_IN_MB,
     }
 
@@ -94,6 +103,8 @@ def _outcome(folder: RunFolder, record: TrainRecord) -> dict[str, object]:
     found: dict[str, object] = {
         "tokens_per_s": record.tokens_per_s,
         "peak_rss_gb": None if record.peak_mem_gib is None else record.peak_mem_gib * GIB_IN_GB,
+        "peak_device_gb": None if record.peak_device_gib is None else record.peak_device_gib * GIB_IN_GB,
+        "device": record.device,
         "disk_mb": None if record.disk_mib is None else record.disk_mib * MIB_IN_MB,
         "predicted": None if record.predicted is None else _predicted_json(record.predicted),
         "losses": [step.loss for step in record.curve],
@@ -115,7 +126,7 @@ def _outcome(folder: RunFolder, record: TrainRecord) -> dict[str, object]:
     lines = [
         f"{record.method}; {record.num_rows:,} rows, {record.updates} of {record.total_updates} updates",
         f"learning rate {record.lr:g}, best dev loss {best}" + (", stopped early" if record.stopped_early else ""),
-        f"{record.train_seconds:.0f} s, {speed}; {record.precision}",
+        f"{record.train_seconds:.0f} s, {speed}; {record.device}, {record.precision}",
         *([] if record.predicted is None else [f"forecast had been: {forecast_words(record.predicted)}"]),
         f"weights: {record.weights}",
     ]

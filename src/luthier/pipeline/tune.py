@@ -13,6 +13,7 @@ import torch
 from luthier.core.errors import RunError
 from luthier.core.hashing import digest, sha256_file
 from luthier.generate.local import peak_memory_gib
+from luthier.kernels.device import device_words, peak_device_gib, rounds_otherwise
 from luthier.models.folder import weight_files, weights_sha256
 from luthier.models.trainable import save_trained
 from luthier.pipeline.plan import Plan, TrainInputs, begin, choose_epochs, forecast_words, make_plan, measure_forecast
@@ -132,6 +133,8 @@ def _record(
         train_seconds=state.train_seconds,
         search_seconds=sum(p.seconds for p in probes),
         peak_mem_gib=peak_memory_gib(),
+        peak_device_gib=peak_device_gib(plan.device),
+        device=device_words(plan.device),
         precision=inputs.precision.reason,
         weights=str(weights),
         weights_sha256=weights_sha256,
@@ -147,7 +150,8 @@ def training_key(settings: Settings, inputs: TrainInputs) -> str:
     train = settings.train.model_dump(mode="json", exclude={"save_every", "micro_batch", "checkpoint_activations", "shard"})
     epochs, _ = choose_epochs(settings.train.epochs, len(inputs.train))
     rows = [[row.input_ids, row.is_label] for row in (*inputs.train, *inputs.dev)]
-    return digest([train, settings.seed, epochs, inputs.model_info.sha256, str(inputs.precision.dtype), digest(rows)])
+    where = rounds_otherwise(inputs.precision.device)
+    return digest([train, settings.seed, epochs, inputs.model_info.sha256, str(inputs.precision.dtype), digest(rows), *where])
 
 
 def _read_record(record: dict[str, Any]) -> TrainRecord:

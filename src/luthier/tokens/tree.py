@@ -10,12 +10,13 @@ prefix are simply packed, each seeing only itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from luthier.core.types import TokenRow
+from luthier.kernels.device import to_device
 from luthier.kernels.tree_layout import TokenTree, layout_tree
 
 
@@ -29,6 +30,14 @@ class TreeBatch:
     target_N: Tensor
     tree: TokenTree
     num_row_tokens: int  # tokens of the rows themselves, the shared prefix counted for each: what tokens/s counts
+
+    def on(self, device: torch.device) -> TreeBatch:
+        """The same where the model computes, in one copy; the layout of its tree stays on the host."""
+        if device.type == "cpu":
+            return self
+        parts = (self.input_ids_T, self.position_ids_T, self.source_N, self.target_N)
+        ids, positions, sources, targets = to_device(torch.cat(parts), device).split([part.numel() for part in parts])
+        return replace(self, input_ids_T=ids, position_ids_T=positions, source_N=sources, target_N=targets)
 
 
 def common_prefix_length(ids: Sequence[Sequence[int]]) -> int:

@@ -18,15 +18,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+import torch
 from torch import nn
 
 from luthier.core.types import TokenRow
+from luthier.kernels.device import device_of, wait_for
 from luthier.tokens.tree import common_prefix_length
 from luthier.train.loop import FitSettings, FitState, attempt_update
 from luthier.train.optim import Optimiser
 from luthier.train.order import updates
 from luthier.train.parallel import ALONE, World, sum_over_ranks
-from luthier.train.step import MICRO_TOKENS, Pieces, eval_pieces, evaluate_loss
+from luthier.train.step import Pieces, eval_pieces, evaluate_loss, micro_tokens
 from luthier.train.watchdog import UNWATCHED, Watchdog
 
 TIMED_SHARES = (0.25, 0.5, 1.0)  # of the updates by size
@@ -62,7 +64,7 @@ def forecast(
     """
     state = FitState()
     plan = planned_updates(train, settings)
-    pieces = [_pieces_tokens(rows, settings.micro_batch) for rows in plan]
+    pieces = [_pieces_tokens(rows, settings.micro_batch, device_of(model)) for rows in plan]
     sizes = [sum(tokens) for tokens in pieces]
     order = sorted(range(len(plan)), key=lambda i: sizes[i])
     model.train()
@@ -96,9 +98,9 @@ def planned_updates(train: Sequence[TokenRow], settings: FitSettings) -> list[li
     return [[train[i] for i in batch] for batch in islice(order, settings.total_updates)]
 
 
-def _pieces_tokens(rows: Sequence[TokenRow], micro_batch: int | None) -> list[int]:
+def _pieces_tokens(rows: Sequence[TokenRow], micro_batch: int | None, device: torch.device) -> list[int]:
     """Tokens that go through the model at once, for each piece of one update: its shared prefix counts once."""
-    return [_piece_tokens(piece) for piece in Pieces(micro_batch=micro_batch).of(rows, max_tokens=MICRO_TOKENS)]
+    return [_piece_tokens(piece) for piece in Pieces(micro_batch=micro_batch).of(rows, max_tokens=micro_tokens(device))]
 
 
 def _time_update(
@@ -110,6 +112,7 @@ def _time_update(
         attempt_update(model, optimiser, rows, settings, state, world, lr=0.0)
     except FloatingPointError:
         optimiser.drop_gradients()
+    wait_for(optimiser.grad_M.device)
     return time.perf_counter() - started
 
 
@@ -119,7 +122,7 @@ def _time_look(model: nn.Module, dev: Sequence[TokenRow], settings: FitSettings,
         return 0.0
     model.eval()
     pieces = Pieces(micro_batch=settings.micro_batch, halvings=state.halvings)
-    parts = sorted(eval_pieces(dev, pieces), key=_piece_tokens)
+    parts = sorted(eval_pieces(dev, pieces, device_of(model)), key=_piece_tokens)
     some = [parts[-1], *parts[len(parts) // 2 : len(parts) // 2 + 1]]
     started = time.perf_counter()
     for part in some:

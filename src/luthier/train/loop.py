@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from luthier.core.errors import RunError
 from luthier.core.seeds import seed_for
 from luthier.core.types import TokenRow
+from luthier.kernels.device import free_cached_memory
 from luthier.train.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from luthier.train.optim import Optimiser, Schedule, local, lr_at
 from luthier.train.order import updates
@@ -39,7 +40,7 @@ class FitSettings:
 
     lr: float
     batch: int
-    micro_batch: int | None  # rows computed at once; None: as many as fit `step.MICRO_TOKENS`
+    micro_batch: int | None  # rows computed at once; None: as many as fit `step.micro_tokens`
     total_updates: int
     warmup_updates: int
     schedule: Schedule
@@ -90,10 +91,11 @@ def _from_json(data: dict[str, Any]) -> FitState:
 
 def _save(root: Path, optimiser: Optimiser, best: dict[str, Tensor], state: FitState, *, key: str, world: World) -> None:
     """Rank 0 writes a checkpoint. Where weights are sharded the others send it theirs."""
-    tensors = {**optimiser.state(), **{f"best.{k}": v for k, v in best.items()}}
     blocks = checkpoint_blocks(optimiser, best, world) if world.shards else None
     if world.writes:
-        save_checkpoint(root, step=state.step, tensors=blocks or tensors, state=asdict(state), key=key)
+        named = {**optimiser.state(), **{f"best.{k}": v for k, v in best.items()}}
+        on_host = blocks or {name: tensor.cpu() for name, tensor in named.items()}
+        save_checkpoint(root, step=state.step, tensors=on_host, state=asdict(state), key=key)
     elif blocks is not None:
         deque(blocks.values, maxlen=0)
 
@@ -261,9 +263,10 @@ def with_room(
             optimiser.drop_gradients()
             if is_fresh:
                 optimiser.forget()  # moments of the first update that were made in part
-            if pieces.are_smallest(rows) or world.size > 1:
+            if pieces.are_smallest(rows, optimiser.grad_M.device) or world.size > 1:
                 raise out_of_memory(f"training, update {state.step}", error) from error
             state.halvings += 1
+        free_cached_memory()  # here, where the error no longer holds the tensors of the failed attempt
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

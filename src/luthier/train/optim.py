@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from luthier.train.parallel import ALONE, World, sum_over_ranks
+from luthier.kernels.device import CPU, numbers
+from luthier.train.parallel import ALONE, World
 
 Schedule = Literal["linear", "cosine", "constant", "wsd"]
 OptimiserName = Literal["adamw", "adafactor", "muon"]
@@ -61,8 +62,8 @@ class Optimiser:
             param.grad = None
 
     def copy_masters(self) -> dict[str, Tensor]:
-        """The weights as they are now, in one block of memory: hundreds of small ones would break up the free memory between updates."""
-        return _views(self.flat_M.detach().clone(), self.masters)
+        """The weights as they are now, on the host, in one block of memory: hundreds of small ones would break up what is free of it."""
+        return _views(self.flat_M.detach().to("cpu", copy=True), self.masters)
 
     def state(self) -> dict[str, Tensor]:
         """Everything needed to go on exactly, as named tensors."""
@@ -80,12 +81,14 @@ class Optimiser:
                 master.copy_(state[f"master.{name}"])
                 local(self.params[name]).copy_(master)
         for optimiser in self.torch_optimisers:
-            mine = {id(p) for group in optimiser.param_groups for p in group["params"]}
+            mine = {id(p): bool(group.get("fused")) for group in optimiser.param_groups for p in group["params"]}
             for name, tensor in self.owned.items():
                 start = f"optimiser.{name}."
-                found = {key.removeprefix(start): value.clone() for key, value in state.items() if key.startswith(start)}
+                found = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
                 if id(tensor) in mine and found:
-                    optimiser.state[tensor] = found
+                    # torch keeps the count of updates on the host, unless it is an operand of a fused update
+                    at = {key: tensor.device if mine[id(tensor)] or key != "step" else CPU for key in found}
+                    optimiser.state[tensor] = {key: value.to(at[key], copy=True) for key, value in found.items()}
 
     @property
     def num_weights(self) -> int:
@@ -139,18 +142,24 @@ def _adamw(tensors: list[Tensor], weight_decay: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(tensors, lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=True)
 
 
-def apply_update(optimiser: Optimiser, *, lr: float, max_grad_norm: float, weight: int, world: World = ALONE) -> float:
-    """Divide the accumulated gradient by `weight`, check, clip, step; returns the gradient norm.
+def apply_update(
+    optimiser: Optimiser, loss_sum: Tensor, *, lr: float, max_grad_norm: float, weight: int, world: World = ALONE
+) -> tuple[float, float]:
+    """Divide the accumulated gradient by `weight`, check, clip, step; returns the loss (fp64, over all ranks already) and the norm.
 
-    Raises FloatingPointError when learning rate or norm is not finite; nothing is applied, the weights are as before.
+    The one place of an update that waits for the device: both numbers must be known before anything is applied.
+    Raises FloatingPointError when loss, learning rate or norm is not finite; nothing is applied, the weights are as before.
     """
     grad_M = optimiser.grad_M.div_(weight)
-    norm = float(torch.linalg.vector_norm(grad_M))
+    norm_squared = torch.linalg.vector_norm(grad_M).double().square()
     if world.shards:
-        norm = math.sqrt(sum_over_ranks(world, norm * norm))
-    if not math.isfinite(norm) or not math.isfinite(lr):
-        optimiser.drop_gradients()
-        raise FloatingPointError(f"gradient norm is {norm}" if not math.isfinite(norm) else f"learning rate is {lr}")
+        world.add_up(norm_squared)
+    loss, squared = numbers(torch.stack([loss_sum, norm_squared]))
+    norm = math.sqrt(squared)
+    for what, value in (("loss", loss), ("gradient norm", norm), ("learning rate", lr)):
+        if not math.isfinite(value):
+            optimiser.drop_gradients()
+            raise FloatingPointError(f"{what} is {value}")
     if norm > max_grad_norm > 0:
         grad_M.mul_(max_grad_norm / norm)
     by_name = _views(grad_M, optimiser.masters)
@@ -166,7 +175,7 @@ def apply_update(optimiser: Optimiser, *, lr: float, max_grad_norm: float, weigh
         for param, master in zip(optimiser.params.values(), optimiser.masters.values(), strict=True):
             local(param).copy_(master)
     grad_M.zero_()
-    return norm
+    return loss, norm
 
 
 def lr_at(update: int, *, peak: float, total_updates: int, warmup_updates: int, schedule: Schedule) -> float:

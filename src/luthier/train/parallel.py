@@ -1,4 +1,4 @@
-"""Several processes as one training, started by torchrun; gloo between CPUs.
+"""Several processes as one training, started by torchrun: NCCL between GPUs, gloo between CPUs and for what is said on the host.
 
 Every rank computes its share of each update's rows. As it stands, it holds the whole model and adds up one flat fp32 gradient with the
 others. That is data parallelism as DDP does it, with one exchange for each update instead of one for each layer's bucket: the trainable
@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from luthier.core.errors import ConfigError, RunError
+from luthier.kernels.device import CPU
 
 TIMEOUT_S = 1800.0  # of the first exchange, while one rank may still read data; a rank that dies is noticed at once
 DIED = "another process of this training ended or can no longer be reached"
@@ -91,8 +92,16 @@ def refuse_several(command: str) -> None:
         )
 
 
+def open_group(device: torch.device) -> None:
+    """Meet the other processes. Tensors on a GPU go by NCCL, those on the host by gloo."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=TIMEOUT_S))
+
+
 @contextmanager
-def join_world(*, shards: bool = False) -> Generator[World]:
+def join_world(*, shards: bool = False, device: torch.device = CPU) -> Generator[World]:
     """The processes torchrun started (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or this one alone, which has nothing to shard.
 
     Raises ConfigError for half of those variables, RunError where the others cannot be reached, then or later in the block.
@@ -109,13 +118,13 @@ def join_world(*, shards: bool = False) -> Generator[World]:
             fix="start it with torchrun --nproc-per-node 2 -m luthier train …, or unset WORLD_SIZE",
         )
     try:
-        dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=TIMEOUT_S))
+        open_group(device)
         try:
             yield World(dist.get_rank(), dist.get_world_size(), shards)
         finally:
             dist.destroy_process_group()
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        if not isinstance(error, dist.DistError) and not any(name in str(error) for name in ("gloo", "NCCL")):
             raise
         first = str(error).splitlines()[0][:200]
         raise RunError(f"{DIED}: {first}", where="torchrun", fix="repeat the same command: it goes on from the last checkpoint") from error

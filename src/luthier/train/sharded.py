@@ -23,6 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from luthier.core.errors import ModelError
+from luthier.kernels.device import CPU
 from luthier.models.backbone import body_and_head
 from luthier.train.checkpoint import Blocks, Checkpoint, TensorFile
 from luthier.train.optim import ALL, Optimiser, local
@@ -43,15 +44,16 @@ class ShardedModel(nn.Module):
         return compute(self.model)
 
 
-def shard_model(model: nn.Module, world: World) -> ShardedModel:
+def shard_model(model: nn.Module, world: World, device: torch.device = CPU) -> ShardedModel:
     """Divide the weights of `model` among the ranks, in place. Raises ModelError for a model without a list of layers.
 
-    Every weight of a unit must already be in the dtype it computes in. bf16 gradients are added up over the ranks in fp32.
+    Each rank computes on its `device`, to which one layer after another is moved, so that the whole model is never there. Every weight
+    of a unit must already be in the dtype it computes in. bf16 gradients are added up over the ranks in fp32.
     """
     layers = getattr(body_and_head(model)[0], "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise ModelError("has no list of layers, so its weights cannot be sharded", fix="leave --shard out")
-    mesh = init_device_mesh(next(model.parameters()).device.type, (world.size,))
+    mesh = init_device_mesh(device.type, (world.size,))
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     root = ShardedModel(model)
     for module in (*layers, root):
@@ -83,7 +85,8 @@ def _bounds(num_rows: int, rank: int, size: int) -> tuple[int, int]:
 
 
 def gather(mine: Tensor, shape: torch.Size, world: World) -> Tensor | None:
-    """The whole tensor on rank 0, None on the others. All ranks must call it."""
+    """The whole tensor on rank 0's host, None on the others. All ranks must call it."""
+    mine = mine.cpu()  # it goes to a file next, and a GPU has room for its share only
     padded = mine.new_zeros(-(-shape[0] // world.size), *shape[1:])
     padded[: mine.shape[0]] = mine
     parts = [torch.empty_like(padded) for _ in range(world.size)] if world.writes else None
@@ -120,7 +123,7 @@ def checkpoint_blocks(optimiser: Optimiser, best: Mapping[str, Tensor], world: W
             yield from _on_rank_0(gather(mine, shape, world))
         for tensor in state.values():
             if tensor.ndim == 0:
-                yield from _on_rank_0(tensor)
+                yield from _on_rank_0(tensor.cpu() if world.writes else None)
                 continue
             pieces = tensor.split([master.numel() for master in optimiser.masters.values()])
             for (name, master), piece in zip(optimiser.masters.items(), pieces, strict=True):

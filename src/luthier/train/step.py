@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.types import TokenRow
+from luthier.kernels.device import device_of, numbers
 from luthier.tokens.tree import common_prefix_length, tree_batch
 from luthier.train.objectives.sft import sft_loss
 from luthier.train.optim import Optimiser, apply_update
-from luthier.train.parallel import ALONE, World, sum_over_ranks
+from luthier.train.parallel import ALONE, World
 from luthier.train.sharded import compute_loss
 
 EVAL_TOKENS = 1024  # larger pieces only raise the peak of memory over that of training
 MICRO_TOKENS = 1280  # computed at once: matrix products gain nothing from more, and what is kept for backward grows with it
+GPU_TOKENS = 8192  # the same on a GPU, which small products leave idle; halved where its memory does not suffice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +38,19 @@ class Pieces:
         size = max(1, self.micro_batch >> self.halvings)
         return [rows[i : i + size] for i in range(0, len(rows), size)]
 
-    def are_smallest(self, rows: Sequence[TokenRow]) -> bool:
+    def are_smallest(self, rows: Sequence[TokenRow], device: torch.device) -> bool:
         """Whether another halving would change nothing: every piece is one row."""
-        return all(len(piece) == 1 for piece in self.of(rows, max_tokens=EVAL_TOKENS))
+        return all(len(piece) == 1 for piece in self.of(rows, max_tokens=eval_tokens(device)))
+
+
+def micro_tokens(device: torch.device) -> int:
+    """How many tokens are computed at once in training."""
+    return MICRO_TOKENS if device.type == "cpu" else GPU_TOKENS
+
+
+def eval_tokens(device: torch.device) -> int:
+    """The same without gradient."""
+    return EVAL_TOKENS if device.type == "cpu" else GPU_TOKENS
 
 
 def _by_tokens(rows: Sequence[TokenRow], max_tokens: int) -> list[Sequence[TokenRow]]:
@@ -85,26 +96,21 @@ def train_step(
 
     Every rank knows all rows of the update, so the divisor needs no communication, and every rank applies the same update to the
     same weights, or to its share of them. Raises FloatingPointError, on every rank, if loss or gradient is not finite; then nothing
-    was applied.
+    was applied. Between the pieces nothing waits for the device: the losses are added up there, and looked at once, with the norm.
     """
     weight = sum(sum(row.is_label[1:]) for row in rows)
-    loss_sum = 0.0
-    for piece in _mine(lambda rank: pieces.of(rows[rank :: world.size], max_tokens=MICRO_TOKENS), world):
-        loss = _loss(model, piece, rows, neftune_alpha=neftune_alpha)
-        value = float(loss.detach())
-        loss_sum += value
-        if not math.isfinite(value) and not world.shards:
-            break  # the other ranks are told by the sum; those that hold shares need this one in every exchange
+    device = optimiser.grad_M.device
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    for piece in _mine(lambda rank: pieces.of(rows[rank :: world.size], max_tokens=micro_tokens(device)), world):
+        loss = _loss(model, piece, rows, device, neftune_alpha=neftune_alpha)
+        loss_sum += loss.detach()
         loss.backward()  # pyright: ignore[reportUnknownMemberType]
         optimiser.accumulate()
-    loss_sum = sum_over_ranks(world, loss_sum)
-    if not math.isfinite(loss_sum):
-        optimiser.drop_gradients()
-        raise FloatingPointError(f"loss is {loss_sum}")
+    world.add_up(loss_sum)
     if not world.shards:
         world.add_up(optimiser.grad_M)
-    norm = apply_update(optimiser, lr=lr, max_grad_norm=max_grad_norm, weight=weight, world=world)
-    return StepResult(loss_sum / weight, norm)
+    total, norm = apply_update(optimiser, loss_sum, lr=lr, max_grad_norm=max_grad_norm, weight=weight, world=world)
+    return StepResult(total / weight, norm)
 
 
 def _mine(pieces_of: Callable[[int], Sequence[Sequence[TokenRow]]], world: World) -> list[Sequence[TokenRow]]:
@@ -117,9 +123,11 @@ def _mine(pieces_of: Callable[[int], Sequence[Sequence[TokenRow]]], world: World
     return [*mine, *([()] * (most - len(mine)))]
 
 
-def _loss(model: nn.Module, piece: Sequence[TokenRow], rows: Sequence[TokenRow], *, neftune_alpha: float = 0.0) -> Tensor:
+def _loss(
+    model: nn.Module, piece: Sequence[TokenRow], rows: Sequence[TokenRow], device: torch.device, *, neftune_alpha: float = 0.0
+) -> Tensor:
     """The loss of a piece; of an empty one nothing, by a pass over the shortest row."""
-    batch = tree_batch(piece or [min(rows, key=lambda row: len(row.input_ids))], share_prefix=neftune_alpha == 0)
+    batch = tree_batch(piece or [min(rows, key=lambda row: len(row.input_ids))], share_prefix=neftune_alpha == 0).on(device)
     total = compute_loss(model, lambda whole: sft_loss(whole, batch, neftune_alpha=neftune_alpha).sum)
     return total if piece else total * 0.0
 
@@ -128,11 +136,15 @@ def _loss(model: nn.Module, piece: Sequence[TokenRow], rows: Sequence[TokenRow],
 def evaluate_loss(model: nn.Module, rows: Sequence[TokenRow], *, pieces: Pieces, world: World = ALONE) -> float:
     """Mean loss over all label tokens of the rows, in order of length (less padding), the same for every batch size."""
     weight = sum(sum(row.is_label[1:]) for row in rows)
-    parts = eval_pieces(rows, pieces)
-    total = sum(float(_loss(model, piece, rows)) for piece in _mine(lambda rank: parts[rank :: world.size], world))
-    return sum_over_ranks(world, total) / weight
+    device = device_of(model)
+    parts = eval_pieces(rows, pieces, device)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for piece in _mine(lambda rank: parts[rank :: world.size], world):
+        total += _loss(model, piece, rows, device)
+    world.add_up(total)
+    return numbers(total[None])[0] / weight
 
 
-def eval_pieces(rows: Sequence[TokenRow], pieces: Pieces) -> list[Sequence[TokenRow]]:
+def eval_pieces(rows: Sequence[TokenRow], pieces: Pieces, device: torch.device) -> list[Sequence[TokenRow]]:
     """The rows by length, in what is computed at once without gradient."""
-    return pieces.of(sorted(rows, key=lambda row: (len(row.input_ids), row.example_id)), max_tokens=EVAL_TOKENS)
+    return pieces.of(sorted(rows, key=lambda row: (len(row.input_ids), row.example_id)), max_tokens=eval_tokens(device))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.kernels.chunked_ce import chunked_cross_entropy
+from luthier.kernels.device import to_device
 from luthier.models.backbone import TreeLayout, body_and_head, wanted_states
 from luthier.tokens.tree import TreeBatch
 
@@ -46,8 +47,10 @@ def neftune_noise(batch: TreeBatch, hidden: int, *, alpha: float) -> Tensor:
     """
     if batch.tree.num_prefix:
         raise ValueError("NEFTune needs rows without a shared prefix")
-    starts_R = torch.nonzero(batch.position_ids_T == 0)[:, 0]
-    ends_R = torch.cat([starts_R[1:], torch.tensor([batch.position_ids_T.numel()])])
+    grid_RL = batch.tree.leaf_grid_RL
+    starts_R, T = grid_RL[:, 0], batch.position_ids_T.numel()
+    ends_R = torch.cat([starts_R[1:], torch.tensor([T])])
     lengths_R = ends_R - starts_R
     scale_T = (alpha / torch.sqrt(lengths_R.float() * hidden)).repeat_interleave(lengths_R)
-    return (torch.rand(batch.position_ids_T.numel(), hidden) * 2 - 1) * scale_T[:, None]
+    device = batch.position_ids_T.device
+    return (torch.rand(T, hidden, device=device) * 2 - 1) * to_device(scale_T, device)[:, None]
