@@ -61,7 +61,7 @@ def write_merged(model: PreTrainedModel, out: Path, *, base: Path, encoder: Chat
     text: Any = model.config
     text.dtype = dtypes[""]
     text.name_or_path = ""  # a folder of this machine
-    model.generation_config = None
+    cast("Any", model).generation_config = None
     with quiet_transformers():
         model.save_pretrained(out, max_shard_size="4GB")
     write_words(out, base=base, encoder=encoder)

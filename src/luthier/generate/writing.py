@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 from tokenizers.decoders import DecodeStream
 
@@ -43,7 +44,7 @@ class Writing:
 
     def _fresh(self, token: int) -> str:
         if self._stream is not None:
-            return self._stream.step(self._backend, token) or ""
+            return self._stream.step(cast("Any", self._backend), token) or ""
         whole = self._encoder.decode(self._tokens)
         return "" if whole.endswith("\ufffd") else whole[len(self._spelled) :]
 

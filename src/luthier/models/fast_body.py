@@ -192,13 +192,13 @@ def _read_adapter(linears: Sequence[Any], bases: Sequence[Any], name: str) -> _L
     b_parts: list[Tensor] = []
     scales: list[Tensor] = []
     for linear, base in zip(linears, bases, strict=True):
-        has = isinstance(linear, PeftLoraLinear) and name in linear.lora_A
+        adapted: Any = linear if isinstance(linear, PeftLoraLinear) and name in linear.lora_A else None
         weight: Tensor = base.weight
-        a: Tensor = linear.lora_A[name].weight if has else weight.new_zeros(0, weight.shape[1])
-        b: Tensor = linear.lora_B[name].weight if has else weight.new_zeros(weight.shape[0], 0)
+        a: Tensor = weight.new_zeros(0, weight.shape[1]) if adapted is None else adapted.lora_A[name].weight
+        b: Tensor = weight.new_zeros(weight.shape[0], 0) if adapted is None else adapted.lora_B[name].weight
         a_parts.append(a.to(weight.dtype))
         b_parts.append(b.to(weight.dtype))
-        scales.append(torch.full((a.shape[0],), float(linear.scaling[name]) if has else 0.0))
+        scales.append(torch.full((a.shape[0],), 0.0 if adapted is None else float(adapted.scaling[name])))
     if not sum(a.shape[0] for a in a_parts):
         return None
     return _LowRank(torch.cat(a_parts), torch.block_diag(*b_parts).T.contiguous(), torch.cat(scales)[None].to(bases[0].weight))
