@@ -99,6 +99,11 @@ class FastBody:
         return F.rms_norm(x_XE, (E,), self._norm_E, self._eps).view(B, T, E)
 
 
+def can_pack(weight_OI: Tensor) -> bool:
+    """Whether oneDNN can hold it in its own order here."""
+    return weight_OI.device.type == "cpu" and torch.backends.mkldnn.is_available() and weight_OI.dtype in TOLERANCE
+
+
 def open_fast_body(body: Any, adapters: Sequence[str]) -> FastBody | None:
     """None where the model is of another kind: other layers, norms or activations, DoRA, quantised weights."""
     if not _is_llama_like(body, adapters):
@@ -166,7 +171,7 @@ def _read_layer(layer: Any, adapters: Sequence[str]) -> _Layer:
 def _join(linears: Sequence[Any], adapters: Sequence[str]) -> _Joined:
     bases: list[Any] = [linear.base_layer if isinstance(linear, PeftLoraLinear) else linear for linear in linears]
     weight_OI = torch.cat([base.weight.data for base in bases]) if len(bases) > 1 else bases[0].weight.data
-    packed = weight_OI.device.type == "cpu" and torch.backends.mkldnn.is_available() and weight_OI.dtype in TOLERANCE
+    packed = can_pack(weight_OI)
     biases = [base.bias for base in bases]
     zeros = [base.weight.new_zeros(base.weight.shape[0]) if bias is None else bias for base, bias in zip(bases, biases, strict=True)]
     bias_O = None if all(bias is None for bias in biases) else torch.cat(zeros)
