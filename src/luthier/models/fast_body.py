@@ -113,7 +113,7 @@ def open_fast_body(body: Any, adapters: Sequence[str]) -> FastBody | None:
         return None
     for layer in body.layers:
         for linear in _linears(layer):
-            base = linear.base_layer if isinstance(linear, PeftLoraLinear) else linear
+            base = _base(linear)
             base.weight.data = base.weight.data.new_empty(0)
     return fast
 
@@ -149,6 +149,11 @@ def _linears(layer: Any) -> list[Any]:
     return [getattr(part, name) for part, names in parts for name in names if hasattr(part, name)]
 
 
+def _base(linear: Any) -> Any:
+    """The linear layer itself, without its adapters."""
+    return linear.base_layer if isinstance(linear, PeftLoraLinear) else linear
+
+
 def _is_plain(linear: Any, adapters: Sequence[str]) -> bool:
     if not isinstance(linear, PeftLoraLinear):
         return type(linear) is nn.Linear
@@ -169,7 +174,7 @@ def _read_layer(layer: Any, adapters: Sequence[str]) -> _Layer:
 
 
 def _join(linears: Sequence[Any], adapters: Sequence[str]) -> _Joined:
-    bases: list[Any] = [linear.base_layer if isinstance(linear, PeftLoraLinear) else linear for linear in linears]
+    bases = [_base(linear) for linear in linears]
     weight_OI = torch.cat([base.weight.data for base in bases]) if len(bases) > 1 else bases[0].weight.data
     packed = can_pack(weight_OI)
     biases = [base.bias for base in bases]
@@ -197,7 +202,7 @@ def _read_adapter(linears: Sequence[Any], bases: Sequence[Any], name: str) -> _L
     b_parts: list[Tensor] = []
     scales: list[Tensor] = []
     for linear, base in zip(linears, bases, strict=True):
-        has = isinstance(linear, PeftLoraLinear) and name in linear.lora_A
+        has = linear is not base and name in linear.lora_A
         weight: Tensor = base.weight
         a: Tensor = linear.lora_A[name].weight if has else weight.new_zeros(0, weight.shape[1])
         b: Tensor = linear.lora_B[name].weight if has else weight.new_zeros(weight.shape[0], 0)
