@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
@@ -17,7 +17,7 @@ class Writing:
         self._encoder = encoder
         self._stops = tuple(stops)
         self._tokens: list[int] = []
-        self._backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
+        self._backend: Any = getattr(encoder.tokenizer, "backend_tokenizer", None)
         self._stream = None if self._backend is None else DecodeStream(skip_special_tokens=True)
         self._spelled = ""  # decoded so far
         self._held = ""  # decoded, not shown: it may become a stop text
@@ -44,7 +44,7 @@ class Writing:
 
     def _fresh(self, token: int) -> str:
         if self._stream is not None:
-            return self._stream.step(cast("Any", self._backend), token) or ""
+            return self._stream.step(self._backend, token) or ""
         whole = self._encoder.decode(self._tokens)
         return "" if whole.endswith("\ufffd") else whole[len(self._spelled) :]
 
