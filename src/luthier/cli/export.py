@@ -16,7 +16,7 @@ TYPE = Flag(
     names=("--type", "--quantise"),
     type=str,
     help="gguf, ollama: F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, Q4_0; default: F16 for gguf, Q8_0 for ollama. "
-    "hub-folder: adapter or merged.",
+    "merged: float32, float16, bfloat16; default: as the base model. hub-folder: adapter, merged or one of these.",
 )
 ITEMS = Flag(names=("--parity-items",), type=int, help="Compare on so many of the locked items; 0: all. Default: 100.")
 DEFAULT_ITEMS = 100

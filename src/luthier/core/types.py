@@ -392,15 +392,13 @@ ExportKind = Literal["adapter", "merged", "gguf", "ollama", "hub-folder"]
 class DifferentAnswer:
     """A locked item that tested model and artefact answer differently, both computed in fp32. Texts are untrusted.
 
-    Gaps are in logits: how far below the tested model's best token the artefact's answer ever goes, and how far below the
-    artefact's own token the tested answer's token lies where the two part.
+    `gap`: how many logits below the tested model's best token the artefact's answer ever goes.
     """
 
     item_id: str
     tested: str
     artefact: str
-    gap_artefact: float
-    gap_tested: float | None  # None: the place could not be found
+    gap: float
     is_tie: bool
 
 

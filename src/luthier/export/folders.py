@@ -53,15 +53,18 @@ def stored_dtypes(base: Path) -> dict[str, torch.dtype]:
     return {**found, "": max(set(kinds), key=kinds.count) if kinds else torch.float32}
 
 
-def write_merged(model: PreTrainedModel, out: Path, *, base: Path, encoder: ChatEncoder) -> str:
-    """Safetensors, config, tokenizer, template; weights in the base's dtypes. Returns the dtype's name. The model is rounded in place."""
-    dtypes = stored_dtypes(base)
+def write_merged(model: PreTrainedModel, out: Path, *, base: Path, encoder: ChatEncoder, dtype: torch.dtype | None = None) -> str:
+    """Safetensors, config, tokenizer, template; weights in `dtype`, or in those of the base. Returns the dtype's name.
+
+    The model is rounded in place.
+    """
+    dtypes = stored_dtypes(base) if dtype is None else {"": dtype}
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(dtypes.get(name, dtypes[""]))
     text: Any = model.config
     text.dtype = dtypes[""]
     text.name_or_path = ""  # a folder of this machine
-    cast("Any", model).generation_config = None
+    model.generation_config = GenerationConfig()
     with quiet_transformers():
         model.save_pretrained(out, max_shard_size="4GB")
     write_words(out, base=base, encoder=encoder)

@@ -46,9 +46,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _model(folder: Path, **more: Any) -> nn.Module:
-    return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, attn_implementation="sdpa", **more
-    ).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **more).eval()
 
 
 def reload_model(folder: Path) -> Reloaded:

@@ -40,8 +40,11 @@ def find_turns(encoder: ChatEncoder, *, strip_bos: bool) -> Turns:
 
     Raises ModelError for a template that is more than words around texts.
     """
-    user, later = (Message(role="user", content=content) for content in (_USER, _LATER))
-    answer = Message(role="assistant", content=_ANSWER)
+    user, answer, later = (
+        Message(role="user", content=_USER),
+        Message(role="assistant", content=_ANSWER),
+        Message(role="user", content=_LATER),
+    )
     alone, shown = _render(encoder, [user], False), _render(encoder, [user], True)
     talk, pair = _render(encoder, [user, answer, later], False), _render(encoder, [user, answer], False)
     bos = str(encoder.tokenizer.bos_token or "") if strip_bos else ""

@@ -1,7 +1,7 @@
 """The tested model and the artefact read back from disk, side by side: answers, distributions, template, tokens.
 
 Both are computed in fp32, by different code: the engine that measured, and transformers' own `generate`. Where an answer differs all
-the same, it is looked at where it first does: a tie is one where the tested model itself sees the two tokens within a small gap.
+the same, the tested model reads it: a tie is one whose every token it sees within a small gap of its own best.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from luthier.core.errors import ModelError
 from luthier.core.types import DifferentAnswer, Message
 from luthier.export.loaders import Reloaded
 from luthier.generate.choices import Choices, open_choices
-from luthier.tokens.spelling import read_spelling
 from luthier.tokens.template import ChatEncoder
 
 BATCH = 8
@@ -156,46 +155,21 @@ def _cut(row: list[int], stop_ids: frozenset[int], encoder: ChatEncoder, stop: s
 
 @torch.no_grad()
 def explain(
-    tested: nn.Module, encoder: ChatEncoder, item: ParityItem, written: Written, how: Conditions, tie_gap: float | None
+    tested: nn.Module, encoder: ChatEncoder, item: ParityItem, written: Written, how: Conditions, tie_gap: float
 ) -> DifferentAnswer:
-    """Why an answer differs, as the tested model sees it in fp32. Beyond the first difference the two paths cannot be compared."""
+    """How far below the tested model's best token the artefact's answer ever goes, along the artefact's own words.
+
+    An answer that stays within `tie_gap` everywhere is one the tested model would give itself if rounding fell the other way.
+    """
     prompt = encoder.encode_prompt(item.messages)
-    stop = "" if encoder.is_chat else how.stop
-    held = open_choices(encoder.tokenizer, how.choices, stop, encoder.eos_ids)
+    held = open_choices(encoder.tokenizer, how.choices, "" if encoder.is_chat else how.stop, encoder.eos_ids)
     logits_TV = _logits(tested, torch.tensor([[*prompt, *written.ids]]))[len(prompt) - 1 :]
-    parts_at, others = _parting(encoder, item.tested, written.ids)
-    spelled, gap, tested_gap = b"", 0.0, None
+    spelled, gap = b"", 0.0
     for t, token in enumerate(written.ids):
-        allowed = None if held is None else held.allowed(spelled)
-        best = float((logits_TV[t] if allowed is None else logits_TV[t][allowed]).max())
-        gap = max(gap, best - float(logits_TV[t][token]))
-        if t == parts_at and others:
-            tested_gap = best - max(float(logits_TV[t][other]) for other in others)
+        allowed = logits_TV[t] if held is None else logits_TV[t][held.allowed(spelled)]
+        gap = max(gap, float(allowed.max()) - float(logits_TV[t][token]))
         if held is not None and token not in encoder.eos_ids:
             spelled = held.after(spelled, token)
             if held.is_complete(spelled):
                 break
-    is_tie = tie_gap is not None and tested_gap is not None and gap <= tie_gap and tested_gap <= tie_gap
-    return DifferentAnswer(
-        item_id=item.item_id, tested=item.tested, artefact=written.text, gap_artefact=gap, gap_tested=tested_gap, is_tie=is_tie
-    )
-
-
-def _parting(encoder: ChatEncoder, tested: str, ids: Sequence[int]) -> tuple[int, list[int]]:
-    """Where the artefact's tokens leave the tested text, and which tokens the tested model may have written there.
-
-    The record holds texts, not tokens, so all tokens that spell a beginning of what follows there count.
-    """
-    spelling = read_spelling(encoder.tokenizer)
-    if spelling is None:
-        return -1, []
-    left = tested.encode()
-    if not left.startswith(b" ") and ids and spelling.of_id.get(ids[0], b"").startswith(b" "):
-        left = b" " + left  # SentencePiece's first space is not part of the text
-    for t, token in enumerate(ids):
-        spelled = spelling.of_id.get(token)
-        if spelled is None or not left.startswith(spelled):
-            follow = [i for n in range(1, len(left) + 1) for i in spelling.ids_of.get(left[:n], ())]
-            return t, follow or sorted(encoder.eos_ids)
-        left = left[len(spelled) :]
-    return -1, []
+    return DifferentAnswer(item_id=item.item_id, tested=item.tested, artefact=written.text, gap=gap, is_tie=gap <= tie_gap)

@@ -18,6 +18,7 @@ from luthier.pipeline.tested import Tested
 DEFAULT_TYPE = {"adapter": "adapter", "merged": "merged", "gguf": "F16", "ollama": "Q8_0", "hub-folder": "adapter"}
 KINDS: tuple[ExportKind, ...] = ("adapter", "merged", "gguf", "ollama", "hub-folder")
 BITS = {"F32": 32, "F16": 16, "BF16": 16, "Q8_0": 8.5, "Q5_1": 6, "Q5_0": 5.5, "Q4_1": 5, "Q4_0": 4.5}
+FLOATS = ("float32", "float16", "bfloat16")
 ROOM = 1.3  # logits, norms and the tokenizer are stored wider
 K_TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ")  # what `gguf` reads and cannot write
 
@@ -53,7 +54,7 @@ def check_request(kind: ExportKind, storage: str) -> str:
     """How the weights are to be stored. Raises ConfigError for what this kind does not have."""
     if not storage:
         return DEFAULT_TYPE[kind]
-    allowed = {"gguf": tuple(TYPES), "ollama": tuple(TYPES), "hub-folder": ("adapter", "merged")}.get(kind, ())
+    allowed = {"gguf": tuple(TYPES), "ollama": tuple(TYPES), "merged": FLOATS, "hub-folder": ("adapter", "merged", *FLOATS)}.get(kind, ())
     if not allowed:
         raise ConfigError(f"{kind} has no types to choose from, found {storage!r}", where="--type", fix="leave --type out")
     for name in allowed:
@@ -74,7 +75,7 @@ def needed_bytes(tested: Tested, storage: str) -> int:
     if storage == "adapter":
         folder = tested.adapter or tested.path
         return int(ROOM * sum(path.stat().st_size for path in folder.iterdir())) + 2**26
-    bits = BITS.get(storage, 32 if "float32" in tested.info.dtype else 16)
+    bits = {**BITS, "float32": 32, "float16": 16}.get(storage, 32 if "float32" in tested.info.dtype else 16)
     return int(ROOM * tested.info.num_params * bits / 8) + 2**26
 
 
@@ -86,9 +87,13 @@ def write_artefact(tested: Tested, kind: ExportKind, storage: str, out: Path) ->
             raise ConfigError(f"this run trained {tested.settings.train.method}: a whole model, no adapter", where="--to", fix=fix)
         write_adapter(tested.adapter, out, base=tested.base, base_name=tested.base_name, encoder=tested.encoder)
         return Artefact(kind=kind, storage="adapter", folder=out, name=tested.name)
-    if storage == "merged":
+    if storage == "merged" or storage in FLOATS:
+        import torch
+
+        dtype = None if storage == "merged" else getattr(torch, storage)
         model = open_merged(tested.path, tested.adapter)
-        return Artefact(kind=kind, storage=write_merged(model, out, base=tested.base, encoder=tested.encoder), folder=out, name=tested.name)
+        stored = write_merged(model, out, base=tested.base, encoder=tested.encoder, dtype=dtype)
+        return Artefact(kind=kind, storage=stored, folder=out, name=tested.name)
     return _write_gguf(tested, kind, storage, out)
 
 

@@ -56,9 +56,8 @@ def _as_recorded(record: ExportRecord) -> list[str]:
 
 
 def _different(one: DifferentAnswer) -> list[str]:
-    gap = "where they part could not be found" if one.gap_tested is None else f"{max(one.gap_artefact, one.gap_tested):.3f} logits apart"
     return [
-        f"  item {one.item_id} ({'tie' if one.is_tie else 'different'}, {gap})",
+        f"  item {one.item_id} ({'tie' if one.is_tie else 'different'}: up to {one.gap:.3f} logits below the tested model's best)",
         f"    tested:   {_clip(one.tested)}",
         f"    exported: {_clip(one.artefact)}",
     ]

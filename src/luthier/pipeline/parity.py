@@ -8,7 +8,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.types import DifferentAnswer, Estimate, Generation, ItemScore, Parity
 from luthier.evaluate.run import score_generations
 from luthier.export.folders import open_tested
-from luthier.export.gate import Found, judge, tolerance_of
+from luthier.export.gate import TOLERANCES, Found, judge
 from luthier.export.loaders import Reloaded
 from luthier.export.modelfile import expected_prompt, read_modelfile, run_template
 from luthier.export.parity import ParityItem, Written, distances, explain, write_answers
@@ -26,7 +26,7 @@ def measure_parity(tested: Tested, artefact: Artefact, reloaded: Reloaded, step:
     """Everything the gate looks at, and its judgement. Raises ModelError where the artefact computes no numbers."""
     encoder = open_chat(reloaded.tokenizer)
     checks = _checks(tested, artefact, reloaded, encoder)
-    tolerance = tolerance_of(artefact.storage)
+    tolerance = TOLERANCES[artefact.storage]
     model = open_tested(tested.path, tested.adapter)
     total = len(tested.items)
     apart = distances(model, reloaded.model, tested.items, _counter(step, "distributions on reference answers", total))
@@ -72,7 +72,7 @@ def measure_parity(tested: Tested, artefact: Artefact, reloaded: Reloaded, step:
 
 
 def _worst_first(different: Sequence[DifferentAnswer]) -> tuple[DifferentAnswer, ...]:
-    return tuple(sorted(different, key=lambda one: (one.is_tie, -one.gap_artefact)))
+    return tuple(sorted(different, key=lambda one: (one.is_tie, -one.gap)))
 
 
 def _counter(step: Step, what: str, total: int) -> Callable[[], None]:
