@@ -23,11 +23,14 @@ from tests.parity.test_flex_attention import TREES, _mask
 from torch import nn
 
 from luthier.cli.main import main
-from luthier.generate.decode import Sampling, decode, read_prefix
+from luthier.core.types import Sampling
+from luthier.generate.decode import decode
+from luthier.generate.rows import read_prefix
 from luthier.kernels import flex_attention as flex
 from luthier.kernels import reference, tree_attention
 from luthier.kernels.device import CPU, numbers
 from luthier.models.surgery import use_fast_kernels
+from luthier.models.voices import Voices
 from luthier.tokens.tree import tree_batch
 from luthier.train import optim
 from luthier.train.loop import FitState, StepRecord, fit
@@ -157,13 +160,12 @@ def test_decoding_writes_what_the_cpu_writes(folder: Path) -> None:
     written = []
     drawn = [Sampling()] * 3 + [Sampling(1.0, 7)]
     for device in (CPU, GPU):
-        model, _ = _ready(folder, device)
-        model.eval()
-        prefix = read_prefix(model, [1, 2, 3, 4])
+        voices = Voices(_model(folder).to(device).eval(), {"tuned": "default"})
+        prefix = read_prefix(voices, [1, 2, 3, 4], voice="tuned")
         prompts = [[5, 6, 7], [8], [9, 10], list(range(20, 60))]
         written.append(
             decode(
-                model,
+                voices,
                 prefix,
                 prompts,
                 max_new_tokens=[12, 3, 20, 20],

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from luthier.kernels import reference
+from luthier.kernels.lse_attention import attention_lse, join_parts
 from luthier.kernels.segment_attention import BLOCK_QUERIES, segment_attention
 from luthier.kernels.short_attention import plan_short_leaves, short_attention
-from luthier.kernels.tree_attention import flash_leaf_attention, leaf_attention
 from luthier.kernels.tree_layout import layout_tree
+from luthier.models.decode_layout import EnterLayout, Shared, StepLayout
 
 
 def _qkv(tokens: int, heads: int, kv_heads: int) -> list[torch.Tensor]:
@@ -54,20 +55,47 @@ def test_short_attention_equals_reference(num_prefix: int) -> None:
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=2e-4)
 
 
-@pytest.mark.parametrize("attention", [leaf_attention, flash_leaf_attention])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_log_sum_exp_attention_equals_reference(dtype: torch.dtype) -> None:
+    gen = torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(3, 2, n, 16, generator=gen).to(dtype) for n in (4, 9, 9))
+    bias = torch.zeros(3, 1, 1, 9, dtype=dtype).masked_fill(torch.rand(3, 1, 1, 9, generator=gen) < 0.4, float("-inf"))
+    loose = {"atol": 2e-2, "rtol": 2e-2} if dtype == torch.bfloat16 else {"atol": 2e-6, "rtol": 2e-5}
+    for options in ({"bias": bias}, {"is_causal": True}, {}):
+        got, want = (f(q, k, v, scaling=0.3, **options) for f in (attention_lse, reference.attention_lse))
+        for ours, theirs in zip(got, want, strict=True):
+            torch.testing.assert_close(ours, theirs, **loose)
+    parts = [attention_lse(q, k[:, :, part], v[:, :, part], scaling=0.3) for part in (slice(0, 3), slice(3, 9))]
+    whole = reference.attention_lse(q, k, v, scaling=0.3)[0]
+    torch.testing.assert_close(join_parts(*parts[0], *parts[1]), whole, **loose)
+    with pytest.raises(AssertionError):  # parts weighted alike are told apart
+        torch.testing.assert_close((parts[0][0] + parts[1][0]) / 2, whole, **loose)
+
+
 @pytest.mark.parametrize("num_prefix", [0, 7])
-def test_leaves_of_generation_equal_reference(attention: object, num_prefix: int) -> None:
-    """Three rows of five tokens behind one prefix."""
+def test_rows_of_generation_equal_reference(num_prefix: int) -> None:
+    """Three rows of five tokens behind one prefix: four enter together, the fifth is a step."""
     rows, length, heads, kv_heads = 3, 5, 6, 2
     q, k, v = (x.detach() for x in _qkv(num_prefix + rows * length, heads, kv_heads))
     grid = layout_tree(num_prefix, [length] * rows).leaf_grid_RL
     want = reference.tree_attention(q, k, v, num_prefix=num_prefix, leaf_grid_RL=grid, scaling=0.3)
-    own = [x[:, num_prefix:].view(x.shape[0], rows, length, 8).transpose(0, 1) for x in (q, k, v)]
-    prefix = [x[:, :num_prefix] if num_prefix else None for x in (k, v)]
-    visible = torch.ones(length, length, dtype=torch.bool).tril()[None]
-    got = attention(*own, *prefix, visible, 0.3)  # type: ignore[operator]
     want_RHLD = want[:, num_prefix:].view(heads, rows, length, 8).transpose(0, 1)
-    torch.testing.assert_close(got, want_RHLD, atol=2e-6, rtol=2e-5)
-    with pytest.raises(AssertionError):  # one token ahead is seen
-        ahead = attention(*own, *prefix, torch.ones(length, length, dtype=torch.bool).tril(1)[None], 0.3)  # type: ignore[operator]
-        torch.testing.assert_close(ahead, want_RHLD, atol=2e-6, rtol=2e-5)
+    q, k, v, prefix_k, prefix_v = (
+        *(x[:, num_prefix:].view(x.shape[0], rows, length, 8).transpose(0, 1) for x in (q, k, v)),
+        *(x[:, :num_prefix].transpose(0, 1) for x in (k, v)),
+    )
+    prefix = torch.stack([prefix_k, prefix_v])[None] if num_prefix else None  # [1, 2, P, K, D]
+    enter = EnterLayout(prefix)
+    got = enter.attend(0, q[:, :, :4], k[:, :, :4], v[:, :, :4], 0.3)
+    torch.testing.assert_close(got, want_RHLD[:, :, :4], atol=2e-6, rtol=2e-5)
+    store = torch.full((1, 2, rows, 8, kv_heads, 8), 7.0)  # what stands behind a row's end must not be seen
+    store[:, :, :, :4] = enter.stacked()
+    bias = torch.zeros(rows, 1, 1, 6)
+    bias[..., 5] = float("-inf")
+    shared = () if prefix is None else (Shared(prefix, torch.tensor([0, 2])), Shared(prefix, torch.tensor([1])))
+    step = StepLayout(store=store, num_rows=rows, filled=6, slot_R=torch.arange(rows) * 8 + 4, bias_R11C=bias, shared=shared)
+    got = step.attend(0, q[:, :, 4:], k[:, :, 4:], v[:, :, 4:], 0.3)
+    torch.testing.assert_close(got, want_RHLD[:, :, 4:], atol=2e-6, rtol=2e-5)
+    step.bias_R11C = None
+    with pytest.raises(AssertionError):  # one column too many is seen
+        torch.testing.assert_close(step.attend(0, q[:, :, 4:], k[:, :, 4:], v[:, :, 4:], 0.3), want_RHLD[:, :, 4:], atol=2e-6, rtol=2e-5)

@@ -2,6 +2,7 @@
 
     LuthierError
     ├── InputError        the user's files or rows            exit code 2
+    │   └── ContextError  a prompt that does not fit the model
     ├── ConfigError       settings, unknown keys, options     exit code 2
     ├── ModelError        a model folder, name or adapter     exit code 2
     ├── MissingExtraError an optional package is not there    exit code 2
@@ -31,6 +32,10 @@ class LuthierError(Exception):
 
 class InputError(LuthierError):
     """The user's data cannot be used as it is."""
+
+
+class ContextError(InputError):
+    """Prompt and answer together are longer than what the model sees."""
 
 
 class ConfigError(LuthierError):

@@ -198,6 +198,69 @@ class Generation:
     served_by: str = ""  # the model a server says has answered, untrusted
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How each next token is drawn: the likeliest at temperature 0, else from a private random stream of `seed`.
+
+    Applied in this order: repetition penalty, temperature, top-k, top-p, min-p. `top_k` 0, `top_p` 1 and `min_p` 0 leave all tokens.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0  # only tokens at least so probable as this share of the likeliest one
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a client of the running engine asks for; an item of an evaluation is a `GenerationRequest`.
+
+    Either `messages`, or `text` as it is (no template), or the tokens of a prompt. `stop` texts end the answer and are no part of it.
+    At most one of `choices`, `json_schema` and `regex` holds the answer to a form while it is written.
+    """
+
+    max_new_tokens: int | None = None  # None: what the prompt leaves of the context
+    messages: tuple[Message, ...] = ()
+    tools: str = ""  # a JSON list of tool definitions, shown through the chat template
+    text: str | None = None
+    prompt_ids: tuple[int, ...] = ()
+    voice: str = ""  # "": the base model
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+    num_logprobs: int | None = None  # None: none; 0..20: of the token written, and of so many of the likeliest
+    choices: tuple[str, ...] = ()
+    json_schema: str | None = None  # as JSON text
+    regex: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """A token that was written, its log-probability as the model gave it (before sampling), and the likeliest at its place."""
+
+    spelled: bytes  # perhaps a part of a character
+    logprob: float
+    likeliest: tuple[tuple[bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """What one step added to one answer. The texts of an answer's pieces, joined, are the answer; untrusted.
+
+    Held back are half a character and what may become a stop text, so `text` can be empty. The last piece alone has a `finish`.
+    """
+
+    ticket: int
+    text: str
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()  # one a token, where asked for
+    finish: Literal["stop", "length"] | None = None
+    num_prompt_tokens: int
+    num_cached_tokens: int  # prompt tokens that were not computed again
+    num_new_tokens: int  # up to now, the end token included
+
+
 # ---------------------------------------------------------------- scores and arms
 
 

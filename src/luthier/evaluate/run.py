@@ -26,7 +26,7 @@ from luthier.generate.local import (
     single_latencies,
 )
 from luthier.generate.store import GenerationStore
-from luthier.kernels.device import CPU, device_of, peak_device_gib, reset_peak_device_memory
+from luthier.kernels.device import CPU, peak_device_gib, reset_peak_device_memory
 from luthier.metrics.catalogue import Scored
 from luthier.train.loop import ran_out_of_memory
 
@@ -212,7 +212,7 @@ def measure(arm: Arm, chosen: Chosen, test: Sequence[Example], model: Model | No
         return replace(result, items=score_without_model(arm, test, bench))
     assert chosen.candidate is not None
     reset_peak_memory()
-    device = device_of(model.model) if isinstance(model, LocalModel) else CPU
+    device = model.voices.device if isinstance(model, LocalModel) else CPU
     reset_peak_device_memory(device)
     try:
         generations = answer(chosen.candidate, test, model, bench, f"{arm.name}: test")

@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from luthier.core.errors import InputError
 from luthier.core.hashing import digest
-from luthier.core.types import Generation, GenerationRequest
+from luthier.core.types import Generation, GenerationRequest, Sampling
 from luthier.generate.batching import plan_batches
 from luthier.generate.choices import Choices, open_choices
-from luthier.generate.decode import Prefix, Sampling, decode, read_prefix
+from luthier.generate.decode import decode
+from luthier.generate.rows import Prefix, read_prefix
 from luthier.generate.store import GenerationStore
+from luthier.models.voices import Voices
 from luthier.tokens.template import ChatEncoder
 from luthier.tokens.tree import common_prefix_length
 
@@ -32,7 +34,7 @@ STOP_TOKENS = 4  # at most so many tokens spell a stop text
 class LocalModel:
     """An opened model, ready to generate. `fingerprint` names base, adapter and dtype; it is part of every cache key."""
 
-    model: nn.Module
+    voices: Voices
     encoder: ChatEncoder
     fingerprint: str
     context: int  # tokens the model can see: its context window, or its attention window where that is shorter
@@ -79,7 +81,7 @@ def generate(
         else:
             if prefix is None:
                 started = time.perf_counter()
-                prefix = read_prefix(local.model, prompts[0][:num_prefix])
+                prefix = read_prefix(local.voices, prompts[0][:num_prefix], voice=local.voices.own)
                 prefix_share_s = (time.perf_counter() - started) / len(requests)
             fresh = _decode_batch(local, [requests[i] for i in indices], [prompts[i] for i in indices], prefix, prefix_share_s)
             for i, generation in zip(indices, fresh, strict=True):
@@ -124,12 +126,12 @@ def _decode_batch(
         return not stops[row] or stops[row] not in local.encoder.decode(tails[row]).lstrip()
 
     written = decode(
-        local.model,
+        local.voices,
         prefix,
         [ids[num_prefix:] for ids in prompts],
         max_new_tokens=[request.max_new_tokens for request in requests],
         eos_ids=local.encoder.eos_ids,
-        sampling=[Sampling(request.temperature, request.seed) for request in requests],
+        sampling=[Sampling(temperature=request.temperature, seed=request.seed) for request in requests],
         on_token=goes_on if any(stops) or any(choices) else None,
         allowed=allowed if any(choices) else None,
     )
@@ -176,7 +178,7 @@ def single_latencies(local: LocalModel, requests: Sequence[GenerationRequest], p
 def shared_prefix(local: LocalModel, requests: Sequence[GenerationRequest]) -> Prefix:
     """The prefix these requests share, read once."""
     prompts = [local.encoder.encode_prompt(request.messages) for request in requests]
-    return read_prefix(local.model, prompts[0][: common_prefix_length(prompts)])
+    return read_prefix(local.voices, prompts[0][: common_prefix_length(prompts)], voice=local.voices.own)
 
 
 def reset_peak_memory() -> None:

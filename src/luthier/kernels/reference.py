@@ -71,3 +71,16 @@ def decoder_layer(
 def _half_turned(x: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     return torch.cat([-second, first], dim=-1)
+
+
+def attention_lse(
+    q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, *, bias: Tensor | None = None, is_causal: bool = False, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Twin of `lse_attention.attention_lse`."""
+    scores = (q_BHTD @ k_BHSD.transpose(-1, -2)).float() * scaling
+    if bias is not None:
+        scores = scores + bias
+    if is_causal:
+        T, S = scores.shape[-2:]
+        scores = scores.masked_fill(torch.ones(T, S, dtype=torch.bool, device=scores.device).triu(1), float("-inf"))
+    return torch.softmax(scores, dim=-1).to(q_BHTD.dtype) @ v_BHSD, torch.logsumexp(scores, dim=-1)

@@ -15,7 +15,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from luthier.kernels.device import to_device
@@ -32,69 +31,6 @@ Kind = Literal["short", "segment", "flex"]
 MATMUL_MAX_LEAF = 160
 # Up to so many keys of the prefix, one copy for each leaf, it is repeated: copying costs less than a softmax over two parts.
 MAX_REPEATED_KEYS = 4096
-
-
-def leaf_attention(
-    q_RHLD: Tensor,
-    k_RKLD: Tensor,
-    v_RKLD: Tensor,
-    k_prefix_KPD: Tensor | None,
-    v_prefix_KPD: Tensor | None,
-    visible_RLC: Tensor,
-    scaling: float,
-) -> Tensor:
-    """Leaf queries over (prefix, own leaf); returns [R, H, L, D].
-
-    1. Scores against the shared prefix: one product per key head over all rows at once, [K, R*G*L, D] x [K, D, P].
-    2. Scores against the row's own keys, hidden ones (`visible_RLC` False; C own keys) at -inf.
-    3. One softmax in fp32 over both parts.
-    4. The two weighted sums are added.
-
-    The prefix is never repeated for each row. `visible_RLC` may have size 1 in its first axis. Every query must see at
-    least one key.
-    """
-    R, H, L, D = q_RHLD.shape
-    K = k_RKLD.shape[1]
-    G = H // K
-    # 2. own keys
-    q_RKgD = q_RHLD.reshape(R, K, G * L, D)
-    own = (q_RKgD @ k_RKLD.transpose(-1, -2)).view(R, K, G, L, -1).float() * scaling
-    own = own.masked_fill(~visible_RLC[:, None, None], float("-inf"))
-    if k_prefix_KPD is None or v_prefix_KPD is None:
-        weights = torch.softmax(own, dim=-1).to(q_RHLD.dtype)
-        return (weights.view(R, K, G * L, -1) @ v_RKLD).view(R, H, L, D)
-    # 1. the shared prefix
-    P = k_prefix_KPD.shape[1]
-    q_KxD = q_RKgD.transpose(0, 1).reshape(K, R * G * L, D)
-    prefix = (q_KxD @ k_prefix_KPD.transpose(-1, -2)).view(K, R, G, L, P).transpose(0, 1).float() * scaling
-    # 3. one softmax
-    weights = torch.softmax(torch.cat([prefix, own], dim=-1), dim=-1).to(q_RHLD.dtype)
-    w_prefix, w_own = weights.split([P, own.shape[-1]], dim=-1)
-    # 4. both sums
-    out_prefix = (w_prefix.transpose(0, 1).reshape(K, R * G * L, P) @ v_prefix_KPD).view(K, R, G * L, D).transpose(0, 1)
-    out_own = w_own.reshape(R, K, G * L, -1) @ v_RKLD
-    return (out_prefix + out_own).reshape(R, H, L, D)
-
-
-def flash_leaf_attention(
-    q_RHLD: Tensor,
-    k_RKLD: Tensor,
-    v_RKLD: Tensor,
-    k_prefix_KPD: Tensor | None,
-    v_prefix_KPD: Tensor | None,
-    visible_RLC: Tensor,
-    scaling: float,
-) -> Tensor:
-    """The same as `leaf_attention` for long leaves: the prefix is repeated for each row, the scores are never held."""
-    R = q_RHLD.shape[0]
-    if k_prefix_KPD is not None and v_prefix_KPD is not None:
-        k_RKLD = torch.cat([k_prefix_KPD.expand(R, -1, -1, -1), k_RKLD], dim=2)
-        v_RKLD = torch.cat([v_prefix_KPD.expand(R, -1, -1, -1), v_RKLD], dim=2)
-        sees_prefix = visible_RLC.new_ones(*visible_RLC.shape[:2], k_prefix_KPD.shape[1])
-        visible_RLC = torch.cat([sees_prefix, visible_RLC], dim=2)
-    if q_RHLD.device.type != "cpu":  # on a GPU the kernels that take a mask and never hold the scores want as many key heads as query heads
-        k_RKLD, v_RKLD = (x.repeat_interleave(q_RHLD.shape[1] // k_RKLD.shape[1], dim=1) for x in (k_RKLD, v_RKLD))
-    return F.scaled_dot_product_attention(q_RHLD, k_RKLD, v_RKLD, attn_mask=visible_RLC[:, None], scale=scaling, enable_gqa=True)
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from luthier.core.errors import ModelError
-from luthier.kernels.tree_attention import TreePlan, flash_leaf_attention, leaf_attention, tree_attention
+from luthier.kernels.tree_attention import TreePlan, tree_attention
 from luthier.kernels.tree_layout import TokenTree
 
 
@@ -39,56 +39,6 @@ class TreeLayout:
         del layer
         x_TSD = torch.cat([part[0].transpose(0, 1) for part in (q_BHTD, k_BKTD, v_BKTD)], dim=1)
         return tree_attention(x_TSD, self.tree, self.plan, num_query_heads=q_BHTD.shape[1], scaling=scaling).transpose(0, 1)[None]
-
-
-@dataclass(slots=True)
-class DecodeLayout:
-    """Generation: keys and values of a shared prefix, and of each row's own tokens so far.
-
-    Own tokens are right-aligned when they enter, so that every row writes its next token to the same column;
-    `first_R[r]` is the first column of row r that is not padding.
-    """
-
-    first_R: Tensor
-    capacity: int
-    prefix: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict[int, tuple[Tensor, Tensor]])
-    own: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict[int, tuple[Tensor, Tensor]])
-    filled: int = 0  # columns written by earlier passes
-
-    def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scaling: float) -> Tensor:
-        """Append this pass's keys and values, then attend over (prefix, own)."""
-        R, K, T, D = k_BKTD.shape
-        if layer not in self.own:
-            self.own[layer] = (k_BKTD.new_zeros(R, K, self.capacity, D), k_BKTD.new_zeros(R, K, self.capacity, D))
-        keys, values = self.own[layer]
-        start, end = self.filled, self.filled + T
-        keys[:, :, start:end], values[:, :, start:end] = k_BKTD, v_BKTD
-        column_C = torch.arange(end, device=q_BHTD.device)
-        seen_TC = column_C[None, :] <= (start + torch.arange(T, device=q_BHTD.device))[:, None]
-        visible = seen_TC[None] & (column_C[None, None, :] >= self.first_R[:, None, None])
-        if T > 1:  # a padding query sees nothing of its own: let it see itself, its output is never read
-            visible = visible | (column_C[None, :] == (start + torch.arange(T, device=q_BHTD.device))[:, None])[None]
-        k_prefix, v_prefix = self.prefix.get(layer, (None, None))
-        if T > 1:  # reading prompts: [R, H, T, P + C] scores would be gigabytes of traffic; flash attention never forms them
-            return flash_leaf_attention(q_BHTD, keys[:, :, :end], values[:, :, :end], k_prefix, v_prefix, visible, scaling)
-        return leaf_attention(q_BHTD, keys[:, :, :end], values[:, :, :end], k_prefix, v_prefix, visible, scaling)
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop finished rows."""
-        self.first_R = self.first_R.index_select(0, rows)
-        self.own = {layer: (k.index_select(0, rows), v.index_select(0, rows)) for layer, (k, v) in self.own.items()}
-
-
-@dataclass(slots=True)
-class PrefixLayout:
-    """Computes the keys and values of a prefix once, for `DecodeLayout.prefix`. B = 1."""
-
-    kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict[int, tuple[Tensor, Tensor]])
-
-    def attend(self, layer: int, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scaling: float) -> Tensor:
-        """Plain causal attention; keeps K and V, [K, P, D] each."""
-        self.kept[layer] = (k_BKTD[0], v_BKTD[0])
-        return nn.functional.scaled_dot_product_attention(q_BHTD, k_BKTD, v_BKTD, is_causal=True, scale=scaling, enable_gqa=True)
 
 
 def _attention(

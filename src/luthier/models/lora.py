@@ -133,11 +133,14 @@ def _as_plain_lora(state: dict[str, torch.Tensor], config: dict[str, Any], pissa
     config["lora_alpha"] = config["lora_alpha"] * (math.sqrt(2) if config["use_rslora"] else 2)
 
 
-def _wrap(model: PreTrainedModel, config: LoraConfig, *, where: str) -> PeftModel:
+def _wrap(model: PreTrainedModel | PeftModel, config: LoraConfig, *, where: str, name: str = "default") -> PeftModel:
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft draws initial values, which are replaced
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
-            return cast("PeftModel", get_peft_model(model, config, autocast_adapter_dtype=False))
+            if isinstance(model, PeftModel):
+                model.add_adapter(name, config, autocast_adapter_dtype=False)
+                return model
+            return cast("PeftModel", get_peft_model(model, config, adapter_name=name, autocast_adapter_dtype=False))
     except ValueError as error:
         raise ModelError(f"LoRA cannot be put on this model: {error}"[:500], where=where, fix='targets "all-linear"') from error
 
@@ -194,8 +197,10 @@ def base_name(path: Path) -> str:
     return str(name or read_json(path / CONFIG).get("base_model_name_or_path") or "")
 
 
-def load_adapter(model: PreTrainedModel, path: Path, *, base_info: ModelInfo | None = None) -> PeftModel:
+def load_adapter(model: PreTrainedModel | PeftModel, path: Path, *, base_info: ModelInfo | None = None, name: str = "default") -> PeftModel:
     """Put the adapter of a folder on `model` (in place), in eval mode without gradients, in the dtype it was stored in.
+
+    A model that has adapters gets one more; `name` is what peft calls it, and must be new.
 
     Raises ModelError for: no adapter, pickled weights, a method other than LoRA and DoRA, layers or shapes `model` does not have, and
     another base than the one it was trained on (where luthier.json names that; the base's digest is `base_info`'s, or is taken
@@ -203,8 +208,9 @@ def load_adapter(model: PreTrainedModel, path: Path, *, base_info: ModelInfo | N
     """
     config = _read_config(path)
     headers = read_headers(path / WEIGHTS)
-    _refuse_other_base(model, path, base_info)
-    ranks = _check_layers(model, path, headers)
+    causal = cast("PreTrainedModel", model.get_base_model()) if isinstance(model, PeftModel) else model
+    _refuse_other_base(causal, path, base_info)
+    ranks = _check_layers(causal, path, headers)
     r = max(set(ranks.values()), key=list(ranks.values()).count)
     adapted = _wrap(
         model,
@@ -221,13 +227,14 @@ def load_adapter(model: PreTrainedModel, path: Path, *, base_info: ModelInfo | N
             inference_mode=True,
         ),
         where=str(path),
+        name=name,
     )
     state = load_file(path / WEIGHTS)
-    for name, parameter in adapted.named_parameters():
-        if "lora_" in name:
+    for key, parameter in adapted.named_parameters():
+        if "lora_" in key and f".{name}" in key:
             parameter.data = parameter.data.to(next(iter(state.values())).dtype)
-    result: Any = set_peft_model_state_dict(adapted, state)
-    if result.unexpected_keys or any("lora_" in key for key in result.missing_keys):
+    result: Any = set_peft_model_state_dict(adapted, state, adapter_name=name)
+    if result.unexpected_keys or any("lora_" in key and f".{name}" in key for key in result.missing_keys):
         raise ModelError(
             "the adapter's tensors do not fit the model's layers", where=str(path), fix="train the adapter again on this model"
         )
@@ -288,7 +295,11 @@ def _refuse_other_base(model: PreTrainedModel, path: Path, base_info: ModelInfo 
 
 def _check_layers(model: PreTrainedModel, path: Path, headers: Mapping[str, TensorHeader]) -> dict[str, int]:
     """Rank by module name. Raises ModelError unless every tensor fits a linear layer of the model and A and B fit each other."""
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    layers = {
+        name.removesuffix(".base_layer"): module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and ".lora_" not in name
+    }
     fix = "open the model the adapter was trained on"
     ranks: dict[str, int] = {}
     sides: dict[str, dict[Literal["A", "B"], tuple[int, ...]]] = {}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from difflib import get_close_matches
 from pathlib import Path
 
-from luthier.core.errors import ConfigError, ModelError, RunError
+from luthier.core.errors import ConfigError, RunError
 from luthier.kernels.device import choose_device
 from luthier.models.catalogue import resolve
-from luthier.models.lora import CONFIG, base_name
-from luthier.pipeline.open import open_local, open_tuned
+from luthier.models.lora import CONFIG
+from luthier.pipeline.open import base_of, open_local, open_tuned, shared_text
 from luthier.pipeline.prepare import precision_of
 from luthier.pipeline.settings import Settings, load_settings
 from luthier.serve.chat import Conversation, Voice, open_conversation
@@ -46,22 +46,12 @@ def open_chat_with(run_or_model: str, *, compare: bool, system: str | None, base
 
 def _with_adapter(adapter: Path, base: str | None, *, compare: bool, system: str | None) -> Conversation:
     """An adapter in PEFT's format, saved here or elsewhere, on the base model that is given or that it names itself."""
-    path = _base_of(adapter) if base is None else resolve(base)
+    path = base_of(adapter, command="chat") if base is None else resolve(base)
     precision = choose_precision("auto", device=choose_device("auto"))
     voices = [Voice(name="tuned", local=open_local(path, precision, adapter=adapter))]
     if compare:
         voices.append(Voice(name="base", local=open_local(path, precision)))
     return open_conversation(voices, system=system or "", instruction="")
-
-
-def _base_of(adapter: Path) -> Path:
-    name, fix = base_name(adapter), f"name its base model: luthier chat {adapter} --model FOLDER"
-    if not name:
-        raise ModelError("the adapter does not say which base model it belongs to", where=str(adapter), fix=fix)
-    try:
-        return resolve(name)
-    except ModelError as error:
-        raise ModelError(f"the adapter's base model {name!r} is not on this machine", where=str(adapter), fix=fix) from error
 
 
 def _with_run(folder: RunFolder, *, compare: bool, system: str | None) -> Conversation:
@@ -71,18 +61,5 @@ def _with_run(folder: RunFolder, *, compare: bool, system: str | None) -> Conver
     if compare:
         voices.append(Voice(name="base", local=open_local(path, precision)))
     return open_conversation(
-        voices, system=system if system is not None else _shared(folder, "system"), instruction=_shared(folder, "instruction")
+        voices, system=system if system is not None else shared_text(folder, "system"), instruction=shared_text(folder, "instruction")
     )
-
-
-def _shared(folder: RunFolder, name: str) -> str:
-    """The system text or instruction that all training rows have in common, or nothing."""
-    import json
-
-    found: set[str] = set()
-    with folder.split_file("train").open(encoding="utf-8") as rows:
-        for row in rows:
-            found.add(str(json.loads(row)[name]))
-            if len(found) > 1:
-                return ""
-    return found.pop() if found else ""

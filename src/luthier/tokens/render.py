@@ -12,9 +12,9 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jinja2
 
@@ -120,12 +120,19 @@ def _probe(template: str, bos_token: str, eos_token: str) -> tuple[str, str]:
         return ("memory", "out of memory") if "MemoryError" in "".join(last) else ("broken", "".join(last)[:500])
 
 
-def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+def render_chat(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool,
+    tools: Sequence[Mapping[str, object]] = (),
+) -> str:
     """The conversation as text through the tokenizer's template. Raises InputError when the template refuses it."""
     turns = [{"role": message.role, "content": message.content} for message in messages]
     try:
         text = tokenizer.apply_chat_template(
             turns,
+            tools=cast("list[dict[str, Any]]", list(tools)) or None,
             chat_template=chat_template(tokenizer),
             tokenize=False,
             add_generation_prompt=add_generation_prompt,

@@ -11,14 +11,15 @@ Labels are positions, never ids, so a padding token that is also the end token s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from luthier.core.errors import InputError, ModelError
 from luthier.core.types import Example, Message, TokenRow
 from luthier.tokens.controls import Controls, Marks, find_controls, mark_content, pick_marks, tokenise
 from luthier.tokens.render import chat_template, check_template, fold_system, render_chat, render_plain
+from luthier.tokens.spelling import read_spelling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,10 +41,15 @@ class ChatEncoder:
     head_controls: int  # control tokens the template writes between generation prompt and answer
     tail: str | None  # what it writes behind the answer, where that holds no control token; None where it does
 
-    def encode_prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Ids up to where the model begins to answer, with exactly one BOS if the model has one. Raises InputError."""
-        marked, marks = self._mark(messages)
-        return tuple(self._encode_prompt_text(self._render(marked, is_prompt=True), marks))
+    def encode_prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, object]] = ()) -> tuple[int, ...]:
+        """Ids up to where the model begins to answer, with exactly one BOS if the model has one. Raises InputError.
+
+        `tools` are shown as the model's template shows them; a template without a place for them is an error, for they would be lost.
+        """
+        if not tools:
+            marked, marks = self._mark(messages)
+            return tuple(self._encode_prompt_text(self._render(marked, is_prompt=True), marks))
+        return tuple(self._encode_with_tools(messages, tools))
 
     def encode_example(self, example: Example) -> TokenRow:
         """Prompt, response and end of turn; of a preference pair the wanted response. Raises InputError with file and line.
@@ -58,6 +64,15 @@ class ChatEncoder:
         except InputError as error:
             raise InputError(error.message, where=f"{example.path}:{example.line}", fix=error.fix) from error
 
+    def encode_raw(self, text: str) -> tuple[int, ...]:
+        """Ids of a text that is to be gone on with as it stands: no template, control spellings read as text. Raises InputError."""
+        _refuse_surrogates([text])
+        marks = pick_marks([text])
+        ids = tokenise(self.tokenizer, self.controls, mark_content(self.controls, text, marks), marks)
+        if not (ids or self.bos_ids):
+            raise InputError("the prompt is empty", where="prompt", fix='"prompt": "Once upon a time"')
+        return (*self.bos_ids, *ids)
+
     def count_tokens(self, text: str) -> int:
         """Tokens of a bare text, control spellings read as text."""
         marks = pick_marks([text])
@@ -68,6 +83,12 @@ class ChatEncoder:
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
+
+    def spell(self, token: int) -> bytes:
+        """The bytes a token stands for; of a control token its name."""
+        spelling = read_spelling(self.tokenizer)
+        spelled = None if spelling is None else spelling.of_id.get(token)
+        return spelled if spelled is not None else self._spell([token]).encode("utf-8", "surrogatepass")
 
     def _mark(self, messages: Sequence[Message]) -> tuple[list[Message], Marks]:
         contents = [message.content for message in messages]
@@ -80,6 +101,19 @@ class ChatEncoder:
             return render_plain(messages)
         turns = fold_system(messages) if self.folds_system else messages
         return render_chat(self.tokenizer, turns, add_generation_prompt=is_prompt)
+
+    def _encode_with_tools(self, messages: Sequence[Message], tools: Sequence[Mapping[str, object]]) -> list[int]:
+        strings = [text for tool in tools for text in _strings(tool)]
+        contents = [*(message.content for message in messages), *strings]
+        _refuse_surrogates(contents)
+        marks = pick_marks(contents)
+        marked = [Message(role=m.role, content=mark_content(self.controls, m.content, marks)) for m in messages]
+        shown = [cast("dict[str, object]", _mark_strings(tool, self.controls, marks)) for tool in tools]
+        turns = fold_system(marked) if self.folds_system else marked
+        text = render_chat(self.tokenizer, turns, add_generation_prompt=True, tools=shown) if self.is_chat else ""
+        if text == (render_chat(self.tokenizer, turns, add_generation_prompt=True) if self.is_chat else ""):
+            raise InputError("the model's chat template has no place for tools", fix="describe them in the system message")
+        return tokenise(self.tokenizer, self.controls, text, marks)
 
     def _encode_prompt_text(self, text: str, marks: Marks) -> list[int]:
         ids = tokenise(self.tokenizer, self.controls, text, marks)
@@ -227,6 +261,26 @@ def _bos_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     bare: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]  # pyright: ignore[reportAssignmentType]
     at = next((n for n in range(len(ids) - len(bare) + 1) if ids[n : n + len(bare)] == bare), 0)
     return tuple(ids[:at])
+
+
+def _strings(value: object) -> list[str]:
+    """Every text in a JSON value, keys too."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        pairs = cast("Mapping[str, object]", value)
+        return [text for key, inner in pairs.items() for text in (key, *_strings(inner))]
+    return [text for inner in cast("list[object]", value) for text in _strings(inner)] if isinstance(value, list) else []
+
+
+def _mark_strings(value: object, controls: Controls, marks: Marks) -> object:
+    """A JSON value with the control spellings of its texts marked."""
+    if isinstance(value, str):
+        return mark_content(controls, value, marks)
+    if isinstance(value, Mapping):
+        pairs = cast("Mapping[str, object]", value)
+        return {mark_content(controls, key, marks): _mark_strings(inner, controls, marks) for key, inner in pairs.items()}
+    return [_mark_strings(inner, controls, marks) for inner in cast("list[object]", value)] if isinstance(value, list) else value
 
 
 def _refuse_surrogates(contents: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from luthier.generate.store import NoStore
 from luthier.models.backbone import use_layout_attention
 from luthier.models.load import open_model
 from luthier.models.tokenizer import open_tokenizer
+from luthier.models.voices import Voices
 from luthier.tokens.spelling import read_spelling
 from luthier.tokens.template import open_chat
 
@@ -111,7 +112,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
     folder: Path = make_tiny_model(tmp_path_factory.mktemp("tiny") / "model", seed=3)
     model = open_model(folder, dtype=torch.float32)
     use_layout_attention(model)
-    return LocalModel(model=model, encoder=open_chat(open_tokenizer(folder)), fingerprint="tiny", context=512)
+    return LocalModel(voices=Voices(model), encoder=open_chat(open_tokenizer(folder)), fingerprint="tiny", context=512)
 
 
 def _requests(choices: tuple[str, ...], **changes: object) -> list[GenerationRequest]:

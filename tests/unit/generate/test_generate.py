@@ -13,14 +13,16 @@ from tests.fixtures.tiny_model import make_tiny_model
 from transformers import AutoModelForCausalLM
 
 from luthier.core.errors import InputError, ModelError
-from luthier.core.types import Generation, GenerationRequest, Message
+from luthier.core.types import Generation, GenerationRequest, Message, Sampling
 from luthier.generate.batching import MAX_PAIRS, plan_batches
-from luthier.generate.decode import Sampling, decode, read_prefix
+from luthier.generate.decode import decode
 from luthier.generate.local import LocalModel, generate, peak_memory_gib, shared_prefix, single_latencies
+from luthier.generate.rows import read_prefix
 from luthier.generate.store import NoStore
 from luthier.models.backbone import longest_window, use_layout_attention
 from luthier.models.load import open_model
 from luthier.models.tokenizer import open_tokenizer
+from luthier.models.voices import Voices
 from luthier.tokens.template import open_chat
 
 EOS = frozenset([2])
@@ -35,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def local(folder: Path) -> LocalModel:
     model = open_model(folder, dtype=torch.float32)
     use_layout_attention(model)
-    return LocalModel(model=model, encoder=open_chat(open_tokenizer(folder)), fingerprint="tiny", context=512)
+    return LocalModel(voices=Voices(model), encoder=open_chat(open_tokenizer(folder)), fingerprint="tiny", context=512)
 
 
 def _prompts() -> list[list[int]]:
@@ -54,18 +56,18 @@ def _reference(folder: Path, prompt: list[int], new: int) -> list[int]:
 @pytest.mark.parametrize("num_prefix", [0, 1, 3])
 def test_greedy_equals_transformers_generate(folder: Path, local: LocalModel, num_prefix: int) -> None:
     prompts = _prompts()
-    prefix = read_prefix(local.model, prompts[0][:num_prefix])
-    got = decode(local.model, prefix, [p[num_prefix:] for p in prompts], max_new_tokens=[12] * 6, eos_ids=EOS, sampling=[Sampling()] * 6)
+    prefix = read_prefix(local.voices, prompts[0][:num_prefix])
+    got = decode(local.voices, prefix, [p[num_prefix:] for p in prompts], max_new_tokens=[12] * 6, eos_ids=EOS, sampling=[Sampling()] * 6)
     assert got == [_reference(folder, p, 12) for p in prompts]
 
 
 def test_rows_leave_at_their_own_length(local: LocalModel) -> None:
     prompts = _prompts()
-    prefix = read_prefix(local.model, ())
+    prefix = read_prefix(local.voices, ())
     lengths = [1, 7, 3, 12, 2, 5]
-    together = decode(local.model, prefix, prompts, max_new_tokens=lengths, eos_ids=EOS, sampling=[Sampling()] * 6)
+    together = decode(local.voices, prefix, prompts, max_new_tokens=lengths, eos_ids=EOS, sampling=[Sampling()] * 6)
     alone = [
-        decode(local.model, prefix, [p], max_new_tokens=[n], eos_ids=EOS, sampling=[Sampling()])[0]
+        decode(local.voices, prefix, [p], max_new_tokens=[n], eos_ids=EOS, sampling=[Sampling()])[0]
         for p, n in zip(prompts, lengths, strict=True)
     ]
     assert together == alone
@@ -73,14 +75,21 @@ def test_rows_leave_at_their_own_length(local: LocalModel) -> None:
 
 
 def test_sampling_is_seeded_by_row_and_does_not_depend_on_the_batch(local: LocalModel) -> None:
-    prompts, prefix = _prompts(), read_prefix(local.model, ())
-    sampling = [Sampling(1.0, seed) for seed in range(6)]
-    together = decode(local.model, prefix, prompts, max_new_tokens=[8] * 6, eos_ids=EOS, sampling=sampling)
+    prompts, prefix = _prompts(), read_prefix(local.voices, ())
+    sampling = [Sampling(temperature=1.0, seed=seed) for seed in range(6)]
+    together = decode(local.voices, prefix, prompts, max_new_tokens=[8] * 6, eos_ids=EOS, sampling=sampling)
     alone = [
-        decode(local.model, prefix, [p], max_new_tokens=[8], eos_ids=EOS, sampling=[s])[0] for p, s in zip(prompts, sampling, strict=True)
+        decode(local.voices, prefix, [p], max_new_tokens=[8], eos_ids=EOS, sampling=[s])[0] for p, s in zip(prompts, sampling, strict=True)
     ]
     assert together == alone
-    other = decode(local.model, prefix, prompts, max_new_tokens=[8] * 6, eos_ids=EOS, sampling=[Sampling(1.0, s + 100) for s in range(6)])
+    other = decode(
+        local.voices,
+        prefix,
+        prompts,
+        max_new_tokens=[8] * 6,
+        eos_ids=EOS,
+        sampling=[Sampling(temperature=1.0, seed=s + 100) for s in range(6)],
+    )
     assert other != together
 
 
@@ -92,8 +101,8 @@ def test_a_row_stops_when_told(local: LocalModel) -> None:
         return len(seen) < 3
 
     [got] = decode(
-        local.model,
-        read_prefix(local.model, ()),
+        local.voices,
+        read_prefix(local.voices, ()),
         [_prompts()[1]],
         max_new_tokens=[10],
         eos_ids=frozenset(),
@@ -134,13 +143,13 @@ def test_generate_keeps_order_counts_and_caches_whole_batches(local: LocalModel)
 def test_another_model_does_not_share_the_cache(local: LocalModel) -> None:
     store = _Memory()
     generate(local, _requests(2), batch=4, store=store, on_progress=lambda done, total: None)
-    other = LocalModel(model=local.model, encoder=local.encoder, fingerprint="other", context=512)
+    other = LocalModel(voices=local.voices, encoder=local.encoder, fingerprint="other", context=512)
     generate(other, _requests(2), batch=4, store=store, on_progress=lambda done, total: None)
     assert len(store) == 4
 
 
 def test_too_long_a_prompt_is_refused_not_cut(local: LocalModel) -> None:
-    small = LocalModel(model=local.model, encoder=local.encoder, fingerprint="tiny", context=20)
+    small = LocalModel(voices=local.voices, encoder=local.encoder, fingerprint="tiny", context=20)
     with pytest.raises(InputError, match="tokens") as caught:
         generate(small, _requests(1), batch=1, store=NoStore(), on_progress=lambda done, total: None)
     assert "arms.shots" in caught.value.fix

@@ -1,0 +1,213 @@
+"""Generation against transformers, the same prompts, greedy, in turns on two cores.
+
+    python benchmarks/generation.py WORK [--rows 300] [--data DIR]      WORK: 8-shot, zero-shot or single
+    python benchmarks/generation.py table
+
+Each work adds to benchmarks/results/generation.json; `table` writes the table in benchmarks/README.md between its markers.
+Prompts are banking77 test items (DIR/train.csv, DIR/test.csv) in the model's chat template; "8-shot" puts one block of eight solved rows
+in front of all. Peers: `transformers.generate` with static batches of items sorted by length (left-padded, sdpa), at the batch size that
+was fastest on a first part; `generate_batch` (transformers' continuous batching) where it runs. The items are dealt into parts, and
+the programs take turns on each part with nothing kept from the part before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from table import environment, median, replace_table, shown
+
+from luthier.core.types import Message, Order
+from luthier.generate.engine import Engine
+from luthier.models.backbone import use_layout_attention
+from luthier.models.catalogue import resolve
+from luthier.models.load import open_model
+from luthier.models.tokenizer import open_tokenizer
+from luthier.models.voices import Voices
+from luthier.tokens.template import ChatEncoder, open_chat
+
+HERE = Path(__file__).resolve().parent
+RESULT = HERE / "results" / "generation.json"
+INSTRUCTION = "Classify the intent of this banking customer query. Answer with the intent name only."
+MAX_NEW = {"8-shot": 12, "zero-shot": 24, "single": 128}
+BATCHES = (16, 32, 64)
+PARTS = 3
+THREADS = 2
+Program = Callable[[list[tuple[int, ...]]], list[list[int]]]
+
+
+def prompts_of(work: str, encoder: ChatEncoder, data: Path, rows: int) -> list[tuple[int, ...]]:
+    def read(name: str) -> list[dict[str, str]]:
+        with (data / name).open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    solved = random.Random(0).sample(read("train.csv"), 8)
+    items = random.Random(1).sample(read("test.csv"), rows)
+    block = "".join(f"Query: {row['text'].strip()}\nIntent: {row['category']}\n\n" for row in solved) if work == "8-shot" else ""
+    texts = [f"{INSTRUCTION}\n\n{block}Query: {row['text'].strip()}\nIntent:" for row in items]
+    if work == "single":
+        texts = [f"Tell me a long story about this: {row['text'].strip()}" for row in items]
+    return [encoder.encode_prompt((Message(role="user", content=text),)) for text in texts]
+
+
+def cut(ids: list[int], eos: frozenset[int]) -> list[int]:
+    return next((ids[:n] for n, token in enumerate(ids) if token in eos), ids)
+
+
+def ours(voices: Voices, encoder: ChatEncoder, max_new: int) -> Program:
+    def run(prompts: list[tuple[int, ...]]) -> list[list[int]]:
+        engine = Engine(voices, encoder, context=8192, base_name="base")
+        tickets = [engine.submit(Order(prompt_ids=prompt, max_new_tokens=max_new)) for prompt in prompts]
+        found: dict[int, list[int]] = {}
+        while not engine.idle:
+            for piece in engine.step():
+                found.setdefault(piece.ticket, []).extend(piece.tokens)
+        return [cut(found[ticket], encoder.eos_ids) for ticket in tickets]
+
+    return run
+
+
+def static_batches(model: Any, eos: frozenset[int], max_new: int, batch: int) -> Program:
+    def run(prompts: list[tuple[int, ...]]) -> list[list[int]]:
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        found: dict[int, list[int]] = {}
+        for start in range(0, len(order), batch):
+            part = order[start : start + batch]
+            longest = max(len(prompts[i]) for i in part)
+            ids = torch.tensor([[0] * (longest - len(prompts[i])) + list(prompts[i]) for i in part])
+            mask = torch.tensor([[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in part])
+            out = model.generate(
+                ids, attention_mask=mask, max_new_tokens=max_new, do_sample=False, pad_token_id=0, eos_token_id=sorted(eos)
+            )
+            found |= {i: cut(row[longest:].tolist(), eos) for i, row in zip(part, out, strict=True)}
+        return [found[i] for i in range(len(prompts))]
+
+    return run
+
+
+def continuous(model: Any, eos: frozenset[int], max_new: int) -> Program:
+    def run(prompts: list[tuple[int, ...]]) -> list[list[int]]:
+        from transformers import GenerationConfig
+
+        config = GenerationConfig(max_new_tokens=max_new, do_sample=False, eos_token_id=sorted(eos), pad_token_id=0)
+        out = model.generate_batch(inputs=[list(prompt) for prompt in prompts], generation_config=config, progress_bar=False)
+        return [cut(list(result.generated_tokens), eos) for result in out.values()]
+
+    return run
+
+
+def one_by_one(program: Program) -> Program:
+    return lambda prompts: [answer for prompt in prompts for answer in program([prompt])]
+
+
+def timed(program: Program, prompts: list[tuple[int, ...]]) -> tuple[dict[str, Any], list[list[int]]]:
+    started = time.perf_counter()
+    try:
+        answers = program(prompts)
+    except Exception as error:  # a peer that does not run here is a result too
+        return {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}, []
+    wall_s = time.perf_counter() - started
+    num_new = sum(len(answer) + 1 for answer in answers)  # the end token, or the one at the limit, was computed too
+    return {"s": wall_s, "items_per_s": len(prompts) / wall_s, "new_tokens_per_s": num_new / wall_s}, answers
+
+
+def open_both(dtype: torch.dtype) -> tuple[Voices, ChatEncoder, Any]:
+    from transformers import AutoModelForCausalLM
+
+    path = resolve("smollm2-135m")
+    model = open_model(path, dtype=dtype)
+    use_layout_attention(model)
+    peer = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+    return Voices(model), open_chat(open_tokenizer(path)), peer.eval()
+
+
+def same_in_fp32(work: str, data: Path) -> dict[str, int]:
+    """Greedy answers in 32 bits, where rounding hides nothing: how many of some items are the same tokens."""
+    voices, encoder, peer = open_both(torch.float32)
+    prompts = prompts_of(work, encoder, data, 12)
+    found = ours(voices, encoder, MAX_NEW[work])(prompts)
+    want = static_batches(peer, encoder.eos_ids, MAX_NEW[work], 12)(prompts)
+    return {"n": len(prompts), "same": sum(a == b for a, b in zip(found, want, strict=True))}
+
+
+def measure(work: str, data: Path, rows: int) -> dict[str, Any]:
+    voices, encoder, peer = open_both(torch.bfloat16)
+    max_new, eos = MAX_NEW[work], encoder.eos_ids
+    prompts = prompts_of(work, encoder, data, rows)
+    result: dict[str, Any] = {"rows": rows, "max_new_tokens": max_new, "prompt_tokens": sum(map(len, prompts)), "programs": {}}
+    programs = {"luthier": ours(voices, encoder, max_new), "transformers.generate": static_batches(peer, eos, max_new, 1)}
+    if work == "single":
+        programs = {name: one_by_one(program) for name, program in programs.items()}
+    else:
+        programs["transformers.generate_batch"] = continuous(peer, eos, max_new)
+        trial = {batch: timed(static_batches(peer, eos, max_new, batch), prompts[:batch])[0] for batch in BATCHES}
+        best = max(trial, key=lambda batch: trial[batch]["items_per_s"])
+        result["batch"] = {"tried": {str(batch): round(run["items_per_s"], 2) for batch, run in trial.items()}, "used": best}
+        programs["transformers.generate"] = static_batches(peer, eos, max_new, best)
+    for program in (programs["luthier"], programs["transformers.generate"]):
+        program(prompts[:1])  # what is made once
+    same = 0
+    for part in range(PARTS):
+        mine = prompts[part::PARTS]
+        answers: dict[str, list[list[int]]] = {}
+        for name, program in programs.items():
+            runs = result["programs"].setdefault(name, [])
+            if not any("failed" in run for run in runs):
+                run, answers[name] = timed(program, mine)
+                runs.append(run)
+                print(f"{work} {part + 1}/{PARTS} {name}: {run}", file=sys.stderr)
+        same += sum(a == b for a, b in zip(answers["luthier"], answers["transformers.generate"], strict=True))
+    return {**result, "same_answers": same, "fp32": same_in_fp32(work, data), "environment": environment()}
+
+
+def write_table() -> None:
+    results = json.loads(RESULT.read_text(encoding="utf-8"))
+    lines = ["| work | program | items/s | new tokens/s | Luthier is … times as fast |", "|---|---|---|---|---|"]
+    for work, result in results.items():
+        ours_runs = result["programs"]["luthier"]
+        for name, runs in result["programs"].items():
+            mine, theirs = median(ours_runs, "items_per_s"), median(runs, "items_per_s")
+            times = f"{mine / theirs:.1f}" if name != "luthier" and mine and theirs else ""
+            cells = (shown(runs, "items_per_s", ".2f"), shown(runs, "new_tokens_per_s", ".0f"))
+            lines.append(f"| {work} | {name} | {cells[0]} | {cells[1]} | {times} |")
+    lines.append("")
+    for work, result in results.items():
+        batch = result.get("batch")
+        used = f"static batches of {batch['used']} (items/s of one batch: {batch['tried']}); " if batch else ""
+        lines.append(
+            f"{work}: {result['rows']} items, {result['prompt_tokens']:,} prompt tokens, up to {result['max_new_tokens']} new ones; {used}"
+            f"same answers in bf16 {result['same_answers']} of {result['rows']}, in fp32 {result['fp32']['same']} of {result['fp32']['n']}."
+        )
+        lines.append("")
+    machine = "; ".join(f"{key}: {value}" for key, value in next(iter(results.values()))["environment"].items())
+    replace_table("generation", [*lines, f"bf16, {THREADS} threads. {machine}."])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", choices=[*MAX_NEW, "table"])
+    parser.add_argument("--rows", type=int)
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data" / "banking77")
+    options = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    torch.set_grad_enabled(False)
+    if options.work != "table":
+        rows = options.rows or (6 if options.work == "single" else 300)
+        results = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
+        results[options.work] = measure(options.work, options.data, rows)
+        RESULT.parent.mkdir(exist_ok=True)
+        RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if RESULT.is_file():
+        write_table()
+
+
+if __name__ == "__main__":
+    main()

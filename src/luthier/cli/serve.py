@@ -1,0 +1,96 @@
+"""`luthier serve`: an OpenAI-compatible server for what was tuned."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import closing
+from importlib.util import find_spec
+
+import typer
+
+from luthier.cli.command import Argument, Given, Outcome, add_command
+from luthier.cli.options import Flag
+
+TARGET = Argument(name="run", help="Folder of a finished run or of an adapter, or a model's name or folder.")
+ADAPTER = Flag(names=("--adapter",), type=str, help="Another adapter on the same base, as NAME=FOLDER; can be repeated.", many=True)
+MODEL = Flag(names=("--model",), type=str, help="Base model of an adapter; default: the one the adapter names.")
+HOST = Flag(names=("--host",), type=str, help="Address to listen on; default: 127.0.0.1. Any other needs --key-env.")
+PORT = Flag(names=("--port",), type=int, help="Port to listen on; default: 8000, 0 takes a free one.")
+KEY_ENV = Flag(names=("--key-env",), type=str, help="Environment variable with an API key clients must send; can be repeated.", many=True)
+ALLOW_HOST = Flag(names=("--allow-host",), type=str, help="Name clients call this machine by (Host header); can be repeated.", many=True)
+BATCH = Flag(names=("--batch",), type=int, help="Answers written at once; default: 16.")
+QUEUE = Flag(names=("--queue",), type=int, help="Answers written or waiting before requests are refused (429); default: 128.")
+PLAN = Flag(names=("--plan",), type=bool, help="Print the command that serves the same on vLLM, for many users, and exit.")
+FLAGS = (ADAPTER, MODEL, HOST, PORT, KEY_ENV, ALLOW_HOST, BATCH, QUEUE, PLAN)
+
+DEFAULT_HOST, DEFAULT_PORT, DEFAULT_BATCH, DEFAULT_QUEUE = "127.0.0.1", 8000, 16, 128
+
+
+def serve(given: Given) -> Outcome:
+    """Serve the tuned model of a run over HTTP, as OpenAI's API.
+
+    Its base model too, and any number of adapters, each under a name of its own. Ctrl-C or SIGTERM ends it; answers are finished first.
+    """
+    host = str(given.values.get("host", DEFAULT_HOST))
+    port = _number(given, "port", DEFAULT_PORT, low=0, high=65_535)
+    batch = _number(given, "batch", DEFAULT_BATCH, low=1, high=1024)
+    queue = _number(given, "queue", DEFAULT_QUEUE, low=batch, high=100_000)
+    key_names, base = _texts(given, "key_env"), given.values.get("model")
+    if not given.values.get("plan"):
+        _require_extra()
+
+    from luthier.pipeline.serve import find_serving, open_service, vllm_command
+
+    serving = find_serving(given.arguments[0], adapters=_texts(given, "adapter"), base=None if base is None else str(base))
+    if given.values.get("plan"):
+        command = vllm_command(serving, host=host, port=port, key_env=key_names[0] if key_names else None)
+        return {"lines": [command], "json": {"vllm": command}}
+
+    from luthier.core.console import note, result_json
+    from luthier.serve.api import build_app
+    from luthier.serve.guard import rules_for
+    from luthier.serve.server import bind, serve_until_stopped
+
+    rules = rules_for(host, allowed_hosts=_texts(given, "allow_host"), keys={name: os.environ.get(name) for name in key_names})
+    listener = bind(host, port)
+    with closing(listener):
+        service = open_service(serving, batch=batch, queue=queue)
+        names = [offer.name for offer in serving.offers]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
+
+        def say_ready(stop: Callable[[], None]) -> None:
+            del stop  # signals end this one
+            if given.as_json:
+                result_json({"url": url, "models": names})
+            note(f"serving {', '.join(names)} at {url}; Ctrl-C ends it")
+
+        serve_until_stopped(build_app(service, rules), listener, on_ready=say_ready, drain=service.dispatcher.drain)
+    return {}
+
+
+def _require_extra() -> None:
+    from luthier.core.errors import MissingExtraError
+
+    missing = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(f"serving needs {' and '.join(missing)}", where="luthier serve", fix="pip install 'luthier[serve]'")
+
+
+def _texts(given: Given, name: str) -> tuple[str, ...]:
+    found = given.values.get(name, ())
+    return tuple(str(item) for item in found) if isinstance(found, list | tuple) else ()
+
+
+def _number(given: Given, name: str, default: int, *, low: int, high: int) -> int:
+    from luthier.core.errors import ConfigError
+
+    found = given.values.get(name, default)
+    if not isinstance(found, int) or not low <= found <= high:
+        raise ConfigError(f"found {found}, expected {low} to {high}", where=f"--{name}", fix=f"--{name} {max(low, default)}")
+    return found
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this command."""
+    add_command(app, "serve", serve, FLAGS, argument=TARGET)

@@ -1,0 +1,282 @@
+"""The running engine: orders come and go, one decoding step at a time answers all that are active (continuous batching).
+
+A step reads some waiting prompts, if there is room, and writes one token of every active answer. What prompts begin with is read once and
+kept (`PrefixCache`); prompts that enter together and share a beginning share its keys and values while they are decoded too.
+
+Every answer draws from a private random stream. In 32-bit floats it does not depend on what else is in the batch; in bf16 the last bit
+of a logit may differ with the shape of a batch, as in every batched engine, and with it a token that was nearly as likely as another.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from luthier.core.errors import ContextError, InputError
+from luthier.core.types import Order, Piece, Sampling, TokenLogprob
+from luthier.generate.admission import choose, shared_lengths
+from luthier.generate.contract import check_order, find_voice
+from luthier.generate.held import Held, hold
+from luthier.generate.prefix_cache import PrefixCache
+from luthier.generate.rows import EMPTY, Prefix, Rows, read_prefix
+from luthier.generate.sampling import draw, likeliest, random_stream
+from luthier.generate.writing import Writing
+from luthier.models.voices import Voices
+from luthier.tokens.template import ChatEncoder
+
+MAX_ACTIVE = 64
+CACHE_BYTES = 256 * 2**20
+MIN_HELD = 8  # tokens: below this, reading again costs less than looking up and copying
+MIN_HELD_APART = 64  # tokens: below this, a prompt is better read again together with others than from the cache on its own
+WINDOW = 4  # times `max_active`: how many of the waiting are looked at
+
+
+@dataclass(slots=True, kw_only=True)
+class _Answer:
+    """One order on its way."""
+
+    ticket: int
+    order: Order
+    length: int  # tokens it may have at most
+    voice: str
+    prompt: tuple[int, ...]
+    writing: Writing
+    stream: torch.Generator
+    held: Held | None
+    num_cached: int = 0
+    written: list[int] = field(default_factory=list[int])
+
+
+class Engine:
+    """See `TextEngine`. `base_name` is what the base model is called."""
+
+    def __init__(
+        self,
+        voices: Voices,
+        encoder: ChatEncoder,
+        *,
+        context: int,
+        base_name: str,
+        max_active: int = MAX_ACTIVE,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.voices = (base_name, *voices.adapters)
+        self.context = context
+        self.max_active = max_active
+        self._model = voices
+        self._encoder = encoder
+        self._rows = Rows(voices)
+        self._cache = PrefixCache(cache_bytes)
+        self._waiting: list[_Answer] = []
+        self._active: list[_Answer] = []  # one for each line of `_rows`
+        self._last_ticket = 0
+
+    @property
+    def num_active(self) -> int:
+        """Orders being answered."""
+        return len(self._active)
+
+    @property
+    def num_waiting(self) -> int:
+        """Orders not begun."""
+        return len(self._waiting)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._active and not self._waiting
+
+    def submit(self, order: Order) -> int:
+        """Take an order and return its ticket; see `TextEngine.submit` for what it raises."""
+        voice = find_voice(self.voices, order.voice)
+        check_order(order)
+        prompt = self._encode(order)
+        room = self.context - len(prompt)
+        length = room if order.max_new_tokens is None else order.max_new_tokens
+        if length > room or room < 1:
+            raise ContextError(
+                f"the prompt has {len(prompt)} tokens and the answer may take {max(1, length)}; the model sees {self.context}",
+                where="messages" if order.messages else "prompt",
+                fix="a shorter prompt" + (f', or "max_tokens": {room}' if room > 0 else ""),
+            )
+        self._last_ticket += 1
+        answer = _Answer(
+            ticket=self._last_ticket,
+            order=order,
+            length=length,
+            voice=voice,
+            prompt=tuple(prompt),
+            writing=Writing(self._encoder, order.stop),
+            stream=random_stream(order.sampling),
+            held=hold(order, self._encoder, self._model.head_VE.shape[0]),
+        )
+        self._waiting.append(answer)
+        return answer.ticket
+
+    def _encode(self, order: Order) -> tuple[int, ...]:
+        """The prompt of an order. Raises InputError."""
+        if order.text is not None:
+            return self._encoder.encode_raw(order.text)
+        if order.messages:
+            return self._encoder.encode_prompt(order.messages, json.loads(order.tools) if order.tools else ())
+        num_vocab = self._model.head_VE.shape[0]
+        if not all(0 <= token < num_vocab for token in order.prompt_ids):
+            raise InputError(
+                f"holds a token beyond the vocabulary of {num_vocab}", where="prompt", fix='a text: "prompt": "Once upon a time"'
+            )
+        return order.prompt_ids
+
+    def cancel(self, ticket: int) -> None:
+        """Give an order up; its row is free at once."""
+        self._waiting = [answer for answer in self._waiting if answer.ticket != ticket]
+        self._leave([r for r, answer in enumerate(self._active) if answer.ticket == ticket])
+
+    def step(self) -> tuple[Piece, ...]:
+        """One token of every active answer; those waiting enter first, where there is room, and get their first token in the same step."""
+        parts = [self._rows.step([answer.written[-1] for answer in self._active])] if self._active else []
+        parts += self._admit()
+        if not parts:
+            return ()
+        logits_RV = torch.cat(parts) if len(parts) > 1 else parts[0]
+        tokens = self._draw(logits_RV)
+        pieces = [self._write(answer, token, logits_RV[r]) for r, (answer, token) in enumerate(zip(self._active, tokens, strict=True))]
+        self._leave([r for r, piece in enumerate(pieces) if piece.finish is not None], keep=True)
+        return tuple(pieces)
+
+    def _draw(self, logits_RV: Tensor) -> list[int]:
+        if all(answer.held is None and answer.order.sampling == Sampling(seed=answer.order.sampling.seed) for answer in self._active):
+            return likeliest(logits_RV)
+        return [
+            draw(
+                logits_RV[r],
+                answer.order.sampling,
+                answer.stream,
+                seen=(*answer.prompt, *answer.written) if answer.order.sampling.repetition_penalty != 1 else (),
+                allowed=answer.held.allowed() if answer.held is not None else None,
+            )
+            for r, answer in enumerate(self._active)
+        ]
+
+    def _write(self, answer: _Answer, token: int, logits_V: Tensor) -> Piece:
+        """Add a token to an answer: what may be shown of it, and whether it ends."""
+        answer.written.append(token)
+        finish, text = None, ""
+        if token in self._encoder.eos_ids:
+            finish = "stop"
+        else:
+            text = answer.writing.add(token)
+            complete = answer.held is not None and answer.held.write(token)
+            if answer.writing.stopped or complete:
+                finish = "stop"
+            elif len(answer.written) >= answer.length:
+                finish = "length"
+        if finish is not None:
+            text += answer.writing.end()
+        return Piece(
+            ticket=answer.ticket,
+            text=text,
+            tokens=(token,),
+            logprobs=() if answer.order.num_logprobs is None else (self._logprob(token, logits_V, answer.order.num_logprobs),),
+            finish="stop" if finish == "length" and answer.writing.stopped else finish,
+            num_prompt_tokens=len(answer.prompt),
+            num_cached_tokens=answer.num_cached,
+            num_new_tokens=len(answer.written),
+        )
+
+    def _logprob(self, token: int, logits_V: Tensor, num: int) -> TokenLogprob:
+        logprobs_V = torch.log_softmax(logits_V.float(), dim=-1)
+        best = logprobs_V.topk(num) if num else None
+        likeliest = () if best is None else tuple(zip(map(self._spell, best.indices.tolist()), best.values.tolist(), strict=True))
+        return TokenLogprob(spelled=self._spell(token), logprob=float(logprobs_V[token]), likeliest=likeliest)
+
+    def _spell(self, token: int) -> bytes:
+        return self._encoder.spell(token)
+
+    def _admit(self) -> list[Tensor]:
+        """Let waiting prompts enter, the oldest and those nearest to it in length; logits of the new rows, [N, V] each."""
+        room = self.max_active - len(self._active)
+        if not self._waiting or room <= 0:
+            return []
+        seen = self._waiting[: WINDOW * self.max_active]
+        voice = seen[0].voice
+        if not self._model.mixes and self._active and self._active[0].voice != voice:
+            return []  # rows of one voice at a time: the next voice has its turn when these are done
+        seen = [answer for answer in seen if self._model.mixes or answer.voice == voice]
+        held = [max(0, self._cache.match(answer.voice, answer.prompt[:-1])) for answer in seen]
+        chosen = choose([len(answer.prompt) - n for answer, n in zip(seen, held, strict=True)], room)
+        entering = [seen[i] for i in chosen]
+        tickets = {answer.ticket for answer in entering}
+        self._waiting = [answer for answer in self._waiting if answer.ticket not in tickets]
+        parts: list[Tensor] = []
+        for of_voice in dict.fromkeys(answer.voice for answer in entering):
+            parts += self._enter([answer for answer in entering if answer.voice == of_voice], of_voice)
+        return parts
+
+    def _enter(self, entering: Sequence[_Answer], voice: str) -> list[Tensor]:
+        """Prompts of one voice: first those behind each shared beginning together, then those with a history of their own, one by one."""
+        groups: dict[tuple[int, ...], list[_Answer]] = {}
+        for answer, n in zip(entering, shared_lengths([answer.prompt for answer in entering]), strict=True):
+            prefix = self._standing(answer, n)
+            groups.setdefault(answer.prompt[:n] if prefix is None else prefix.ids, []).append(answer)
+        parts: list[Tensor] = []
+        for ids, members in groups.items():
+            prefix = self._prefix(ids, voice)
+            worth = MIN_HELD if len(members) == 1 else MIN_HELD_APART
+            fresh: list[_Answer] = []
+            for answer in members:
+                held = self._cache.match(voice, answer.prompt[:-1])
+                answer.num_cached = max(len(ids), held)
+                if held - len(ids) < worth:
+                    answer.num_cached = len(ids)
+                    fresh.append(answer)
+                    continue
+                kv = self._cache.read(voice, answer.prompt[:held])
+                assert kv is not None
+                parts.append(self._read(prefix, [Prefix(answer.prompt[len(ids) : held], kv[:, :, len(ids) :])], [answer]))
+            if fresh:
+                parts.append(self._read(prefix, [EMPTY] * len(fresh), fresh))
+        return parts
+
+    def _standing(self, answer: _Answer, n: int) -> Prefix | None:
+        """The longest prefix shared by active rows that this prompt begins with too, if it is at least n long."""
+        found: Prefix | None = None
+        for other, line in zip(self._active, self._rows.lines, strict=True):
+            ids = line.prefix.ids
+            if other.voice == answer.voice and len(ids) >= max(n, 1) and len(ids) > len(found.ids if found else ()):
+                found = line.prefix if len(ids) < len(answer.prompt) and answer.prompt[: len(ids)] == ids else found
+        return found
+
+    def _prefix(self, ids: tuple[int, ...], voice: str) -> Prefix:
+        """A shared beginning: as active rows have it, else from the cache, what is missing read now."""
+        if not ids:
+            return EMPTY
+        for other, line in zip(self._active, self._rows.lines, strict=True):
+            if other.voice == voice and line.prefix.ids == ids:
+                return line.prefix
+        held = self._cache.match(voice, ids)
+        prefix = read_prefix(self._model, ids, voice=voice, behind=Prefix(ids[:held], self._cache.read(voice, ids[:held])))
+        assert prefix.kv is not None
+        self._cache.add(voice, ids, prefix.kv)
+        return prefix
+
+    def _read(self, prefix: Prefix, histories: Sequence[Prefix], entering: Sequence[_Answer]) -> Tensor:
+        behind = [answer.prompt[len(prefix.ids) :] for answer in entering]
+        logits_NV = self._rows.enter(prefix, histories, behind, [answer.voice for answer in entering])
+        self._active += entering
+        return logits_NV
+
+    def _leave(self, rows: Sequence[int], *, keep: bool = False) -> None:
+        """Free rows. With `keep`, what they read and wrote stays in the cache: the next turn of a chat begins with it."""
+        if not rows:
+            return
+        for r in rows:
+            if keep:
+                line, answer = self._rows.lines[r], self._active[r]
+                start = len(line.prefix.ids)
+                ids = (*answer.prompt, *answer.written)[: start + len(line.own)]
+                self._cache.add(answer.voice, ids, self._rows.own_kv(r, 0, len(line.own)), start=start)
+        self._active = [self._active[r] for r in self._rows.leave(rows)]

@@ -1,0 +1,113 @@
+"""Holding an answer to a form while it is written: one of some labels, a JSON schema, a regular expression.
+
+Schemas and expressions are untrusted and are compiled by llguidance under its limits: no network, no code, bounded work a token.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+import llguidance
+import numpy as np
+import torch
+from torch import Tensor
+
+from luthier.core.errors import InputError, ModelError
+from luthier.core.types import Order
+from luthier.generate.choices import Choices, open_choices
+from luthier.tokens.template import ChatEncoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MAX_GRAMMAR_CHARS = 64 * 1024
+# As Python's json.dumps writes: what most training data holds; and no free white space, which a small model can go on with for ever.
+JSON_FORM: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+class Held(Protocol):
+    """What one answer is held to."""
+
+    def allowed(self) -> Tensor:
+        """Ids of the tokens that may follow, ascending."""
+        ...
+
+    def write(self, token: int) -> bool:
+        """One of them is written; whether the answer is complete, so that nothing but its end could follow."""
+        ...
+
+
+class _HeldToLabels:
+    def __init__(self, choices: Choices) -> None:
+        self._choices = choices
+        self._written = b""
+
+    def allowed(self) -> Tensor:
+        return self._choices.allowed(self._written)
+
+    def write(self, token: int) -> bool:
+        self._written = self._choices.after(self._written, token)
+        return self._choices.is_complete(self._written)
+
+
+class _HeldToGrammar:
+    def __init__(self, matcher: llguidance.LLMatcher, eos_ids: frozenset[int]) -> None:
+        self._matcher = matcher
+        self._eos = torch.tensor(sorted(eos_ids))
+
+    def allowed(self) -> Tensor:
+        if self._matcher.is_stopped():
+            return self._eos
+        bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
+        ids = torch.from_numpy(bits.nonzero()[0])
+        return ids if len(ids) else self._eos
+
+    def write(self, token: int) -> bool:
+        self._matcher.consume_token(token)
+        return self._matcher.is_stopped()
+
+
+def hold(order: Order, encoder: ChatEncoder, num_vocab: int) -> Held | None:
+    """What the order asks its answer to be held to; None for a free answer. Raises InputError for a broken schema or expression."""
+    if order.choices:
+        choices = open_choices(encoder.tokenizer, order.choices, "", encoder.eos_ids)
+        if choices is None:
+            raise ModelError("the bytes of this model's tokens are not known, so no answer can be held to labels", fix="leave choices out")
+        return _HeldToLabels(choices)
+    for name, text in (("json_schema", order.json_schema), ("regex", order.regex)):
+        if text is None:
+            continue
+        if len(text) > MAX_GRAMMAR_CHARS:
+            raise InputError(f"{name} has {len(text):,} characters, expected up to {MAX_GRAMMAR_CHARS:,}", where=name, fix="a smaller one")
+        tokenizer = _guide(encoder.tokenizer, encoder.eos_ids, num_vocab)
+        matcher = llguidance.LLMatcher(tokenizer, _grammar(name, text), log_level=0)
+        if matcher.is_error():
+            raise _refused(name, matcher.get_error())
+        return _HeldToGrammar(matcher, encoder.eos_ids)
+    return None
+
+
+@lru_cache(maxsize=64)
+def _grammar(name: str, text: str) -> str:
+    try:
+        if name == "regex":
+            return llguidance.LLMatcher.grammar_from_regex(text)
+        return llguidance.LLMatcher.grammar_from_json_schema(text, overrides=JSON_FORM)
+    except (ValueError, RecursionError) as error:
+        raise _refused(name, str(error)) from error
+
+
+def _refused(name: str, reason: str) -> InputError:
+    first = " ".join(reason.split())[:300]
+    fix = '"regex": "[0-9]{4}"' if name == "regex" else '{"type": "object", "properties": {"answer": {"type": "string"}}}'
+    return InputError(f"cannot be used: {first}", where=name, fix=fix)
+
+
+@lru_cache(maxsize=4)
+def _guide(tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int], num_vocab: int) -> llguidance.LLTokenizer:
+    """llguidance's own view of the vocabulary; made once for a tokenizer, it takes up to a second."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ModelError("this model's tokenizer is none that an answer can be held to a form by", fix="leave schema and regex out")
+    return llguidance.LLTokenizer(backend.to_str(), n_vocab=num_vocab, eos_token=sorted(eos_ids))

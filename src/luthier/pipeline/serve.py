@@ -1,0 +1,161 @@
+"""`luthier serve`: from a run, an adapter or a model to the names clients can ask for, and to the same artefact on vLLM."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from luthier.core.errors import ConfigError, ModelError, RunError
+from luthier.core.hashing import digest, sha256_file
+from luthier.kernels.device import choose_device
+from luthier.models.catalogue import resolve
+from luthier.models.folder import read_json
+from luthier.models.load import inspect_folder
+from luthier.models.lora import CONFIG, WEIGHTS
+from luthier.pipeline.open import base_of, open_engine, shared_text
+from luthier.pipeline.prepare import precision_of
+from luthier.pipeline.settings import load_settings
+from luthier.serve.dispatch import Dispatcher
+from luthier.serve.metrics import Metrics
+from luthier.serve.offers import Offer, check_offers
+from luthier.serve.service import Service
+from luthier.store.layout import RunFolder
+from luthier.train.precision import Precision, choose_precision
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # --max-lora-rank takes these
+PROMPTED = "-prompted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """What is to be served, found without opening any weights. `adapters`: name in the engine -> folder."""
+
+    base: Path
+    precision: Precision
+    adapters: Mapping[str, Path]
+    offers: tuple[Offer, ...]
+
+
+def find_serving(target: str, *, adapters: Sequence[str], base: str | None) -> Serving:
+    """What `luthier serve TARGET` serves. `adapters` are NAME=FOLDER. Raises ConfigError, ModelError, RunError."""
+    folder = RunFolder(Path(target))
+    more, precision = _named_adapters(adapters), choose_precision("auto", device=choose_device("auto"))
+    if (folder.root / CONFIG).is_file():
+        path = base_of(folder.root, command="serve") if base is None else resolve(base)
+        found = _over_base(path, path.name, {folder.root.resolve().name: folder.root, **more}, precision)
+    elif base is not None:
+        raise ConfigError(f"{target} is no adapter, --model names the base model of one", where="--model", fix="leave --model out")
+    elif folder.config.is_file():
+        found = _of_run(folder, more)
+    elif folder.root.parent != Path() and folder.root.parent.is_dir() and not folder.root.is_dir():
+        raise RunError("there is no such run", where=target, fix="give the folder of a finished run, or a name of: luthier models list")
+    else:
+        found = _over_base(resolve(target), Path(target).name, more, precision)
+    check_offers(found.offers)
+    return found
+
+
+def _named_adapters(items: Sequence[str]) -> dict[str, Path]:
+    out: dict[str, Path] = {}
+    for item in items:
+        name, _, folder = item.partition("=")
+        if not name or not folder:
+            raise ConfigError(f"found {item!r}, expected NAME=FOLDER", where="--adapter", fix="--adapter intents=runs/intents/adapter")
+        if name in out:
+            raise ConfigError(f"two adapters are called {name}", where="--adapter", fix=f"--adapter {name}-2={folder}")
+        path = Path(folder) / "adapter" if (Path(folder) / "adapter" / CONFIG).is_file() else Path(folder)
+        if not (path / CONFIG).is_file():
+            raise ModelError(f"there is no {CONFIG}", where=str(path), fix="give the folder of a run or of an adapter in PEFT's format")
+        out[name] = path
+    return out
+
+
+def _over_base(path: Path, name: str, adapters: Mapping[str, Path], precision: Precision) -> Serving:
+    name = f"{name}-base" if name in adapters else name
+    offers = [Offer(name=adapter, voice=adapter, description=f"adapter {adapter} on {name}", parent=name) for adapter in adapters]
+    offers.append(Offer(name=name, voice="", description="the base model as it is"))
+    return Serving(base=path, precision=precision, adapters=dict(adapters), offers=tuple(offers))
+
+
+def _of_run(folder: RunFolder, more: Mapping[str, Path]) -> Serving:
+    """The tuned model by the name of the run, the same with the prompt of its training rows, and the base model."""
+    settings = load_settings(folder.config, {})
+    precision = precision_of(settings, folder)
+    name = folder.root.resolve().name
+    if (folder.adapter / WEIGHTS).is_file():
+        found = _over_base(resolve(settings.model.name), Path(settings.model.name).name, {name: folder.adapter, **more}, precision)
+        voice, parent = name, found.offers[-1].name
+    elif (folder.model / "config.json").is_file():
+        found = _over_base(folder.model, name, more, precision)
+        voice, parent = "", None
+    else:
+        raise RunError(
+            "nothing was trained here yet", where=str(folder.root), fix="finish it with the command that started it: luthier run …"
+        )
+    system, instruction = shared_text(folder, "system"), shared_text(folder, "instruction")
+    offers = [
+        Offer(name=name, voice=voice, description="the tuned model; it sees exactly what you send", parent=parent),
+        *(offer for offer in found.offers if offer.name != name),
+    ]
+    if system or instruction:
+        prompted = Offer(
+            name=f"{name}{PROMPTED}",
+            voice=voice,
+            description="the tuned model, with the prompt its training rows share put in front of your messages",
+            parent=parent,
+            root=name,
+            system=system,
+            instruction=instruction,
+        )
+        offers.insert(1, prompted)
+    return Serving(base=found.base, precision=precision, adapters=found.adapters, offers=tuple(offers))
+
+
+def vllm_command(serving: Serving, *, host: str, port: int, key_env: str | None) -> str:
+    """The command that serves the same artefacts on vLLM, to paste into a shell. Raises ModelError for adapters vLLM does not compute."""
+    base_name = next(offer.name for offer in serving.offers if not offer.voice and not offer.is_prompted)
+    words = ["vllm", "serve", str(serving.base.resolve()), "--served-model-name", base_name, "--dtype", serving.precision.name]
+    if serving.adapters:
+        ranks = [_plain_rank(path) for path in serving.adapters.values()]
+        rank = next((rank for rank in VLLM_RANKS if rank >= max(ranks)), None)
+        if rank is None:
+            raise _not_on_vllm(f"has rank {max(ranks)}, vLLM takes up to {VLLM_RANKS[-1]}", next(iter(serving.adapters.values())))
+        words += ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules"]
+        words += [f"{name}={path.resolve()}" for name, path in serving.adapters.items()]
+    words += ["--generation-config", "vllm", "--host", host, "--port", str(port)]
+    key = f'VLLM_API_KEY="${key_env}" ' if key_env else ""  # not an argument: every user of the machine can read those
+    return key + shlex.join(words)
+
+
+def _plain_rank(path: Path) -> int:
+    config = read_json(path / CONFIG)
+    if config.get("use_dora") is True:
+        raise _not_on_vllm("is a DoRA adapter, which vLLM does not compute", path)
+    rank_pattern: object = config.get("rank_pattern")
+    ranks = [config.get("r"), *(rank_pattern.values() if isinstance(rank_pattern, dict) else ())]
+    return max((rank for rank in ranks if isinstance(rank, int)), default=8)
+
+
+def _not_on_vllm(what: str, path: Path) -> ModelError:
+    run = path.parent if path.name == "adapter" else path
+    return ModelError(f"the adapter {what}", where=str(path), fix=f"merge it first: luthier export {run} --to merged --out merged")
+
+
+def open_service(serving: Serving, *, batch: int, queue: int) -> Service:
+    """Open weights and adapters for `serving`. Raises ModelError."""
+    base_name = next(offer.name for offer in serving.offers if not offer.voice and not offer.is_prompted)
+    engine = open_engine(serving.base, serving.precision, base_name=base_name, adapters=serving.adapters, max_active=batch)
+    parts = [inspect_folder(serving.base).sha256, serving.precision.name]
+    parts += [sha256_file(path / WEIGHTS) for _, path in sorted(serving.adapters.items())]
+    metrics = Metrics()
+    return Service(
+        offers=serving.offers,
+        dispatcher=Dispatcher(engine, limit=queue, batch=batch, metrics=metrics),
+        metrics=metrics,
+        context=engine.context,
+        fingerprint=f"fp_{digest(parts)[:16]}",
+        created_s=int(time.time()),
+    )
