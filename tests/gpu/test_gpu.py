@@ -23,10 +23,14 @@ from tests.parity.test_flex_attention import TREES, _mask
 from torch import nn
 
 from luthier.cli.main import main
+from luthier.core.types import Sampling
+from luthier.generate.decode import decode
+from luthier.generate.rows import read_prefix
 from luthier.kernels import flex_attention as flex
 from luthier.kernels import reference, tree_attention
 from luthier.kernels.device import CPU, numbers
 from luthier.models.surgery import use_fast_kernels
+from luthier.models.voices import Voices
 from luthier.tokens.tree import tree_batch
 from luthier.train import optim
 from luthier.train.loop import FitState, StepRecord, fit
@@ -150,6 +154,26 @@ def test_resume_is_bit_equal(folder: Path, tmp_path: Path) -> None:
     resumed = _fit(again, other, tmp_path / "cut")
     assert [s.loss for s in resumed.history] == [s.loss for s in whole.history]
     assert torch.equal(optimiser.flat_M, other.flat_M)
+
+
+def test_decoding_writes_what_the_cpu_writes(folder: Path) -> None:
+    written = []
+    drawn = [Sampling()] * 3 + [Sampling(1.0, 7)]
+    for device in (CPU, GPU):
+        voices = Voices(_model(folder).to(device).eval(), {"tuned": "default"})
+        prefix = read_prefix(voices, [1, 2, 3, 4], voice="tuned")
+        prompts = [[5, 6, 7], [8], [9, 10], list(range(20, 60))]
+        written.append(
+            decode(
+                voices,
+                prefix,
+                prompts,
+                max_new_tokens=[12, 3, 20, 20],
+                eos_ids=frozenset({2}),
+                sampling=drawn,
+            )
+        )
+    assert written[0] == written[1] and max(map(len, written[0])) > 3
 
 
 # ---------------------------------------------------------------- speed is not given away

@@ -1,4 +1,4 @@
-"""Nothing of a training is left on the host, and nothing waits for the device but what must.
+"""Nothing of a training or of decoding is left on the host, and nothing waits for the device but what must.
 
 tests/fixtures/fake_device.py says how this is seen without a GPU, and what it cannot see. tests/gpu checks the numbers on one.
 """
@@ -54,6 +54,12 @@ def test_the_fast_kernels_are_used(found: dict[str, Any]) -> None:
 
 def test_a_checkpoint_goes_over_the_host_and_comes_back(found: dict[str, Any]) -> None:
     assert "error" not in found["resume"], found["resume"]
+
+
+def test_decoding_reads_one_row_of_tokens_a_step(found: dict[str, Any]) -> None:
+    """Three rows of 3, 1 and 4 tokens: 3 + 2 + 2 + 1 numbers, as rows leave the batch; and two rows of two voices, one each."""
+    assert "error" not in found["decode"], found["decode"]
+    assert found["decode"]["counts"]["likeliest"] == 8 + 2
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from luthier.generate.local import (
     single_latencies,
 )
 from luthier.generate.store import GenerationStore
+from luthier.kernels.device import CPU, peak_device_gib, reset_peak_device_memory
 from luthier.metrics.catalogue import Scored
 from luthier.train.loop import ran_out_of_memory
 
@@ -223,6 +224,8 @@ def measure(arm: Arm, chosen: Chosen, test: Sequence[Example], model: Model | No
         return replace(result, items=score_without_model(arm, test, bench))
     assert chosen.candidate is not None
     reset_peak_memory()
+    device = model.voices.device if isinstance(model, LocalModel) else CPU
+    reset_peak_device_memory(device)
     try:
         generations = answer(chosen.candidate, test, model, bench, f"{arm.name}: test")
     except (InputError, EndpointError) as error:  # does not fit; a full disk or a damaged store is no property of an arm
@@ -230,7 +233,8 @@ def measure(arm: Arm, chosen: Chosen, test: Sequence[Example], model: Model | No
     result = replace(result, items=score_generations(test, generations, bench, chosen.candidate))
     if isinstance(model, LocalModel):
         held = {"answers": _held(model, bench)} if bench.choices else {}
-        return replace(result, params={**result.params, **held}, peak_mem_gib=peak_memory_gib())
+        on_device = peak_device_gib(device)
+        return replace(result, params={**result.params, **held}, peak_mem_gib=peak_memory_gib() if on_device is None else on_device)
     # A server's memory is not ours to see, and asking it again for its latency would be paid for.
     served_by = ", ".join(sorted({g.served_by for g in generations if g.served_by}))
     return replace(

@@ -185,8 +185,9 @@ def _join(linears: Sequence[Any], adapters: Sequence[str]) -> _Joined:
         if (found := _read_adapter(linears, bases, name)) is not None:
             low_rank[voice] = found
     if len(low_rank) > 0:
-        scale_VR = torch.block_diag(*(low_rank[v].scale_VR if v in low_rank else torch.zeros(1, 0) for v in range(1, len(adapters) + 1)))
         parts = list(low_rank.values())
+        none = parts[0].scale_VR.new_zeros(1, 0)
+        scale_VR = torch.block_diag(*(low_rank[v].scale_VR if v in low_rank else none for v in range(1, len(adapters) + 1)))
         low_rank[None] = _LowRank(
             torch.cat([part.a_RI for part in parts]),
             torch.cat([part.b_RO for part in parts]),

@@ -10,14 +10,15 @@ from pathlib import Path
 from luthier.core.errors import ConfigError, RunError
 from luthier.core.hashing import digest, sha256_file
 from luthier.generate.engine import Engine
+from luthier.kernels.device import choose_device, rounds_otherwise
 from luthier.models.catalogue import resolve
 from luthier.models.load import inspect_folder
 from luthier.models.lora import CONFIG
 from luthier.pipeline.open import base_of, open_engine, shared_text, tuned_folder
-from luthier.pipeline.prepare import DTYPE_FACT
+from luthier.pipeline.prepare import precision_of
 from luthier.pipeline.settings import Settings, load_settings
 from luthier.serve.chat import Conversation, Voice, open_conversation
-from luthier.store.layout import RunFolder, known_fact
+from luthier.store.layout import RunFolder
 from luthier.train.precision import Precision, choose_precision
 
 TUNED, BASE = "tuned", "base"
@@ -68,7 +69,7 @@ def _open(run_or_model: str, base: str | None) -> _Opened:
         )
         raise RunError("there is no such run", where=run_or_model, fix=fix)
     path = resolve(run_or_model)
-    return _Opened(voice=_alone(path.resolve().name, path, choose_precision("auto")))
+    return _Opened(voice=_alone(path.resolve().name, path, choose_precision("auto", device=choose_device("auto"))))
 
 
 def _alone(name: str, path: Path, precision: Precision) -> Voice:
@@ -92,18 +93,20 @@ def _voice(name: str, engine: Engine, fingerprint: str) -> Voice:
 def _fingerprint(path: Path, precision: Precision, adapter: Path | None = None) -> str:
     """The digest that `open_local` names the same weights by."""
     adapter_sha256 = sha256_file(adapter / "adapter_model.safetensors") if adapter is not None else ""
-    return digest([inspect_folder(path).sha256, adapter_sha256, str(precision.dtype)])
+    return digest([inspect_folder(path).sha256, adapter_sha256, str(precision.dtype), *rounds_otherwise(precision.device)])
 
 
 def _adapter(adapter: Path, base: str | None) -> _Opened:
     """An adapter in PEFT's format, saved here or elsewhere, on the base model that is given or that it names itself."""
-    return _with_adapter(base_of(adapter, command="chat") if base is None else resolve(base), choose_precision("auto"), adapter)
+    return _with_adapter(
+        base_of(adapter, command="chat") if base is None else resolve(base), choose_precision("auto", device=choose_device("auto")), adapter
+    )
 
 
 def _run(folder: RunFolder) -> _Opened:
     """What a run trained: its adapter on the base model, or its own model."""
     settings: Settings = load_settings(folder.config, {})
-    path, precision = resolve(settings.model.name), choose_precision(settings.model.dtype, settled=known_fact(folder, DTYPE_FACT))
+    path, precision = resolve(settings.model.name), precision_of(settings, folder)
     trained = tuned_folder(folder)
     if trained == folder.adapter:
         opened = _with_adapter(path, precision, trained)

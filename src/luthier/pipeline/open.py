@@ -11,6 +11,7 @@ from luthier.core.errors import ModelError, RunError
 from luthier.core.hashing import digest, sha256_file
 from luthier.generate.engine import MAX_ACTIVE, Engine
 from luthier.generate.local import LocalModel
+from luthier.kernels.device import rounds_otherwise
 from luthier.models.backbone import use_layout_attention
 from luthier.models.catalogue import resolve
 from luthier.models.load import inspect_folder, open_model
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 def open_local(model_path: Path, precision: Precision, *, adapter: Path | None = None) -> LocalModel:
     """A model ready to generate. The adapter is loaded from its files, so that what is measured is what is handed over."""
     info = inspect_folder(model_path)
-    model = open_model(model_path, dtype=precision.dtype)
+    model = open_model(model_path, dtype=precision.dtype, device=precision.device)
     if adapter is not None:
         model = load_adapter(model, adapter)
         for name, param in model.named_parameters():
@@ -42,7 +43,7 @@ def open_local(model_path: Path, precision: Precision, *, adapter: Path | None =
     return LocalModel(
         voices=Voices(model, {"tuned": "default"} if adapter is not None else None),
         encoder=open_chat(open_tokenizer(model_path)),
-        fingerprint=digest([info.sha256, adapter_sha256, str(precision.dtype)]),
+        fingerprint=digest([info.sha256, adapter_sha256, str(precision.dtype), *rounds_otherwise(precision.device)]),
         context=info.context,
     )
 
@@ -55,7 +56,7 @@ def open_engine(
     Raises ModelError for an adapter of another base.
     """
     info = inspect_folder(model_path)
-    model = open_model(model_path, dtype=precision.dtype)
+    model = open_model(model_path, dtype=precision.dtype, device=precision.device)
     use_layout_attention(model)
     names = {voice: f"voice{number}" for number, voice in enumerate(adapters)}  # peft's names may not hold dots
     adapted: PreTrainedModel | PeftModel = model

@@ -10,18 +10,19 @@ from pathlib import Path
 
 from luthier.core.errors import ConfigError, ModelError, RunError
 from luthier.core.hashing import digest, sha256_file
+from luthier.kernels.device import choose_device
 from luthier.models.catalogue import resolve
 from luthier.models.folder import read_json
 from luthier.models.load import inspect_folder
 from luthier.models.lora import CONFIG, WEIGHTS
 from luthier.pipeline.open import base_of, open_engine, shared_text
-from luthier.pipeline.prepare import DTYPE_FACT
+from luthier.pipeline.prepare import precision_of
 from luthier.pipeline.settings import load_settings
 from luthier.serve.dispatch import Dispatcher
 from luthier.serve.metrics import Metrics
 from luthier.serve.offers import Offer, check_offers
 from luthier.serve.service import Service
-from luthier.store.layout import RunFolder, known_fact
+from luthier.store.layout import RunFolder
 from luthier.train.precision import Precision, choose_precision
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # --max-lora-rank takes these
@@ -41,10 +42,10 @@ class Serving:
 def find_serving(target: str, *, adapters: Sequence[str], base: str | None) -> Serving:
     """What `luthier serve TARGET` serves. `adapters` are NAME=FOLDER. Raises ConfigError, ModelError, RunError."""
     folder = RunFolder(Path(target))
-    more = _named_adapters(adapters)
+    more, precision = _named_adapters(adapters), choose_precision("auto", device=choose_device("auto"))
     if (folder.root / CONFIG).is_file():
         path = base_of(folder.root, command="serve") if base is None else resolve(base)
-        found = _over_base(path, path.name, {folder.root.resolve().name: folder.root, **more}, choose_precision("auto"))
+        found = _over_base(path, path.name, {folder.root.resolve().name: folder.root, **more}, precision)
     elif base is not None:
         raise ConfigError(f"{target} is no adapter, --model names the base model of one", where="--model", fix="leave --model out")
     elif folder.config.is_file():
@@ -52,7 +53,7 @@ def find_serving(target: str, *, adapters: Sequence[str], base: str | None) -> S
     elif folder.root.parent != Path() and folder.root.parent.is_dir() and not folder.root.is_dir():
         raise RunError("there is no such run", where=target, fix="give the folder of a finished run, or a name of: luthier models list")
     else:
-        found = _over_base(resolve(target), Path(target).name, more, choose_precision("auto"))
+        found = _over_base(resolve(target), Path(target).name, more, precision)
     check_offers(found.offers)
     return found
 
@@ -82,7 +83,7 @@ def _over_base(path: Path, name: str, adapters: Mapping[str, Path], precision: P
 def _of_run(folder: RunFolder, more: Mapping[str, Path]) -> Serving:
     """The tuned model by the name of the run, the same with the prompt of its training rows, and the base model."""
     settings = load_settings(folder.config, {})
-    precision = choose_precision(settings.model.dtype, settled=known_fact(folder, DTYPE_FACT))
+    precision = precision_of(settings, folder)
     name = folder.root.resolve().name
     if (folder.adapter / WEIGHTS).is_file():
         found = _over_base(resolve(settings.model.name), Path(settings.model.name).name, {name: folder.adapter, **more}, precision)
