@@ -145,7 +145,9 @@ BROKEN = {
     "another pre-tokeniser": ("gguf", "F16", _vocabulary(pre="smollm"), "other tokens"),
     "a BOS too many": ("gguf", "F16", _vocabulary(add_bos=True), "another token"),
     "another template in the folder": ("merged", "", _replace("chat_template.jinja", "assistant", "bot"), "chat template"),
-    "EOS of the folder is another": ("merged", "", _replace("tokenizer_config.json", '"eos_token": "[^"]*"', '"eos_token": "<|endoftext|>"'), "another token"),
+    "EOS of the folder is another": (
+        "merged", "", _replace("tokenizer_config.json", '"eos_token": "[^"]*"', '"eos_token": "<|endoftext|>"'), "another token"
+    ),
     "adapter of twice the strength": ("adapter", "", _replace("adapter_config.json", '"lora_alpha": [0-9.]+', '"lora_alpha": 128'), "KL"),
     "no stop in the Modelfile": ("ollama", "Q8_0", _replace("Modelfile", "PARAMETER stop .*\n", ""), "Modelfile"),
     "other words in the Modelfile": ("ollama", "Q8_0", _replace("Modelfile", "assistant", "assistent"), "Modelfile"),

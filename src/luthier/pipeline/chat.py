@@ -98,9 +98,8 @@ def _fingerprint(path: Path, precision: Precision, adapter: Path | None = None) 
 
 def _adapter(adapter: Path, base: str | None) -> _Opened:
     """An adapter in PEFT's format, saved here or elsewhere, on the base model that is given or that it names itself."""
-    return _with_adapter(
-        base_of(adapter, command="chat") if base is None else resolve(base), choose_precision("auto", device=choose_device("auto")), adapter
-    )
+    path = base_of(adapter, command="chat") if base is None else resolve(base)
+    return _with_adapter(path, choose_precision("auto", device=choose_device("auto")), adapter)
 
 
 def _run(folder: RunFolder) -> _Opened:
