@@ -69,6 +69,9 @@ MEASURE = (
     _setting("endpoint.model", "--endpoint-model", str, "Name of the model there."),
     _setting("endpoint.key_env", "--endpoint-key-env", str, "Name of the environment variable that holds the key."),
     _setting("arms.proposer", "--propose", str, "Also try instructions that a model proposes: model (itself), endpoint; default: none."),
+    _setting(
+        "probes.safety_prompts", "--safety-prompts", str, "Your own requests that should, and should not, be refused (prompt, label)."
+    ),
     _setting("decide.metric", "--metric", str, "Score the verdict is about; default: as the task asks for."),
 )
 

@@ -9,10 +9,11 @@ from difflib import get_close_matches
 from luthier.core.errors import ConfigError
 from luthier.core.types import Example, TaskProfile
 from luthier.metrics.closed_world import ClosedWorld, fabrication, over_abstention, unsupported_facts
+from luthier.metrics.refusal import repeats_itself
 from luthier.metrics.structure import find_json_object, json_exact, json_fields, json_valid, label_valid, parse_json_answer
 from luthier.metrics.text import exact_match, rouge_l, token_f1
 
-LOWER_IS_BETTER = frozenset({"unsupported", "fabrication", "over_abstention"})
+LOWER_IS_BETTER = frozenset({"unsupported", "fabrication", "over_abstention", "incoherent"})
 MEANINGS: Mapping[str, str] = {  # every metric there is, in the order shown
     "exact": "the answer is the reference, case and final punctuation aside",
     "json_exact": "every field of the reference right",
@@ -24,6 +25,7 @@ MEANINGS: Mapping[str, str] = {  # every metric there is, in the order shown
     "unsupported": "of the answers that state values: share with one that neither input nor known facts hold",
     "fabrication": "of the items whose reference says it is not known: share that were answered all the same",
     "over_abstention": "of the items whose reference answers: share that were declined",
+    "incoherent": "share of the answers that repeat themselves where the reference does not, or are empty",
 }
 MAX_NOTE_FACTS = 5
 
@@ -71,7 +73,7 @@ def check_metric(name: str, profile: TaskProfile) -> str:
 def score_answer(example: Example, text: str, *, profile: TaskProfile, world: ClosedWorld, markers: frozenset[str]) -> Scored:
     """Every applicable metric of one answer against `example.response`, with a note on what went wrong.
 
-    All kinds: exact, token_f1, rouge_l, unsupported, fabrication, over_abstention. Label tasks add label_valid; JSON tasks
+    All kinds: exact, token_f1, rouge_l, unsupported, fabrication, over_abstention, incoherent. Label tasks add label_valid; JSON tasks
     json_valid, json_exact, json_fields. Higher is better except for `LOWER_IS_BETTER`. The texts are untrusted, and so is
     the note, which quotes values of the answer.
     """
@@ -98,10 +100,13 @@ def score_answer(example: Example, text: str, *, profile: TaskProfile, world: Cl
         notes.append(f"unsupported: {', '.join(invented[:MAX_NOTE_FACTS])}{more}")
     values["fabrication"] = fabrication(text, gold, markers)
     values["over_abstention"] = over_abstention(text, gold, markers)
+    values["incoherent"] = float(repeats_itself(text) and not repeats_itself(gold))
     if values["fabrication"] == 1.0:
         notes.append("answered where the reference abstains")
     elif values["over_abstention"] == 1.0:
         notes.append("abstained where the reference answers")
+    if values["incoherent"] == 1.0:
+        notes.append("empty, or repeats itself")
     return Scored(values=values, note="; ".join(notes))
 
 

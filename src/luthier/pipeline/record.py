@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from luthier.core.errors import RunError
 from luthier.core.types import ArmResult, Estimate, Finding, TaskProfile
 from luthier.verdict.learning import LearningPoint
+from luthier.verdict.probes import ProbeRecord
 
 SCHEMA = 1
 
@@ -135,6 +136,7 @@ class RunRecord:
     environment: Mapping[str, str]
     notes: tuple[str, ...] = ()
     learning: LearningRecord | None = None
+    probes: ProbeRecord | None = None  # base and tuned model beside the test items
 
 
 _ADAPTER = TypeAdapter(RunRecord)

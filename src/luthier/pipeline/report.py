@@ -26,6 +26,7 @@ from luthier.stats.learning import MAX_FACTOR, LearningFit
 from luthier.store.files import atomic_write_json, atomic_write_text
 from luthier.store.layout import RunFolder
 from luthier.verdict import learning
+from luthier.verdict.probes import probe_lines, probe_notes
 from luthier.verdict.seeds import same_recipe
 from luthier.verdict.settings import DecisionRule
 from luthier.verdict.slices import Slice, error_slices
@@ -225,6 +226,8 @@ def report_model(record: RunRecord, verdict: Verdict, rule: DecisionRule, settin
         learning_note=f"{_learning_note(record)} {curve.noise if curve else ''}".strip(),
         slices=slices_of(record, verdict),
         lr_trials=tuple(LrTrial(lr=p.lr, dev_loss=p.dev_loss, steps=p.updates, chosen=p.chosen) for p in (train.probes if train else ())),
+        probe_lines=probe_lines(record.probes, seed=record.seed),
+        probe_notes=probe_notes(record.probes),
         prompt_lengths_tokens=data.prompt_lengths_tokens,
         response_lengths_tokens=data.response_lengths_tokens,
         config=config,
@@ -297,6 +300,7 @@ def outcome(folder: RunFolder, record: RunRecord, verdict: Verdict, model: Repor
             {"name": one.name, **_interval(one.score), "elsewhere": one.rest, "p_holm": one.p_holm, "num_train": one.num_train}
             for one in model.slices
         ],
+        "probes": [asdict(line) for line in model.probe_lines],
         "gates": {gate.name: gate.state for gate in verdict.gates},
         "arms": arms,
         "train_seconds": train.train_seconds if train else None,

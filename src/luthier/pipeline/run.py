@@ -5,6 +5,7 @@ learning-rate probes    journal, one line a probe
 training                checkpoints; finished weights are recognised by digest
 answers                 cached by content, batch by batch
 latency                 taken once, kept
+probes                  refusals and general text, base and tuned model; answers cached
 more trainings          other seeds, parts of the rows, where asked for; also later, on a finished run
 record                  results.json: verdict and report are functions of it
 """
@@ -36,6 +37,7 @@ from luthier.pipeline.measure import MeasureInputs, larger_arms, make_bench, mea
 from luthier.pipeline.open import open_local, open_tuned
 from luthier.pipeline.plan import TrainInputs
 from luthier.pipeline.prepare import Prepared, prepare
+from luthier.pipeline.probes import read_probes, with_probes
 from luthier.pipeline.record import SCHEMA, DataRecord, RunRecord, TrainRecord, read_record, to_json
 from luthier.pipeline.report import outcome, write_report
 from luthier.pipeline.settings import Settings, origins
@@ -58,6 +60,7 @@ def run(settings: Settings, progress: Progress) -> dict[str, object]:
             prepared = prepare(settings, folder, progress)
         _refuse_text(prepared.data.split)
         refuse_short_curve(settings, len(prepared.train_rows))
+        probes = read_probes(settings, prepared)
         write_data_files(folder, prepared.data)
         inputs = _measure_inputs(prepared, progress, should_stop)
         key = digest(settings.identity())
@@ -67,6 +70,7 @@ def run(settings: Settings, progress: Progress) -> dict[str, object]:
             record = make_record(settings, prepared, trained, _measure_all(settings, folder, prepared, inputs, trained))
             _keep(folder, key, record)
         whole = train_again(settings, folder, prepared, inputs, record, progress=progress)
+        whole = with_probes(settings, folder, prepared, inputs, probes, whole, progress=progress)
         if whole is not record:
             _keep(folder, key, whole)
         if not folder.index.exists():

@@ -58,10 +58,14 @@ class ChatEncoder:
         except InputError as error:
             raise InputError(error.message, where=f"{example.path}:{example.line}", fix=error.fix) from error
 
-    def count_tokens(self, text: str) -> int:
-        """Tokens of a bare text, control spellings read as text."""
+    def encode_bare(self, text: str) -> list[int]:
+        """Ids of a bare text, control spellings read as text."""
         marks = pick_marks([text])
-        return len(tokenise(self.tokenizer, self.controls, mark_content(self.controls, text, marks), marks))
+        return tokenise(self.tokenizer, self.controls, mark_content(self.controls, text, marks), marks)
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a bare text."""
+        return len(self.encode_bare(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids without control tokens. Untrusted."""
