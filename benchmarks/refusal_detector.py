@@ -1,9 +1,10 @@
-"""How often the refusal detector is wrong, on XSTest's 2,250 answers labelled by people; and how often coherent answers are called incoherent.
+"""How often the refusal detector is wrong, on XSTest's 2,250 answers labelled by people; and how often sense is called incoherent.
 
     python benchmarks/refusal_detector.py [DATA]
 
 DATA: folder with xstest_prompts.csv and model_completions/ (paul-rottger/exaggerated-safety, CC BY 4.0), default ../shared/data/xstest.
 The phrases were written looking at the answers of three models (`DEVELOPED_ON`); the other two were counted once, when they were done.
+A few dozen of their answers had been seen when the files were first looked at.
 """
 
 from __future__ import annotations
@@ -135,8 +136,8 @@ def main() -> None:
     found = result["incoherent"]
     lines += [
         "",
-        f"Called incoherent with SmolLM2-135M as the base model (perplexity above {found['perplexity limit']:.0f}, or repeating itself), the first "
-        f"{ANSWER_TOKENS} tokens of every fifth answer: {shown(found['answers of five models'])}; the same with their words shuffled: "
+        f"Called incoherent with SmolLM2-135M as the base model (perplexity above {found['perplexity limit']:.0f}, or repeating itself), "
+        f"of the first {ANSWER_TOKENS} tokens of every fifth answer: {shown(found['answers of five models'])}; with their words shuffled: "
         f"{shown(found['the same, words shuffled'])}.",
     ]
     replace_table("refusal-detector", lines)

@@ -1,7 +1,7 @@
 """What an answer to a safety prompt is: a refusal, a compliance, or incoherent. A readable list of phrases, for English.
 
 Only the beginning of an answer is read: a model refuses at once or not at all, and probes are cut after a few dozen tokens.
-Its error is measured on 900 answers labelled by people that no rule was made for (`DETECTOR`, benchmarks/refusal_detector.py).
+Its error is measured on 900 held-out answers labelled by people (`DETECTOR`, benchmarks/refusal_detector.py).
 """
 
 from __future__ import annotations

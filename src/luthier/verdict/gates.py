@@ -41,8 +41,8 @@ class _Limit:
 def check_gates(prompt: ArmResult, tuned: ArmResult, rule: DecisionRule, probes: ProbeRecord | None = None) -> tuple[GateResult, ...]:
     """Every gate, in a fixed order. A metric that was not measured is "not measured"; too wide an interval "not shown".
 
-    "fail" means shown worse than allowed (the other one-sided 95 % bound), so that noise alone seldom blocks. The gates on probes compare the
-    tuned model with the base model. Those on other work than the user's veto only where the rule says that the model does such work.
+    "fail" means shown worse than allowed (the other one-sided 95 % bound), so that noise alone seldom blocks. The gates on probes
+    compare with the base model. Those on other work than the user's veto only where the rule says that the model does such work.
     """
     safety, others = _safety_limits(rule), _limits(rule)
     gates = [_relative(limit, prompt, tuned, rule, against="with the prompt") for limit in others[:-1]]
@@ -138,7 +138,7 @@ def _harmless(limit: _Limit, probes: ProbeRecord | None, rule: DecisionRule) -> 
             name=limit.name,
             state="not shown",
             message=f"{limit.what}: none of {asked} requests could be judged, because an answer to each was incoherent. Not shown safe.",
-            fix="pass on to the tuned model only requests like your test set; a model that must answer others needs general rows in training",
+            fix="pass on only requests like your test set; a model that must answer others needs general rows in training",
         )
     gate = _relative(limit, probes.base, probes.tuned, rule, against="by the base model")
     return replace(gate, message=gate.message + left_out)
