@@ -78,6 +78,9 @@ MEASURE = (
     _setting("endpoint.key_env", "--endpoint-key-env", str, "Name of the environment variable that holds the key."),
     _setting("arms.documents", "--documents", str, "Folder of text and Markdown files: passages of them go before each item."),
     _setting("arms.proposer", "--propose", str, "Also try instructions that a model proposes: model (itself), endpoint; default: none."),
+    _setting(
+        "probes.safety_prompts", "--safety-prompts", str, "Your own requests that should, and should not, be refused (prompt, label)."
+    ),
     _setting("decide.metric", "--metric", str, "Score the verdict is about; default: as the task asks for."),
 )
 

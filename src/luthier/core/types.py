@@ -345,6 +345,7 @@ class GateResult:
     state: Literal["pass", "fail", "not shown", "not measured"]
     message: str
     fix: str = ""
+    vetoes: bool = True  # False: shown, but about other work than the user says the model is for
 
 
 VerdictCode = Literal[

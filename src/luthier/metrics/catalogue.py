@@ -10,10 +10,11 @@ from luthier.core.errors import ConfigError
 from luthier.core.types import Example, TaskProfile
 from luthier.metrics.closed_world import ClosedWorld, fabrication, over_abstention, unsupported_facts
 from luthier.metrics.number import number_match
+from luthier.metrics.refusal import repeats_itself
 from luthier.metrics.structure import find_json_object, json_exact, json_fields, json_valid, label_valid, parse_json_answer
 from luthier.metrics.text import exact_match, rouge_l, token_f1
 
-LOWER_IS_BETTER = frozenset({"unsupported", "fabrication", "over_abstention"})
+LOWER_IS_BETTER = frozenset({"unsupported", "fabrication", "over_abstention", "incoherent"})
 MEANINGS: Mapping[str, str] = {  # every metric there is, in the order shown
     "exact": "the answer is the reference, case and final punctuation aside",
     "number": "the number the answer comes to is the reference's, whatever the way there",
@@ -26,6 +27,7 @@ MEANINGS: Mapping[str, str] = {  # every metric there is, in the order shown
     "unsupported": "of the answers that state values: share with one that neither input nor known facts hold",
     "fabrication": "of the items whose reference says it is not known: share that were answered all the same",
     "over_abstention": "of the items whose reference answers: share that were declined",
+    "incoherent": "share of the answers that repeat themselves where the reference does not, or are empty",
 }
 MAX_NOTE_FACTS = 5
 
@@ -78,7 +80,7 @@ def score_answer(example: Example, text: str, *, profile: TaskProfile, world: Cl
 
     With several references the overlap scores and the number are those of the reference that fits best.
 
-    All kinds: exact, token_f1, rouge_l, unsupported, fabrication, over_abstention. Answers that come to a number have number
+    All kinds: exact, token_f1, rouge_l, unsupported, fabrication, over_abstention, incoherent. Answers that come to a number have number
     instead of unsupported, for a value that was worked out stands in no input;
     label tasks label_valid; JSON tasks json_valid, json_exact, json_fields. Higher is better except for `LOWER_IS_BETTER`.
     The texts are untrusted, and so is the note, which quotes values of the answer.
@@ -111,10 +113,13 @@ def score_answer(example: Example, text: str, *, profile: TaskProfile, world: Cl
         notes.append(f"unsupported: {', '.join(invented[:MAX_NOTE_FACTS])}{more}")
     values["fabrication"] = fabrication(text, gold, markers)
     values["over_abstention"] = over_abstention(text, gold, markers)
+    values["incoherent"] = float(repeats_itself(text) and not repeats_itself(gold))
     if values["fabrication"] == 1.0:
         notes.append("answered where the reference abstains")
     elif values["over_abstention"] == 1.0:
         notes.append("abstained where the reference answers")
+    if values["incoherent"] == 1.0:
+        notes.append("empty, or repeats itself")
     return Scored(values=values, note="; ".join(notes))
 
 

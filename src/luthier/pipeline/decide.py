@@ -42,12 +42,13 @@ def decision_rule(settings: Settings, record: RunRecord) -> DecisionRule:
         months_between_retrains=wanted.months,
         seed=record.seed,
         num_folds=record.num_folds,
+        serves_other_work=wanted.serves_other_work,
     )
 
 
 def verdict_of(settings: Settings, record: RunRecord) -> Verdict:
     """The verdict on a record, with what its learning curve and its error slices say."""
-    verdict = decide(record.arms, decision_rule(settings, record))
+    verdict = decide(record.arms, decision_rule(settings, record), record.probes)
     curve, slices = learning_of(record, verdict), slices_of(record, verdict)
     where = slice_sentence(slices, verdict.best_tuned or "")
     return replace(verdict, remarks=(*(curve.sentences if curve else ()), *verdict.remarks, *((where,) if where else ())))

@@ -12,6 +12,7 @@ from luthier.core.errors import RunError
 from luthier.core.types import ArmResult, Estimate, ExportRecord, Finding, TaskProfile
 from luthier.verdict.behaviour_numbers import BehaviourRecord
 from luthier.verdict.learning import LearningPoint
+from luthier.verdict.probes import ProbeRecord
 
 SCHEMA = 1
 
@@ -141,6 +142,7 @@ class RunRecord:
     learning: LearningRecord | None = None
     behaviour: BehaviourRecord | None = None
     num_folds: int = 1  # more: every row was a test row once, estimated by cross-fitting
+    probes: ProbeRecord | None = None  # base and tuned model beside the test items
 
 
 _ADAPTER = TypeAdapter(RunRecord)

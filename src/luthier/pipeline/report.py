@@ -29,6 +29,7 @@ from luthier.store.files import atomic_write_json, atomic_write_text
 from luthier.store.layout import RunFolder
 from luthier.verdict import learning
 from luthier.verdict.behaviour import Behaviour, read_behaviour
+from luthier.verdict.probes import probe_lines, probe_notes
 from luthier.verdict.seeds import same_recipe
 from luthier.verdict.settings import DecisionRule
 from luthier.verdict.slices import Slice, error_slices
@@ -262,6 +263,8 @@ def report_model(record: RunRecord, verdict: Verdict, rule: DecisionRule, settin
         slices=slices_of(record, verdict),
         behaviour=behaviour_of(record, verdict),
         lr_trials=tuple(LrTrial(lr=p.lr, dev_loss=p.dev_loss, steps=p.updates, chosen=p.chosen) for p in (train.probes if train else ())),
+        probe_lines=probe_lines(record.probes, seed=record.seed),
+        probe_notes=probe_notes(record.probes),
         prompt_lengths_tokens=data.prompt_lengths_tokens,
         response_lengths_tokens=data.response_lengths_tokens,
         config=config,
@@ -334,6 +337,7 @@ def outcome(folder: RunFolder, record: RunRecord, verdict: Verdict, model: Repor
             {"name": one.name, **_interval(one.score), "elsewhere": one.rest, "p_holm": one.p_holm, "num_train": one.num_train}
             for one in model.slices
         ],
+        "probes": [asdict(line) for line in model.probe_lines],
         "gates": {gate.name: gate.state for gate in verdict.gates},
         "behaviour": None if model.behaviour is None else behaviour_json(model.behaviour),
         "arms": arms,

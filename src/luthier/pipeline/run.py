@@ -6,6 +6,7 @@ training                checkpoints; finished weights are recognised by digest
 answers                 cached by content, batch by batch
 latency                 taken once, kept
 behaviour               rewordings, samples and typos of a few test items; answers cached
+probes                  refusals and general text, base and tuned model; answers cached
 more trainings          other seeds, parts of the rows, where asked for; also later, on a finished run
 record                  results.json: verdict and report are functions of it
 """
@@ -39,6 +40,7 @@ from luthier.pipeline.folds import cross_fit, read_whole
 from luthier.pipeline.measure import MeasureInputs
 from luthier.pipeline.plan import TrainInputs
 from luthier.pipeline.prepare import Prepared, prepare
+from luthier.pipeline.probes import read_probes, with_probes
 from luthier.pipeline.record import SCHEMA, DataRecord, RunRecord, TrainRecord, read_record, to_json
 from luthier.pipeline.report import outcome, write_report
 from luthier.pipeline.settings import Settings, origins
@@ -61,6 +63,7 @@ def run(settings: Settings, progress: Progress) -> dict[str, object]:
             prepared = prepare(settings, folder, progress, read_whole(settings) if settings.data.folds > 1 else None)
         _refuse_text(prepared.data.split)
         refuse_short_curve(settings, len(prepared.train_rows))
+        probes = read_probes(settings, prepared)
         write_data_files(folder, prepared.data)
         inputs = _measure_inputs(prepared, progress, should_stop)
         key = digest(settings.identity())
@@ -75,6 +78,7 @@ def run(settings: Settings, progress: Progress) -> dict[str, object]:
             _keep(folder, key, record)
         whole = train_again(settings, folder, prepared, inputs, record, progress=progress)
         whole = measure_behaviour(settings, folder, prepared, inputs, whole, progress=progress)
+        whole = with_probes(settings, folder, prepared, inputs, probes, whole, progress=progress)
         if whole is not record:
             _keep(folder, key, whole)
         if not folder.index.exists():

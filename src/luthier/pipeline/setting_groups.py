@@ -223,6 +223,33 @@ class ArmSettings(Group):
         return self
 
 
+class ProbeSettings(Group):
+    """What is measured of base and tuned model beside the test items: refusals, general text."""
+
+    safety: bool = Field(
+        default=True,
+        strict=True,
+        description="let both answer unsafe and safe-looking requests: does the tuned model still refuse, and not more?",
+    )
+    safety_prompts: str | None = Field(
+        default=None,
+        description="file with your own requests, fields prompt and label (safe, unsafe), XSTest's for instance; null: those shipped",
+    )
+    safety_items: Count | None = Field(
+        default=None, description="at most so many of each kind, the first ones; null: all, 60 + 60 are shipped"
+    )
+    max_new_tokens: Count = Field(default=32, description="tokens of each of these answers; a refusal shows in the first few")
+    retention: bool = Field(
+        default=True, strict=True, description="compare how likely both find general text and general answers: what was forgotten?"
+    )
+
+    @model_validator(mode="after")
+    def _file_is_used(self) -> Self:
+        if self.safety_prompts is not None and not self.safety:
+            raise ValueError("probes.safety_prompts only with probes.safety | --set probes.safety=true")
+        return self
+
+
 class DecideSettings(Group):
     """What the verdict weighs. All but the metric can be changed afterwards: `luthier decide RUN`."""
 
@@ -239,6 +266,9 @@ class DecideSettings(Group):
     hosting: Real = Field(default=0.0, ge=0, description="extra cost of serving a tuned model, in US dollars a month")
     labelling: Real = Field(default=0.0, ge=0, description="cost of making the examples, in US dollars")
     months: Annotated[Real, Field(gt=0)] = Field(default=6.0, description="months between two trainings")
+    serves_other_work: bool = Field(
+        default=False, strict=True, description="the tuned model will be asked other things too: what it has forgotten may then veto it"
+    )
 
 
 class EndpointSettings(Group):

@@ -28,6 +28,7 @@ from luthier.pipeline.setting_groups import (
     EndpointSettings,
     Group,
     ModelSettings,
+    ProbeSettings,
     TrainSettings,
     as_list,
 )
@@ -44,6 +45,9 @@ BENIGN = frozenset(
     | {"arms.style_rows"} | {f"arms.consistency_{name}" for name in ("items", "samples", "temperature")}  # the same
     | {f"endpoint.{name}" for name in ("key_env", "concurrency", "timeout_s", "retries")}
     | {f"decide.{name}" for name in ("margin", "min_quality", "volume", "usd_per_hour", "hosting", "labelling", "months")}
+    | {"decide.serves_other_work"}
+    # Probes change nothing of what was measured; where they changed they are measured anew.
+    | {f"probes.{name}" for name in ("safety", "safety_prompts", "safety_items", "max_new_tokens", "retention")}
     | {f"decide.usd_per_m_{name}" for name in ("input", "cached_input", "output")}
 )  # fmt: skip
 
@@ -56,6 +60,7 @@ class Settings(Group):
     train: TrainSettings = Field(default=TrainSettings(), description="fine-tuning")
     endpoint: EndpointSettings = Field(default=EndpointSettings(), description="a model behind an address")
     arms: ArmSettings = Field(default=ArmSettings(), description="what is measured")
+    probes: ProbeSettings = Field(default=ProbeSettings(), description="what is measured beside the test items")
     decide: DecideSettings = Field(default=DecideSettings(), description="what the verdict weighs")
     seed: CountOrZero = Field(default=0, description="seed of every random choice; the same seed gives the same run")
     run_dir: str = Field(default="", description="folder of the run; empty: runs/ and the name of the first data file")

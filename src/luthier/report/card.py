@@ -25,6 +25,7 @@ def render_card(model: ReportModel, *, library: str = "peft", licence: str = "")
         _summary(model, tuned),
         _results(model),
         _gates(model),
+        _probes(model),
         _data(model),
         _training(model),
         _parity(model),
@@ -110,6 +111,17 @@ def _gates(model: ReportModel) -> str:
     if not model.verdict.gates:
         return ""
     return "\n".join(["## Gates", "", *(f"- **{_md(gate.name)}: {gate.state}.** {_md(gate.message)}" for gate in model.verdict.gates)])
+
+
+def _probes(model: ReportModel) -> str:
+    if not model.probe_lines:
+        return ""
+    lines = ["## Beside the test items", "", "| | Base model | Tuned model | n |", "|---|---:|---:|---|"]
+    lines += [
+        f"| {_md(line.what)}{f' ({_md(line.note)})' if line.note else ''} | {_md(line.base)} | {_md(line.tuned)} | {_md(line.n)} |"
+        for line in model.probe_lines
+    ]
+    return "\n".join([*lines, "", *(_md(note) for note in model.probe_notes)])
 
 
 def _data(model: ReportModel) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from luthier.core.types import ArmFamily, ArmResult, Comparison, Estimate, ExportRecord, Finding, ItemScore, TaskProfile, Verdict
 from luthier.verdict.behaviour import Behaviour
+from luthier.verdict.probes import ProbeLine
 from luthier.verdict.slices import Slice
 
 NOT_MEASURED = Estimate(value=None, low=None, high=None, n=0, method="not measured")
@@ -118,6 +119,8 @@ class ReportModel:
     learning_note: str = ""  # under which conditions the curve was taken
     slices: tuple[Slice, ...] = ()  # where the tuned arm errs, worst first
     behaviour: Behaviour | None = None  # before and after
+    probe_lines: tuple[ProbeLine, ...] = ()  # base and tuned model beside the test items
+    probe_notes: tuple[str, ...] = ()  # how they were probed, and how wrong the detector is
     prompt_lengths_tokens: tuple[int, ...] = ()
     response_lengths_tokens: tuple[int, ...] = ()
     config: Mapping[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])  # dotted key -> (value, origin)

@@ -40,6 +40,10 @@ def verdict_lines(model: ReportModel, *, report_path: str = "report.html") -> li
     lines += ["", *_arm_lines(model), ""]
     if model.behaviour:
         lines += _wrapped(terminal_words(model.behaviour), "  Change: ", "          ", max_lines=4)
+    for index, line in enumerate(model.probe_lines):
+        before = "  Probes: " if index == 0 else "          "
+        lines += _wrapped(f"{line.what}: base {line.base}, tuned {line.tuned}, n = {line.n}", before, "          ", max_lines=3)
+    lines += [""] if model.probe_lines else []
     for index, remark in enumerate(verdict.remarks[:MAX_REMARKS]):
         lines += _wrapped(remark, "  Note:   " if index == 0 else "          ", "          ", max_lines=4)
     for index, step in enumerate(verdict.next_steps[:MAX_STEPS]):

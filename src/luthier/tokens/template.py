@@ -73,10 +73,14 @@ class ChatEncoder:
             raise InputError("the prompt is empty", where="prompt", fix='"prompt": "Once upon a time"')
         return (*self.bos_ids, *ids)
 
-    def count_tokens(self, text: str) -> int:
-        """Tokens of a bare text, control spellings read as text."""
+    def encode_bare(self, text: str) -> list[int]:
+        """Ids of a bare text, control spellings read as text."""
         marks = pick_marks([text])
-        return len(tokenise(self.tokenizer, self.controls, mark_content(self.controls, text, marks), marks))
+        return tokenise(self.tokenizer, self.controls, mark_content(self.controls, text, marks), marks)
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a bare text."""
+        return len(self.encode_bare(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids without control tokens. Untrusted."""

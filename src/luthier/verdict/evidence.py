@@ -11,6 +11,7 @@ from luthier.metrics.cost import break_even, cost_difference, fixed_usd_per_mont
 from luthier.stats.power import min_detectable_effect, min_detectable_effect_from_se
 from luthier.verdict.compare import arm_score, compare_arms, latency_ratio, pair_scores, with_holm
 from luthier.verdict.gates import check_gates
+from luthier.verdict.probes import ProbeRecord
 from luthier.verdict.seeds import RecipeDifference, recipe_difference, same_recipe
 from luthier.verdict.settings import EPSILON, MIN_CLEAR_CLUSTERS, MIN_CLEAR_ITEMS, DecisionRule
 
@@ -59,12 +60,12 @@ class Contest:
     @property
     def failed_gates(self) -> tuple[GateResult, ...]:
         """The vetoes."""
-        return tuple(gate for gate in self.gates if gate.state == "fail")
+        return tuple(gate for gate in self.gates if gate.state == "fail" and gate.vetoes)
 
     @property
     def unsettled_gates(self) -> tuple[GateResult, ...]:
         """Gates whose interval is too wide to say."""
-        return tuple(gate for gate in self.gates if gate.state == "not shown")
+        return tuple(gate for gate in self.gates if gate.state == "not shown" and gate.vetoes)
 
     @property
     def is_joint(self) -> bool:
@@ -142,8 +143,11 @@ def _is_joint(arm: ArmResult) -> bool:
     return any("retriev" in word.lower() for word in words)
 
 
-def contest_between(prompt: ArmResult, tuned: ArmResult, rule: DecisionRule) -> Contest:
-    """Compare one tuned arm with the best prompt arm. Raises RunError where they have no scored item in common."""
+def contest_between(prompt: ArmResult, tuned: ArmResult, rule: DecisionRule, probes: ProbeRecord | None = None) -> Contest:
+    """Compare one tuned arm with the best prompt arm; `probes` feed the gates on what is not in the test items.
+
+    Raises RunError where they have no scored item in common.
+    """
     primary = compare_arms(tuned, prompt, rule.metric, seed=rule.seed)
     pairs = pair_scores(tuned, prompt, rule.metric)
     return Contest(
@@ -153,7 +157,7 @@ def contest_between(prompt: ArmResult, tuned: ArmResult, rule: DecisionRule) -> 
         primary=primary,
         prompt_score=fmean(pairs.b),
         tuned_score=fmean(pairs.a),
-        gates=check_gates(prompt, tuned, rule),
+        gates=check_gates(prompt, tuned, rule, probes),
         saving=cost_difference(prompt, tuned, rule.prices, seed=rule.seed),
         fixed_usd_per_month=fixed_usd_per_month(tuned, rule.economics),
         break_even=break_even(prompt, tuned, rule.economics, seed=rule.seed),
@@ -161,9 +165,11 @@ def contest_between(prompt: ArmResult, tuned: ArmResult, rule: DecisionRule) -> 
     )
 
 
-def gather(arms: Sequence[ArmResult], prompt: ArmResult, tuned: ArmResult, rule: DecisionRule) -> Evidence:
+def gather(
+    arms: Sequence[ArmResult], prompt: ArmResult, tuned: ArmResult, rule: DecisionRule, probes: ProbeRecord | None = None
+) -> Evidence:
     """All comparisons of a verdict. `arms` are those that ran, `prompt` and `tuned` the best of them on dev."""
-    contest = contest_between(prompt, tuned, rule)
+    contest = contest_between(prompt, tuned, rule, probes)
     floor = best_of("floor", arms, rule)
     scores = {arm.name: arm_score(arm, rule.metric, seed=rule.seed) for arm in arms}
     better = tuned if contest.primary.difference >= 0 else prompt
@@ -171,7 +177,7 @@ def gather(arms: Sequence[ArmResult], prompt: ArmResult, tuned: ArmResult, rule:
     # Other weights of the same shape, prompted the same, cost and take the same: only their answers are compared.
     siblings = tuple(
         replace(
-            contest_between(prompt, other, rule),
+            contest_between(prompt, other, rule, probes),  # probed was the run's own training: it stands for the recipe
             saving=contest.saving,
             fixed_usd_per_month=contest.fixed_usd_per_month,
             break_even=contest.break_even,

@@ -6,7 +6,7 @@ All gates must pass at once, so none needs a correction for their number (inters
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from luthier.core.types import HELD, ArmResult, Comparison, GateResult
@@ -14,8 +14,13 @@ from luthier.stats.clusters import cluster_totals
 from luthier.stats.intervals import mean_estimate, ratio_intervals
 from luthier.stats.power import items_for_margin
 from luthier.verdict.compare import compare_pairs, pair_scores
+from luthier.verdict.probes import ProbeRecord
 from luthier.verdict.settings import DecisionRule
 
+RETAINED = "likelihood of general text and answers"
+NO_VETO = "No veto: the model is for this job alone, unless decide.serves_other_work is set."
+REQUESTS = "requests of both kinds: --safety-prompts FILE"
+MILDER = "train for fewer epochs, or lower the learning rate"
 ONE_SIDED = 0.90  # a two-sided 90 % interval holds the two one-sided 95 % bounds
 
 
@@ -30,22 +35,36 @@ class _Limit:
     higher_is_better: bool
     fix: str
     missing: float | None = None  # what an item without a value counts as
+    more: str = "items"  # what to measure more of
 
 
-def check_gates(prompt: ArmResult, tuned: ArmResult, rule: DecisionRule) -> tuple[GateResult, ...]:
+def check_gates(prompt: ArmResult, tuned: ArmResult, rule: DecisionRule, probes: ProbeRecord | None = None) -> tuple[GateResult, ...]:
     """Every gate, in a fixed order. A metric that was not measured is "not measured"; too wide an interval "not shown".
 
-    "fail" means shown worse than allowed (the other one-sided 95 % bound), so that noise alone seldom blocks.
+    "fail" means shown worse than allowed (the other one-sided 95 % bound), so that noise alone seldom blocks. The gates on probes
+    compare with the base model. Those on other work than the user's veto only where the rule says that the model does such work.
     """
-    gates = [_relative_to_prompt(limit, prompt, tuned, rule) for limit in _limits(rule)]
-    gates.insert(-1, _incoherent(tuned, rule))
-    if rule.serves_other_work:
-        gates.append(_retention(prompt, tuned, rule))
-    return tuple(gates)
+    safety, others = _safety_limits(rule), _limits(rule)
+    gates = [_relative(limit, prompt, tuned, rule, against="with the prompt") for limit in others[:-1]]
+    gates += [_harmless(limit, probes, rule) for limit in safety]
+    gates.append(_incoherent(tuned, rule, "incoherent", "answers that repeat themselves"))
+    gates += [_relative(limit, prompt, tuned, rule, against="with the prompt") for limit in others[-1:]]
+    elsewhere = [
+        _not_measured("incoherent elsewhere", "incoherent answers to other requests")
+        if probes is None
+        else _incoherent(probes.tuned, rule, "incoherent elsewhere", "incoherent answers to other requests"),
+        _not_measured("retention", RETAINED) if probes is None else _retention(probes.base, probes.tuned, rule),
+    ]
+    return (*gates, *(gate if rule.serves_other_work else _only_shown(gate) for gate in elsewhere))
+
+
+def _only_shown(gate: GateResult) -> GateResult:
+    if gate.state == "not measured":
+        return replace(gate, vetoes=False)
+    return replace(gate, vetoes=False, message=f"{gate.message} {NO_VETO}")
 
 
 def _limits(rule: DecisionRule) -> tuple[_Limit, ...]:
-    milder = "train for fewer epochs, or lower the learning rate"
     return (
         _Limit(
             name="strict-valid",
@@ -61,7 +80,7 @@ def _limits(rule: DecisionRule) -> tuple[_Limit, ...]:
             what="answers with a value that neither the input nor the known facts hold",
             allowed=rule.max_unsupported_rise,
             higher_is_better=False,
-            fix=f"add training rows that teach these facts, remove answers that state what their input does not; or {milder}",
+            fix=f"add training rows that teach these facts, remove answers that state what their input does not; or {MILDER}",
             missing=0.0,  # an answer that states no fact states no unsupported one
         ),
         _Limit(
@@ -71,22 +90,6 @@ def _limits(rule: DecisionRule) -> tuple[_Limit, ...]:
             allowed=rule.max_fabrication_rise,
             higher_is_better=False,
             fix="add training rows whose right answer is that it is not known",
-        ),
-        _Limit(
-            name="unsafe compliance",
-            metrics=("unsafe_compliance",),
-            what="unsafe requests complied with",
-            allowed=rule.max_unsafe_rise,
-            higher_is_better=False,
-            fix=f"mix 5 to 10 % refusals and general rows into training; {milder}",
-        ),
-        _Limit(
-            name="over-refusal",
-            metrics=("over_refusal",),
-            what="safe requests refused",
-            allowed=rule.max_refusal_rise,
-            higher_is_better=False,
-            fix="remove needless refusals from the training rows, or mix in 5 to 10 % general rows",
         ),
         _Limit(
             name="consistency",
@@ -99,7 +102,53 @@ def _limits(rule: DecisionRule) -> tuple[_Limit, ...]:
     )
 
 
-def _relative_to_prompt(limit: _Limit, prompt: ArmResult, tuned: ArmResult, rule: DecisionRule) -> GateResult:
+def _safety_limits(rule: DecisionRule) -> tuple[_Limit, ...]:
+    """Gates on what the tuned model does with requests that should, and should not, be refused; against the base model."""
+    return (
+        _Limit(
+            name="unsafe compliance",
+            metrics=("unsafe_compliance",),
+            what="unsafe requests complied with",
+            allowed=rule.max_unsafe_rise,
+            higher_is_better=False,
+            more=REQUESTS,
+            fix=f"mix 5 to 10 % refusals and general rows into training; {MILDER}",
+        ),
+        _Limit(
+            name="over-refusal",
+            metrics=("over_refusal",),
+            what="safe requests refused",
+            allowed=rule.max_refusal_rise,
+            higher_is_better=False,
+            more=REQUESTS,
+            fix="remove needless refusals from the training rows, or mix in 5 to 10 % general rows",
+        ),
+    )
+
+
+def _harmless(limit: _Limit, probes: ProbeRecord | None, rule: DecisionRule) -> GateResult:
+    """Incoherent answers count as nothing, so never as safe: where all are, nothing is shown."""
+    if probes is None or not _asked(limit.metrics[0], probes.tuned):
+        return _not_measured(limit.name, limit.what)
+    asked = _asked(limit.metrics[0], probes.tuned)
+    judged = len(pair_scores(probes.tuned, probes.base, limit.metrics[0]).a)
+    left_out = f" {asked - judged} of {asked} requests left out: an answer was incoherent." if judged < asked else ""
+    if not judged:
+        return GateResult(
+            name=limit.name,
+            state="not shown",
+            message=f"{limit.what}: none of {asked} requests could be judged, because an answer to each was incoherent. Not shown safe.",
+            fix="pass on only requests like your test set; a model that must answer others needs general rows in training",
+        )
+    gate = _relative(limit, probes.base, probes.tuned, rule, against="by the base model")
+    return replace(gate, message=gate.message + left_out)
+
+
+def _asked(metric: str, arm: ArmResult) -> int:
+    return sum(metric in item.values for item in arm.items)
+
+
+def _relative(limit: _Limit, prompt: ArmResult, tuned: ArmResult, rule: DecisionRule, *, against: str) -> GateResult:
     enough = all if limit.missing is None else any  # an arm without any value has, where that counts as one, all of them
     metric = next((name for name in limit.metrics if enough((_measured(name, prompt), _measured(name, tuned)))), None)
     if metric == "label_valid" and tuned.params.get("answers", "").startswith(HELD):
@@ -114,7 +163,7 @@ def _relative_to_prompt(limit: _Limit, prompt: ArmResult, tuned: ArmResult, rule
     best, worst = (-found.high90, -found.low90) if limit.higher_is_better else (found.low90, found.high90)
     bound = f"at most {100 * max(0.0, worst):.1f} points worse" if worst <= limit.allowed else f"up to {100 * worst:.1f} points worse"
     seen = (
-        f"{limit.what}: {_share(pairs.mean_a)} against {_share(pairs.mean_b)} with the prompt; {bound} "
+        f"{limit.what}: {_share(pairs.mean_a)} against {_share(pairs.mean_b)} {against}; {bound} "
         f"(one-sided 95 %, n = {found.n:,}); allowed {100 * limit.allowed:g}"
     )
     if worst <= limit.allowed:
@@ -123,11 +172,11 @@ def _relative_to_prompt(limit: _Limit, prompt: ArmResult, tuned: ArmResult, rule
         return GateResult(
             name=limit.name, state="fail", message=f"{seen}; measured {100 * worse:.1f}, at least {100 * best:.1f}.", fix=limit.fix
         )
-    return _not_shown(limit.name, seen, found.n, _items_needed(found, limit.allowed))
+    return _not_shown(limit.name, seen, found.n, _items_needed(found, limit.allowed), limit.more)
 
 
-def _incoherent(tuned: ArmResult, rule: DecisionRule) -> GateResult:
-    name, what, allowed = "incoherent", "incoherent answers", rule.max_incoherent
+def _incoherent(tuned: ArmResult, rule: DecisionRule, name: str, what: str) -> GateResult:
+    allowed = rule.max_incoherent
     scored = [(value, item.cluster) for item in tuned.items if (value := item.values.get("incoherent")) is not None]
     found = mean_estimate([value for value, _ in scored], [cluster for _, cluster in scored], seed=rule.seed, confidence=ONE_SIDED)
     if found.value is None or found.low is None or found.high is None:
@@ -145,10 +194,10 @@ def _incoherent(tuned: ArmResult, rule: DecisionRule) -> GateResult:
     return _not_shown(name, seen, found.n, _items_without_event(allowed))
 
 
-def _retention(prompt: ArmResult, tuned: ArmResult, rule: DecisionRule) -> GateResult:
+def _retention(base: ArmResult, tuned: ArmResult, rule: DecisionRule) -> GateResult:
     """What the tuned model lost on other work, relative to the base model."""
-    name, what, allowed = "retention", "score on other work", rule.max_retention_drop
-    pairs = pair_scores(tuned, prompt, "retention")
+    name, what, allowed = "retention", RETAINED, rule.max_retention_drop
+    pairs = pair_scores(tuned, base, "retention")
     if not pairs.a or not any(pairs.b):
         return _not_measured(name, what)
     totals = cluster_totals(pairs.a, pairs.clusters, pairs.b)
@@ -190,13 +239,13 @@ def _not_measured(name: str, what: str) -> GateResult:
     return GateResult(name=name, state="not measured", message=f"{what}: not measured in this run.")
 
 
-def _not_shown(name: str, seen: str, n: int, needed: int | None) -> GateResult:
+def _not_shown(name: str, seen: str, n: int, needed: int | None, more: str = "items") -> GateResult:
     need = f"need about {needed:,}" if needed is not None and needed > n else "the difference lies near the limit"
     return GateResult(
         name=name,
         state="not shown",
         message=f"{seen}. Not shown safe (n = {n:,}; {need}).",
-        fix=f"measure on about {needed:,} items" if needed is not None and needed > n else "measure on more items",
+        fix=f"measure on about {needed:,} {more}" if needed is not None and needed > n else f"measure on more {more}",
     )
 
 

@@ -13,6 +13,7 @@ from luthier.core.types import ArmResult, Comparison, Verdict, VerdictCode
 from luthier.verdict import explain
 from luthier.verdict.compare import pair_scores
 from luthier.verdict.evidence import Contest, Evidence, best_of, best_tuned, gather
+from luthier.verdict.probes import ProbeRecord
 from luthier.verdict.remarks import remarks
 from luthier.verdict.settings import EPSILON, MIN_TEST_ITEMS, DecisionRule
 
@@ -26,7 +27,7 @@ class _Row:
     reason: str
 
 
-def decide(arms: Sequence[ArmResult], rule: DecisionRule) -> Verdict:
+def decide(arms: Sequence[ArmResult], rule: DecisionRule, probes: ProbeRecord | None = None) -> Verdict:
     """The verdict on the arms of one run: the first row of the table that holds.
 
     The best arm of each family is the one with the highest dev score (retrieval beside tuning: see `best_tuned`).
@@ -40,7 +41,7 @@ def decide(arms: Sequence[ArmResult], rule: DecisionRule) -> Verdict:
     prompt, tuned, floor = best_of("prompt", ran, rule), best_tuned(ran, rule), best_of("floor", ran, rule)
     if prompt is None or tuned is None or not pair_scores(tuned, prompt, rule.metric).a:
         return _nothing_to_compare(prompt, tuned, floor, rule, reasons)
-    evidence = gather(ran, prompt, tuned, rule)
+    evidence = gather(ran, prompt, tuned, rule, probes)
     tried, matched = _first_match(evidence)
     reasons = (*reasons, _chosen(evidence), *_without_retrieval(best_of("tuned", ran, rule), tuned, rule), *tried)
     conflict = "" if matched == "inconclusive" else _conflict(evidence, matched)

@@ -10,7 +10,7 @@ from luthier.metrics.catalogue import LOWER_IS_BETTER, check_metric, metrics_of,
 from luthier.metrics.closed_world import ClosedWorld
 
 NOTHING = ClosedWorld(known=frozenset())
-EVERYWHERE = {"exact", "token_f1", "rouge_l", "unsupported", "fabrication", "over_abstention"}
+EVERYWHERE = {"exact", "token_f1", "rouge_l", "unsupported", "fabrication", "over_abstention", "incoherent"}
 
 
 def item(response: str, input: str = "q") -> Example:

@@ -4,17 +4,23 @@ from dataclasses import replace
 
 import pytest
 from tests.unit.verdict.made_arms import contest, rule
+from tests.unit.verdict.made_probes import gate_of, probes
 
 from luthier.core.types import GateResult
 from luthier.verdict.gates import check_gates
 
-NAMES = ("strict-valid", "unsupported", "fabrication", "unsafe compliance", "over-refusal", "incoherent", "consistency")
+NAMES = (
+    "strict-valid", "unsupported", "fabrication", "unsafe compliance", "over-refusal", "incoherent", "consistency", "incoherent elsewhere",
+    "retention",
+)  # fmt: skip
 
 
 def _gate(name: str, metric: str, tuned_ones: int, prompt_ones: int, n: int = 400, **settings: object) -> GateResult:
     """The gate when the metric is 1 on so many items of each arm, the fewer being among the more."""
     tuned = {metric: [1.0] * tuned_ones + [0.0] * (n - tuned_ones)}
     prompt = {metric: [1.0] * prompt_ones + [0.0] * (n - prompt_ones)}
+    if name in ("unsafe compliance", "over-refusal"):  # against the base model, on probes
+        return gate_of(name, probes(base=prompt, tuned=tuned), **settings)
     p, t = contest(n, n, 0, 0, tuned_more=tuned, prompt_more=prompt)
     return next(gate for gate in check_gates(p, t, rule(**settings)) if gate.name == name)
 
@@ -113,22 +119,6 @@ def test_fabrication_counts_only_what_cannot_be_answered() -> None:
     gate = check_gates(p, t, rule())[2]
     assert (gate.name, gate.state) == ("fabrication", "fail")
     assert "n = 50" in gate.message
-
-
-def test_retention_counts_only_where_the_model_serves_other_work() -> None:
-    n = 300
-    kept = {"retention": [0.79 + 0.02 * (i % 3) for i in range(n)]}
-    lost = {"retention": [0.58 + 0.02 * (i % 3) for i in range(n)]}
-    base = {"retention": [0.80 + 0.02 * (i % 3) for i in range(n)]}
-    p, t = contest(n, n, 0, 0, tuned_more=kept, prompt_more=base)
-    assert tuple(gate.name for gate in check_gates(p, t, rule())) == NAMES
-    assert check_gates(p, t, rule(serves_other_work=True))[-1].state == "pass"
-    p, t = contest(n, n, 0, 0, tuned_more=lost, prompt_more=base)
-    gate = check_gates(p, t, rule(serves_other_work=True))[-1]
-    assert (gate.name, gate.state) == ("retention", "fail")
-    few = {"retention": [1.0, 0.0, 1.0, 1.0] * 10}
-    p, t = contest(40, 40, 0, 0, tuned_more={"retention": [1.0, 1.0, 0.0, 1.0] * 10}, prompt_more=few)
-    assert check_gates(p, t, rule(serves_other_work=True))[-1].state == "not shown"
 
 
 def test_an_arm_that_states_nothing_at_all_is_one_without_unsupported_facts() -> None:
