@@ -216,8 +216,8 @@ def run_task(task: Task, data: Path, runs: Path, *, fresh: bool) -> dict[str, An
         "environment": environment(),
     }
     if process.returncode != 0:
-        last = json.loads(out.strip().splitlines()[-1])["error"]["message"] if out.strip() else "no result"
-        return {**declared, "stopped": f"after {wall_s:.0f} s: {last}"}
+        last = json.loads(out.strip().splitlines()[-1])["error"]["message"] if out.strip() else "stopped"
+        return {**declared, "stopped": f"after {wall_s:.0f} s: {last}; the same command goes on"}
     return {**declared, **_decided(run_dir), **_of_record(task, read_record(run_dir / "results.json"))}
 
 
