@@ -161,7 +161,7 @@ def main() -> None:
     for task in TASKS:
         row, run_dir = _found().get(task.name), runs / task.name
         if row is not None and (run_dir / "results.json").exists() and _is_done(row, task):
-            _keep({task.name: {**row, **_decided(run_dir)}})
+            _keep({task.name: {**row, **_decided(run_dir), **_of_record(task, read_record(run_dir / "results.json"))}})
     found = _found()
     declared = {task.name: (task.about, task.hypothesis) for task in TASKS}
     study_table.write(found, {**declared, "a-a": (A_A["about"], A_A["hypothesis"])})
