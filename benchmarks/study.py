@@ -161,7 +161,7 @@ def main() -> None:
     for task in TASKS:
         row, run_dir = _found().get(task.name), runs / task.name
         if row is not None and (run_dir / "results.json").exists() and _is_done(row, task):
-            _keep({task.name: {**row, **_decided(run_dir)}})
+            _keep({task.name: {**row, **_decided(run_dir), **_of_record(task, read_record(run_dir / "results.json"))}})
     found = _found()
     declared = {task.name: (task.about, task.hypothesis) for task in TASKS}
     study_table.write(found, {**declared, "a-a": (A_A["about"], A_A["hypothesis"])})
@@ -216,8 +216,8 @@ def run_task(task: Task, data: Path, runs: Path, *, fresh: bool) -> dict[str, An
         "environment": environment(),
     }
     if process.returncode != 0:
-        last = json.loads(out.strip().splitlines()[-1])["error"]["message"] if out.strip() else "no result"
-        return {**declared, "stopped": f"after {wall_s:.0f} s: {last}"}
+        last = json.loads(out.strip().splitlines()[-1])["error"]["message"] if out.strip() else "stopped"
+        return {**declared, "stopped": f"after {wall_s:.0f} s: {last}; the same command goes on"}
     return {**declared, **_decided(run_dir), **_of_record(task, read_record(run_dir / "results.json"))}
 
 

@@ -49,7 +49,7 @@ def _measured(name: str, row: Mapping[str, Any]) -> str:
 
 def _words(name: str, row: Mapping[str, Any]) -> list[str]:
     if "stopped" in row:
-        return ["not finished."]
+        return [f"not finished, {row['stopped']}. No verdict is guessed."]
     if name == "a-a":
         return [
             f"for each of {row['n']} items a coin decides which of {row['arms'][0]} and {row['arms'][1]} counts as the first. Called "
