@@ -60,7 +60,7 @@ def build_routes(service: Service) -> FastAPI:
 
 
 def _add_answers(app: FastAPI, service: Service) -> None:
-    stream = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+    stream: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 
     @app.post("/v1/chat/completions", response_model=answers.ChatCompletion, responses=stream, openapi_extra=_body(ChatRequest))
     async def chat_completions(request: Request) -> Response:
