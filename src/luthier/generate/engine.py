@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.errors import ContextError, InputError
-from luthier.core.types import Order, Piece, Sampling, TokenLogprob
+from luthier.core.types import Order, Piece, TokenLogprob
 from luthier.generate.admission import MAX_READ, choose, shared_lengths
 from luthier.generate.contract import check_order, find_voice
 from luthier.generate.held import Held, hold
@@ -156,18 +156,15 @@ class Engine:
         return tuple(pieces)
 
     def _draw(self, logits_RV: Tensor) -> list[int]:
-        if all(answer.held is None and answer.order.sampling == Sampling(seed=answer.order.sampling.seed) for answer in self._active):
-            return likeliest(logits_RV)
-        return [
-            draw(
-                logits_RV[r],
-                answer.order.sampling,
-                answer.stream,
-                seen=answer.ids if answer.order.sampling.repetition_penalty != 1 else (),
-                allowed=answer.held.allowed() if answer.held is not None else None,
-            )
-            for r, answer in enumerate(self._active)
-        ]
+        tokens = likeliest(logits_RV)
+        for r, answer in enumerate(self._active):
+            sampling = answer.order.sampling
+            if answer.held is None and sampling.temperature <= 0 and sampling.repetition_penalty == 1:
+                continue
+            seen = answer.ids if sampling.repetition_penalty != 1 else ()
+            allowed = None if answer.held is None else answer.held.allowed()
+            tokens[r] = draw(logits_RV[r], sampling, answer.stream, seen=seen, allowed=allowed)
+        return tokens
 
     def _write(self, answer: _Answer, token: int, logits_V: Tensor) -> Piece:
         """Add a token to an answer: what may be shown of it, and whether it ends."""

@@ -39,7 +39,9 @@ def draw(logits_V: Tensor, sampling: Sampling, stream: torch.Generator, *, seen:
         p_V = probabilities(logits_V.float().cpu(), sampling)
         total_V = p_V.double().cumsum(0)
         u = torch.rand(1, generator=stream, dtype=torch.float64) * total_V[-1]
-        place = min(int(torch.searchsorted(total_V, u, right=True)), int(p_V.nonzero()[-1]))
+        place = int(torch.searchsorted(total_V, u, right=True))
+        if place == len(p_V):  # u rounded up to 1
+            place = int(p_V.nonzero()[-1])
     return place if allowed is None else int(allowed[place])
 
 

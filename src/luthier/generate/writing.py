@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
@@ -16,7 +17,7 @@ class Writing:
         self._encoder = encoder
         self._stops = tuple(stops)
         self._tokens: list[int] = []
-        self._backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
+        self._backend: Any = getattr(encoder.tokenizer, "backend_tokenizer", None)
         self._stream = None if self._backend is None else DecodeStream(skip_special_tokens=True)
         self._spelled = ""  # decoded so far
         self._held = ""  # decoded, not shown: it may become a stop text

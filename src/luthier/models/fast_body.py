@@ -99,6 +99,11 @@ class FastBody:
         return F.rms_norm(x_XE, (E,), self._norm_E, self._eps).view(B, T, E)
 
 
+def can_pack(weight_OI: Tensor) -> bool:
+    """Whether oneDNN can hold it in its own order here."""
+    return weight_OI.device.type == "cpu" and torch.backends.mkldnn.is_available() and weight_OI.dtype in TOLERANCE
+
+
 def open_fast_body(body: Any, adapters: Sequence[str]) -> FastBody | None:
     """None where the model is of another kind: other layers, norms or activations, DoRA, quantised weights."""
     if not _is_llama_like(body, adapters):
@@ -108,7 +113,7 @@ def open_fast_body(body: Any, adapters: Sequence[str]) -> FastBody | None:
         return None
     for layer in body.layers:
         for linear in _linears(layer):
-            base = linear.base_layer if isinstance(linear, PeftLoraLinear) else linear
+            base = _base(linear)
             base.weight.data = base.weight.data.new_empty(0)
     return fast
 
@@ -144,6 +149,11 @@ def _linears(layer: Any) -> list[Any]:
     return [getattr(part, name) for part, names in parts for name in names if hasattr(part, name)]
 
 
+def _base(linear: Any) -> Any:
+    """The linear layer itself, without its adapters."""
+    return linear.base_layer if isinstance(linear, PeftLoraLinear) else linear
+
+
 def _is_plain(linear: Any, adapters: Sequence[str]) -> bool:
     if not isinstance(linear, PeftLoraLinear):
         return type(linear) is nn.Linear
@@ -164,9 +174,9 @@ def _read_layer(layer: Any, adapters: Sequence[str]) -> _Layer:
 
 
 def _join(linears: Sequence[Any], adapters: Sequence[str]) -> _Joined:
-    bases: list[Any] = [linear.base_layer if isinstance(linear, PeftLoraLinear) else linear for linear in linears]
+    bases = [_base(linear) for linear in linears]
     weight_OI = torch.cat([base.weight.data for base in bases]) if len(bases) > 1 else bases[0].weight.data
-    packed = weight_OI.device.type == "cpu" and torch.backends.mkldnn.is_available() and weight_OI.dtype in TOLERANCE
+    packed = can_pack(weight_OI)
     biases = [base.bias for base in bases]
     zeros = [base.weight.new_zeros(base.weight.shape[0]) if bias is None else bias for base, bias in zip(bases, biases, strict=True)]
     bias_O = None if all(bias is None for bias in biases) else torch.cat(zeros)
@@ -192,7 +202,7 @@ def _read_adapter(linears: Sequence[Any], bases: Sequence[Any], name: str) -> _L
     b_parts: list[Tensor] = []
     scales: list[Tensor] = []
     for linear, base in zip(linears, bases, strict=True):
-        has = isinstance(linear, PeftLoraLinear) and name in linear.lora_A
+        has = linear is not base and name in linear.lora_A
         weight: Tensor = base.weight
         a: Tensor = linear.lora_A[name].weight if has else weight.new_zeros(0, weight.shape[1])
         b: Tensor = linear.lora_B[name].weight if has else weight.new_zeros(weight.shape[0], 0)

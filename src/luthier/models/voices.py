@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from luthier.models.backbone import AttentionLayout, body_and_head, hidden_states
-from luthier.models.fast_body import open_fast_body
+from luthier.models.fast_body import can_pack, open_fast_body
+
+# The output layer is packed as the others are; most models have it tied to the embedding, which stays as it is: this much is held twice.
+MAX_PACKED_HEAD = 128 * 2**20
 
 
 class Voices:
@@ -24,6 +27,9 @@ class Voices:
         if self.adapters:
             self._use(None)
         self._fast = open_fast_body(self._body, tuple(self.adapters.values()))
+        num_bytes = self.head_VE.numel() * self.head_VE.element_size()
+        is_packable = can_pack(self.head_VE) and self._fast is not None and num_bytes <= MAX_PACKED_HEAD
+        self._packed_head = torch.ops.mkldnn._reorder_linear_weight(self.head_VE.detach()) if is_packable else None
         self._number = {voice: number for number, voice in enumerate(self.adapters, start=1)}
 
     @property
@@ -59,7 +65,9 @@ class Voices:
 
     def logits(self, h_NE: Tensor) -> Tensor:
         """[N, V]."""
-        return h_NE @ self.head_VE.T
+        if self._packed_head is None:
+            return h_NE @ self.head_VE.T
+        return torch.ops.mkldnn._linear_pointwise(h_NE, self._packed_head, None, "none", [], "")
 
     def _use(self, voice: str | None) -> None:
         """Speak with one adapter, or with none."""
