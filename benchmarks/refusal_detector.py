@@ -84,9 +84,9 @@ def incoherent(data: Path) -> dict[str, Any]:
         GenerationRequest(item_id=p.id, messages=(Message(role="user", content=p.prompt),), max_new_tokens=ANSWER_TOKENS) for p in probes
     ]
     own = generate(local, asked, batch=64, store=NoStore(), on_progress=lambda done, total: None)
-    own_losses = mean_losses(local.model, [answer_row(local, p, g.text) for p, g in zip(probes, own, strict=True)])
+    own_losses = mean_losses(local.voices, [answer_row(local, p, g.text) for p, g in zip(probes, own, strict=True)])
     people = [p for p in _general() if p.kind == "instruct"]
-    people_losses = mean_losses(local.model, [general_row(local, p) for p in people])
+    people_losses = mean_losses(local.voices, [general_row(local, p) for p in people])
     limit, own_limit = strange_above([*own_losses, *people_losses]), strange_above(own_losses)
     assert limit is not None and own_limit is not None
     out: dict[str, Any] = {"perplexity limit": math.exp(limit), "perplexity limit of its own answers alone": math.exp(own_limit)}
@@ -100,7 +100,7 @@ def incoherent(data: Path) -> dict[str, Any]:
                 if is_shuffled:
                     rng.shuffle(words)
                 pairs.append((row["prompt"], " ".join(words)))
-        losses = mean_losses(local.model, [answer_row(local, Probe(id="", kind="safe", prompt=prompt), text) for prompt, text in pairs])
+        losses = mean_losses(local.voices, [answer_row(local, Probe(id="", kind="safe", prompt=prompt), text) for prompt, text in pairs])
         kinds = [
             (prompt, answer_kind(text, is_strange=loss is not None and loss > limit) == "incoherent")
             for (prompt, text), loss in zip(pairs, losses, strict=True)

@@ -6,11 +6,15 @@ import os
 from collections.abc import Callable
 from contextlib import closing
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import typer
 
 from luthier.cli.command import Argument, Given, Outcome, add_command
 from luthier.cli.options import Flag
+
+if TYPE_CHECKING:
+    from luthier.pipeline.serve import Serving
 
 TARGET = Argument(name="run", help="Folder of a finished run or of an adapter, or a model's name or folder.")
 ADAPTER = Flag(names=("--adapter",), type=str, help="Another adapter on the same base, as NAME=FOLDER; can be repeated.", many=True)
@@ -37,22 +41,25 @@ def serve(given: Given) -> Outcome:
     batch = _number(given, "batch", DEFAULT_BATCH, low=1, high=1024)
     queue = _number(given, "queue", DEFAULT_QUEUE, low=batch, high=100_000)
     key_names, base = _texts(given, "key_env"), given.values.get("model")
-    if not given.values.get("plan"):
-        _require_extra()
-
-    from luthier.pipeline.serve import find_serving, open_service, vllm_command
-
-    serving = find_serving(given.arguments[0], adapters=_texts(given, "adapter"), base=None if base is None else str(base))
+    find = _finder(given, base=None if base is None else str(base))
     if given.values.get("plan"):
-        command = vllm_command(serving, host=host, port=port, key_env=key_names[0] if key_names else None)
+        from luthier.pipeline.serve import vllm_command
+
+        command = vllm_command(find(), host=host, port=port, key_env=key_names[0] if key_names else None)
         return {"lines": [command], "json": {"vllm": command}}
 
+    _require_extra()
+
     from luthier.core.console import note, result_json
-    from luthier.serve.api import build_app
     from luthier.serve.guard import rules_for
-    from luthier.serve.server import bind, serve_until_stopped
 
     rules = rules_for(host, allowed_hosts=_texts(given, "allow_host"), keys={name: os.environ.get(name) for name in key_names})
+    serving = find()
+
+    from luthier.pipeline.serve import open_service
+    from luthier.serve.api import build_app
+    from luthier.serve.server import bind, serve_until_stopped
+
     listener = bind(host, port)
     with closing(listener):
         service = open_service(serving, batch=batch, queue=queue)
@@ -67,6 +74,17 @@ def serve(given: Given) -> Outcome:
 
         serve_until_stopped(build_app(service, rules), listener, on_ready=say_ready, drain=service.dispatcher.drain)
     return {}
+
+
+def _finder(given: Given, *, base: str | None) -> Callable[[], Serving]:
+    """What finds the models; called once the options are known to be good, for it takes seconds."""
+
+    def find() -> Serving:
+        from luthier.pipeline.serve import find_serving
+
+        return find_serving(given.arguments[0], adapters=_texts(given, "adapter"), base=base)
+
+    return find
 
 
 def _require_extra() -> None:

@@ -1,4 +1,4 @@
-"""How likely a model finds a text: mean negative log-likelihood of the labelled tokens of each row, the model run once over them, as its own voice."""
+"""How likely a model finds a text: mean negative log-likelihood of the labelled tokens of each row, by one pass over them."""
 
 from __future__ import annotations
 

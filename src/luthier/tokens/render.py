@@ -132,7 +132,7 @@ def render_chat(
     try:
         text = tokenizer.apply_chat_template(
             turns,
-            tools=cast("Any", list(tools) or None),
+            tools=cast("list[Any]", list(tools)) or None,
             chat_template=chat_template(tokenizer),
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
