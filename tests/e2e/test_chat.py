@@ -103,10 +103,11 @@ def test_marked_answers_become_rows_that_check_reads(say: Say, model: Path, tmp_
         rows = str(tmp_path / f"{kind}.jsonl")
         code, out, _ = say("feedback", str(model), "--out", rows, "--kind", kind)
         assert code == 0 and f"luthier check {rows}" in out
-        code, out, err = say("check", rows, "--model", str(model), "--json")
+        _, out, err = say("check", rows, "--model", str(model), "--json")
         found = json.loads(out.splitlines()[-1])
-        assert code == 0, err
-        assert found["format"] == form and found["rejected"] == 0
+        assert found["format"] == form and found["read"] == found["kept"] > 0 and found["rejected"] == 0, err
+        errors = {finding["code"] for finding in found["findings"] if finding["severity"] == "error"}
+        assert errors <= {"few-rows", "refused-split"}  # a handful of rows is nothing to split; nothing else is wrong with them
     assert say("feedback", str(model), "--mark", ids[0], "none")[0] == 0
 
 
