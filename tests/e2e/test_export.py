@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in test), encoding="utf-8")
     skip = "arms.skip=[instructed,few-shot,few-shot retrieved,tuned + retrieval]"
     command = [word.replace("train.jsonl", TITLE) for word in _command(root, "run")]
-    done = _go([*command, "--set", skip, "--set", "train.lr=0.01", "--set", "arms.constrained=false"])
+    done = _go([*command, "--set", skip, "--set", "arms.constrained=false"])
     assert done.returncode == 0, done.stderr
     return root / "run"
 
@@ -133,6 +133,7 @@ def _other_rope(patch: pytest.MonkeyPatch) -> None:
 OTHER_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
 )
+OTHER_EOS = '"eos_token": "<|endoftext|>"'
 BROKEN = {
     "q and k in the wrong order": ("gguf", "F16", _rows_as_they_are, "KL"),
     "another rope base": ("gguf", "F32", _other_rope, "KL"),
@@ -145,7 +146,7 @@ BROKEN = {
     "another pre-tokeniser": ("gguf", "F16", _vocabulary(pre="smollm"), "other tokens"),
     "a BOS too many": ("gguf", "F16", _vocabulary(add_bos=True), "another token"),
     "another template in the folder": ("merged", "", _replace("chat_template.jinja", "assistant", "bot"), "chat template"),
-    "EOS of the folder is another": ("merged", "", _replace("tokenizer_config.json", '"eos_token": "[^"]*"', '"eos_token": "<|endoftext|>"'), "another token"),
+    "EOS of the folder is another": ("merged", "", _replace("tokenizer_config.json", '"eos_token": "[^"]*"', OTHER_EOS), "another token"),
     "adapter of twice the strength": ("adapter", "", _replace("adapter_config.json", '"lora_alpha": [0-9.]+', '"lora_alpha": 128'), "KL"),
     "no stop in the Modelfile": ("ollama", "Q8_0", _replace("Modelfile", "PARAMETER stop .*\n", ""), "Modelfile"),
     "other words in the Modelfile": ("ollama", "Q8_0", _replace("Modelfile", "assistant", "assistent"), "Modelfile"),
