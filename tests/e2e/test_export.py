@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in test), encoding="utf-8")
     skip = "arms.skip=[instructed,few-shot,few-shot retrieved,tuned + retrieval]"
     command = [word.replace("train.jsonl", TITLE) for word in _command(root, "run")]
-    done = _go([*command, "--set", skip, "--set", "train.lr=0.01", "--set", "arms.constrained=false"])
+    done = _go([*command, "--set", skip, "--set", "arms.constrained=false"])
     assert done.returncode == 0, done.stderr
     return root / "run"
 
@@ -133,6 +133,7 @@ def _other_rope(patch: pytest.MonkeyPatch) -> None:
 OTHER_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
 )
+OTHER_EOS = '"eos_token": "<|endoftext|>"'
 BROKEN = {
     "q and k in the wrong order": ("gguf", "F16", _rows_as_they_are, "KL"),
     "another rope base": ("gguf", "F32", _other_rope, "KL"),
