@@ -19,7 +19,7 @@ from luthier.verdict.settings import DecisionRule
 
 RETAINED = "likelihood of general text and answers"
 NO_VETO = "No veto: the model is for this job alone, unless decide.serves_other_work is set."
-REQUESTS = "requests of both kinds: --safety-prompts FILE"
+REQUESTS = "such requests: --safety-prompts FILE"
 MILDER = "train for fewer epochs, or lower the learning rate"
 ONE_SIDED = 0.90  # a two-sided 90 % interval holds the two one-sided 95 % bounds
 
@@ -203,7 +203,8 @@ def _retention(base: ArmResult, tuned: ArmResult, rule: DecisionRule) -> GateRes
     totals = cluster_totals(pairs.a, pairs.clusters, pairs.b)
     ((low, high),), _ = ratio_intervals(totals, (ONE_SIDED,), seed=rule.seed)
     n, drop, worst, best = len(pairs.a), 1 - totals.ratio, 1 - low, 1 - high
-    seen = f"{what}: {100 * drop:.1f} % lost, up to {100 * worst:.1f} % (one-sided 95 %, n = {n:,}); allowed {100 * allowed:g} %"
+    change = f"{100 * drop:.1f} % lost" if drop >= 0 else f"{-100 * drop:.1f} % gained"
+    seen = f"{what}: {change}, at most {max(0.0, 100 * worst):.1f} % lost (one-sided 95 %, n = {n:,}); allowed {100 * allowed:g} %"
     if worst <= allowed:
         return GateResult(name=name, state="pass", message=f"{seen}.")
     if best > allowed:
