@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from luthier.core.errors import ModelError
-from luthier.core.types import DifferentAnswer, Message
+from luthier.core.exports import DifferentAnswer
+from luthier.core.types import Message
 from luthier.export.loaders import Reloaded
 from luthier.generate.choices import Choices, open_choices
 from luthier.tokens.template import ChatEncoder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from luthier.core.types import ExportKind, Parity
+from luthier.core.exports import ExportKind, Parity
 from luthier.core.untrusted import render_untrusted
 
 

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from luthier.core.errors import ConfigError
-from luthier.core.types import ExportKind
+from luthier.core.exports import ExportKind
 from luthier.export.folders import open_merged, write_adapter, write_merged
 from luthier.export.gguf_file import TYPES, About, refuse_unwritable, write_gguf
 from luthier.export.gguf_vocab import read_vocabulary

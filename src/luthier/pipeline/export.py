@@ -16,9 +16,9 @@ from pathlib import Path
 
 from luthier.core.console import Progress
 from luthier.core.errors import LuthierError, RunError
+from luthier.core.exports import ExportKind, ExportRecord
 from luthier.core.hashing import sha256_file
 from luthier.core.stop import stop_on_signals
-from luthier.core.types import ExportKind, ExportRecord
 from luthier.export.readme import render_readme
 from luthier.pipeline.artefact import Artefact, check_request, needed_bytes, reload_artefact, write_artefact
 from luthier.pipeline.decide import decision_rule, verdict_of

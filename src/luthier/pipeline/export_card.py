@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from luthier.core.types import ExportRecord
+from luthier.core.exports import ExportRecord
 from luthier.pipeline.decide import decision_rule, verdict_of
 from luthier.pipeline.report import report_model
 from luthier.pipeline.tested import Tested

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from luthier.core.types import DifferentAnswer, Estimate, ExportRecord
+from luthier.core.exports import DifferentAnswer, ExportRecord
+from luthier.core.types import Estimate
 from luthier.report import numbers
 
 MAX_ANSWER_CHARS = 300

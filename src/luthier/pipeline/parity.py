@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from luthier.core.errors import LuthierError
-from luthier.core.types import DifferentAnswer, Estimate, Generation, ItemScore, Parity
+from luthier.core.exports import DifferentAnswer, Parity
+from luthier.core.types import Estimate, Generation, ItemScore
 from luthier.evaluate.run import score_generations
 from luthier.export.folders import open_tested
 from luthier.export.gate import TOLERANCES, Found, judge

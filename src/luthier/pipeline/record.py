@@ -9,7 +9,8 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from luthier.core.errors import RunError
-from luthier.core.types import ArmResult, Estimate, ExportRecord, Finding, TaskProfile
+from luthier.core.exports import ExportRecord
+from luthier.core.types import ArmResult, Estimate, Finding, TaskProfile
 from luthier.verdict.behaviour_numbers import BehaviourRecord
 from luthier.verdict.learning import LearningPoint
 from luthier.verdict.probes import ProbeRecord

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from luthier.core.types import ArmFamily, ArmResult, Comparison, Estimate, ExportRecord, Finding, ItemScore, TaskProfile, Verdict
+from luthier.core.exports import ExportRecord
+from luthier.core.types import ArmFamily, ArmResult, Comparison, Estimate, Finding, ItemScore, TaskProfile, Verdict
 from luthier.verdict.behaviour import Behaviour
 from luthier.verdict.probes import ProbeLine
 from luthier.verdict.slices import Slice

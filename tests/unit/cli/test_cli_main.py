@@ -251,6 +251,7 @@ def test_every_command_has_json_debug_help_and_exit_codes() -> None:
         "chat",
         "feedback",
         "serve",
+        "export",
         "models list",
         "models pull",
         "init",
