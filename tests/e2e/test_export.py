@@ -103,7 +103,7 @@ def _written(change: Callable[[Path], None]) -> Callable[[pytest.MonkeyPatch], N
     return tamper
 
 
-def _replace(name: str, old: str, new: str) -> Callable[[pytest.MonkeyPatch], None]:
+def _replace(name: str, old: str, new: str | Callable[[re.Match[str]], str]) -> Callable[[pytest.MonkeyPatch], None]:
     def change(out: Path) -> None:
         text = (out / name).read_text(encoding="utf-8")
         assert re.search(old, text), text[:300]
@@ -145,7 +145,9 @@ BROKEN = {
     "no template in the GGUF": ("gguf", "F16", _vocabulary(chat_template=None), "chat template"),
     "another pre-tokeniser": ("gguf", "F16", _vocabulary(pre="smollm"), "other tokens"),
     "a BOS too many": ("gguf", "F16", _vocabulary(add_bos=True), "another token"),
-    "another template in the folder": ("merged", "", _replace("chat_template.jinja", "assistant", "bot"), "chat template"),
+    "another template in the folder": (
+        "merged", "", _replace("chat_template.jinja", r"(?s)\A.*\Z", lambda _: OTHER_TEMPLATE), "chat template"
+    ),
     "EOS of the folder is another": (
         "merged", "", _replace("tokenizer_config.json", '"eos_token": "[^"]*"', '"eos_token": "<|endoftext|>"'), "another token"
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,8 +31,15 @@ def _published(model: ReportModel, tested: Tested, record: ExportRecord) -> Repo
         base_model=tested.base_name,
         rows=tuple(replace(row, model=_named(row.model)) for row in model.rows),
         training=training,
+        run_command=shlex.join(_named_word(word) for word in shlex.split(model.run_command)),
         exports=(record,),
     )
+
+
+def _named_word(word: str) -> str:
+    """A word of a command; of a path, alone or behind `--flag=` or `key=`, its last part."""
+    before, equals, path = word.rpartition("=")
+    return f"{before}{equals}{Path(path).name}" if Path(path).is_absolute() else word
 
 
 def _named(model: str) -> str:
