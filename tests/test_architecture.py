@@ -20,7 +20,10 @@ FUNCTION_LIMITS = {"fit": 150}  # the training loop reads best in one piece
 FORBIDDEN = [
     r"\bpickle\b", r"torch\.load\(", r"\bjoblib\b", r"\bdill\b", r"(?<![\w.])eval\(", r"(?<![\w.])exec\(", r"shell=True", r"yaml\.load\(",
     r"trust_remote_code=True", r"weights_only=False", r"\.extractall", r"0\.0\.0\.0", r"innerHTML", r"\|\s*safe\b",
+    r"allow_origins\s*=\s*\[\s*[\"']\*", r"\bmarshal\b", r"\bshelve\b", r"os\.system\(", r"verify=False",
 ]  # fmt: skip
+PAGES = sorted(path for path in SRC.rglob("*") if path.suffix in {".html", ".css", ".js", ".jinja"})
+FORBIDDEN_IN_PAGES = [r"innerHTML", r"\|\s*safe\b", r"autoescape\s+false", r"<script", r"\bon[a-z]+\s*=", r"https?://(?!www\.w3\.org/)"]
 # (file, pattern): reviewed, with the reason
 ALLOWED: set[tuple[str, str]] = set()
 
@@ -47,6 +50,23 @@ def test_forbidden_patterns(path: Path) -> None:
     for pattern in FORBIDDEN:
         if (_names(path), pattern) not in ALLOWED:
             assert not re.search(pattern, code), f"{_names(path)} uses {pattern}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=_names)
+def test_forbidden_patterns_of_pages(path: Path) -> None:
+    """What is written into a page stays text, and a page runs and loads nothing."""
+    code = re.sub(r"\{#[\s\S]*?#\}", "", path.read_text(encoding="utf-8"))
+    for pattern in FORBIDDEN_IN_PAGES:
+        assert not re.search(pattern, code), f"{_names(path)} has {pattern}"
+
+
+@pytest.mark.parametrize("planted", [
+    "import pickle", "torch.load(path)", "eval(text)", "exec(text)", "run(words, shell=True)", "yaml.load(text)", "f(trust_remote_code=True)",
+    "f(weights_only=False)", "zip.extractall(path)", 'bind("0.0.0.0")', 'Cors(allow_origins=["*"])', "import joblib", "import dill",
+    "node.innerHTML = text", "{{ text | safe }}", "get(url, verify=False)", "os.system(words)",
+])  # fmt: skip
+def test_each_forbidden_pattern_can_be_found(planted: str) -> None:
+    assert sum(bool(re.search(pattern, planted)) for pattern in FORBIDDEN) == 1
 
 
 def test_no_homeless_files() -> None:

@@ -121,6 +121,13 @@ def test_changed_rows_model_and_template_are_refused(place: Path, whole: dict, t
         assert done.returncode == 2 and "data.paths" in done.stderr, name
     done = _go([*_command(place, "whole", ranks=1, epochs=4), "--model", str(other_model)])
     assert done.returncode == 2 and "model" in done.stderr
+    for name, said in {"chat_template.jinja": "model.template", "tokenizer.json": "model.tokenizer"}.items():
+        path = place / "model" / name
+        was = path.read_text(encoding="utf-8")
+        path.write_text(was + ("{# another #}" if "jinja" in name else "\n"), encoding="utf-8")
+        done = _go(_command(place, "whole", ranks=1, epochs=4))
+        path.write_text(was, encoding="utf-8")
+        assert done.returncode == 2 and said in done.stderr and "--fresh" in done.stderr, done.stderr
 
 
 def test_a_change_that_changes_nothing_is_taken_and_noted(place: Path, whole: dict) -> None:

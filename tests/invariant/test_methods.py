@@ -18,6 +18,7 @@ from luthier.core.errors import ConfigError, ModelError, RunError
 from luthier.core.types import TokenRow
 from luthier.generate.likelihood import token_losses
 from luthier.generate.local import LocalModel
+from luthier.models.backbone import use_layout_attention
 from luthier.models.load import inspect_folder, open_model
 from luthier.pipeline.open import open_tuned
 from luthier.pipeline.plan import TrainInputs, make_plan, measure_forecast
@@ -27,7 +28,7 @@ from luthier.pipeline.settings import Settings, load_settings
 from luthier.pipeline.tune import tune
 from luthier.store.layout import RunFolder, open_run
 from luthier.tokens.tree import tree_batch
-from luthier.train import loop, step
+from luthier.train import loop, optim, step
 from luthier.train.forecast import planned_updates
 from luthier.train.loop import ran_out_of_memory
 from luthier.train.objectives.sft import LossSum, neftune_noise, sft_loss
@@ -56,9 +57,9 @@ def _rows(n: int) -> tuple[TokenRow, ...]:
 ROWS = _rows(44)
 
 
-def _inputs(model_path: Path) -> TrainInputs:
+def _inputs(model_path: Path, precision: str = "float32") -> TrainInputs:
     return TrainInputs(
-        model_path=model_path, model_info=inspect_folder(model_path), precision=choose_precision("float32"), train=ROWS[:36], dev=ROWS[36:],
+        model_path=model_path, model_info=inspect_folder(model_path), precision=choose_precision(precision), train=ROWS[:36], dev=ROWS[36:],
         on_progress=quiet, should_stop=lambda: False, world=ALONE,
     )  # fmt: skip
 
@@ -67,10 +68,10 @@ def _settings(**changes: Any) -> Settings:
     return load_settings(None, {**BASE, **{f"train.{key}": value for key, value in changes.items()}})
 
 
-def _tune(model_path: Path, root: Path, **changes: Any) -> tuple[RunFolder, TrainRecord]:
+def _tune(model_path: Path, root: Path, precision: str = "float32", /, **changes: Any) -> tuple[RunFolder, TrainRecord]:
     settings = _settings(**changes)
     with open_run(root, settings) as folder:
-        return folder, tune(settings, folder, _inputs(model_path))
+        return folder, tune(settings, folder, _inputs(model_path, precision))
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,18 @@ def test_the_search_for_a_rate_follows_its_settings(model_path: Path, tmp_path: 
     _, usual = _tune(model_path, tmp_path / "usual", lr=None)
     assert [p.lr for p in usual.probes] == [5e-4, 1e-3, 2e-3] and usual.lr in (5e-4, 1e-3, 2e-3)
     assert {p.updates for p in usual.probes} == {10}  # 30, but no more than the training has
+
+
+@pytest.mark.parametrize("changes", [{}, {"method": "full"}, {"optimiser": "muon"}])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_search_leaves_the_training_as_if_there_had_been_none(
+    model_path: Path, tmp_path: Path, precision: str, changes: dict[str, Any]
+) -> None:
+    """Rates are tried with the optimiser of the run itself: weights, masters and moments are as before, to the bit."""
+    _, searched = _tune(model_path, tmp_path / "searched", precision, lr=None, lr_candidates=[1e-2, 1e-7], lr_probe_steps=4, **changes)
+    _, told = _tune(model_path, tmp_path / "told", precision, lr=1e-2, **changes)
+    assert searched.lr == 1e-2 and searched.weights_sha256 == told.weights_sha256
+    assert [step.loss for step in searched.curve] == [step.loss for step in told.curve]
 
 
 def test_looks_patience_and_checkpoints_follow_their_settings(model_path: Path, tmp_path: Path, plain: TrainRecord) -> None:
@@ -274,6 +287,55 @@ def test_gradients_of_pieces_add_up_in_fp32(model_path: Path) -> None:
     assert float(optimiser.grad_M[0]) == 260.0 and param.grad is None, name
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_gradients_taken_during_the_backward_pass_are_the_same_to_the_bit(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch, precision: torch.dtype
+) -> None:
+    """Three pieces, a matrix that is both embedding and output, and never more than a few gradients at a time."""
+    summed: list[torch.Tensor] = []
+    for early in (2**60, 0):
+        monkeypatch.setattr(optim, "EARLY_WEIGHTS", early)
+        model = open_model(model_path, dtype=precision)
+        model.requires_grad_(requires_grad=True)
+        use_layout_attention(model)
+        optimiser = make_optimiser(model, weight_decay=0.0, compute_dtype=precision)
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+        held: list[int] = []
+        for rows in (ROWS[:5], ROWS[5:6], ROWS[6:12]):
+            with optimiser.collecting():
+                sft_loss(model, tree_batch(rows)).sum.backward()
+            held.append(sum(p.grad is not None for p in optimiser.params.values()))
+            optimiser.accumulate()
+        assert held == [0 if early == 0 else len(optimiser.params)] * 3
+        assert not any(getattr(p, "_post_accumulate_grad_hooks", None) for p in optimiser.params.values())  # nothing is left behind
+        summed.append(optimiser.grad_M.clone())
+    assert torch.equal(summed[0], summed[1]) and summed[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("changes", [{"eval_every": 0}, {"eval_every": 4}, {"eval_every": 2}])
+def test_whole_weights_are_copied_only_while_an_update_may_spoil_them(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, int]
+) -> None:
+    """The best ones so far, as they compute; the last ones of all are in the model anyway. Forecast and checkpoint follow."""
+    copies: list[torch.dtype] = []
+    plain_copy = optim.Optimiser.copy_result
+
+    def counted(self: optim.Optimiser) -> dict[str, torch.Tensor]:
+        copied = plain_copy(self)
+        copies.append(next(iter(copied.values())).dtype)
+        return copied
+
+    monkeypatch.setattr(optim.Optimiser, "copy_result", counted)
+    folder, record = _tune(model_path, tmp_path / "run", "bfloat16", method="full", lr=1e-3, epochs=2, **changes)
+    losses = {step.step: step.dev_loss for step in record.curve if step.dev_loss is not None}
+    assert list(losses.values()) == sorted(losses.values(), reverse=True)  # every look was the best so far
+    in_forecast = int(changes["eval_every"] > 0)
+    assert copies == [torch.bfloat16] * (in_forecast + len(losses) - 1)
+    assert record.predicted is not None and record.disk_mib == pytest.approx(record.predicted.disk_mib, rel=0.1)
+    tuned = open_tuned(folder, model_path, choose_precision("bfloat16"))
+    assert _spoken_loss(tuned, ROWS[36:]) == pytest.approx(record.best_dev_loss, rel=2e-3)
+
+
 def _short_of_memory(monkeypatch: pytest.MonkeyPatch, max_rows: int, *, where: str) -> None:
     """As if memory held no more than so many rows at once, in the forward pass or in the backward pass."""
 
@@ -309,6 +371,27 @@ def test_when_memory_runs_out_the_pieces_halve_and_the_update_stays(
     assert "memory ran out" in halved.curve[0].note and not any(s.note for s in halved.curve[1:])
     assert halved.updates == small.updates == 10
     assert halved.weights_sha256 == small.weights_sha256
+
+
+def test_when_memory_runs_out_in_the_optimiser_nothing_is_lost_or_doubled(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its moments are what an update needs last: without them no weight has moved, and the same rows are computed again."""
+    _, small = _tune(model_path, tmp_path / "small", micro_batch=4)
+    plain_step, calls = torch.optim.AdamW.step, [0]
+
+    def short(self: torch.optim.AdamW, *args: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] in (1, 8):  # of the forecast, and of the training
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+        return plain_step(self, *args, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", short)
+    _, halved = _tune(model_path, tmp_path / "halved", micro_batch=8)
+    assert calls[0] == 4 + 10 + 2  # the forecast's updates, the training's, and the two attempts that failed
+    assert "memory ran out" in halved.curve[2].note
+    assert [s.loss for s in halved.curve] == pytest.approx([s.loss for s in small.curve], rel=1e-6)
+    assert halved.updates == small.updates == 10
 
 
 def test_when_not_even_one_row_fits_three_remedies_are_named(model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,15 @@ def test_chunked_cross_entropy_equals_full_logits(tokens: int, train_head: bool)
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
 
 
+def test_a_large_vocabulary_is_computed_in_smaller_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most so many logits at once, whatever the vocabulary; and in chunks of 7 the loss and its gradients are the same."""
+    sizes = {vocab: chunked_ce.chunk_tokens(vocab) for vocab in (512, 49_152, 128_256, 151_936, 262_144, 2**26)}
+    assert sizes == {512: 256, 49_152: 256, 128_256: 256, 151_936: 220, 262_144: 128, 2**26: 1}
+    monkeypatch.setattr(chunked_ce, "CHUNK_LOGITS", 7 * 131)
+    assert chunked_ce.chunk_tokens(131) == 7
+    test_chunked_cross_entropy_equals_full_logits(600, train_head=True)
+
+
 def test_tree_batch_labels_and_positions() -> None:
     rows = [
         TokenRow(example_id="a", input_ids=(1, 2, 3, 4, 9), is_label=(False, False, False, True, True)),

@@ -164,6 +164,7 @@ def make_plan(settings: Settings, inputs: TrainInputs) -> Plan:
             weight_decay=train.weight_decay,
             compute_dtype=inputs.precision.dtype,
             name=train.optimiser,
+            keeps_masters=trained.method.makes_adapter,
         ),
         dtype=inputs.precision.dtype,
         device=inputs.precision.device,

@@ -11,6 +11,7 @@ from pathlib import Path
 from luthier.arms.catalogue import ARM_NAMES
 from luthier.core.console import Progress
 from luthier.core.errors import ConfigError, InputError
+from luthier.core.hashing import digest, sha256_file
 from luthier.core.types import Example, Finding, Split, TokenRow
 from luthier.data.documents import Documents, read_documents
 from luthier.kernels.device import choose_device
@@ -27,6 +28,7 @@ from luthier.tokens.template import ChatEncoder, open_chat
 from luthier.train.precision import Precision, choose_precision
 
 DTYPE_FACT, DEVICE_FACT = "model.dtype.chosen", "model.device.chosen"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 SHOWN_PLACES = 20
 SAMPLED_ROWS = 500
 MAX_CHARS_PER_TOKEN = 3.0  # English has 4 to 5; the rest is room for what the template writes
@@ -84,7 +86,8 @@ def prepare(settings: Settings, folder: RunFolder, progress: Progress, data: Pre
     _inspect_endpoint(settings, max_new_tokens)
     _refuse_unknown_arms(settings.arms.skip)
     chosen = {DTYPE_FACT: precision.name, DEVICE_FACT: precision.device.type}
-    hold_to(folder, {"model.sha256": info.sha256, **chosen, **{f"{name}.sha256": sha for name, sha in larger.items()}})
+    weights = {"model.sha256": info.sha256, **{f"{name}.sha256": sha for name, sha in larger.items()}}
+    hold_to(folder, {**weights, **_wording(model_path, encoder), **chosen})
     if documents is not None:
         hold_to(folder, {"arms.documents": f"sha256 {documents.digest}"})  # it could have changed since the settings were looked at
     split, too_long = _measurable(encoder, data.split, info.context - max_new_tokens)
@@ -102,6 +105,12 @@ def prepare(settings: Settings, folder: RunFolder, progress: Progress, data: Pre
         findings=(*encoded.findings, *(replace(f, message=f"dev: {f.message}") for f in dev.findings), *too_long, *cut),
         documents=documents,
     )
+
+
+def _wording(model_path: Path, encoder: ChatEncoder) -> dict[str, str]:
+    """What text becomes for the model, and what the digest of its weights does not say: another template is another training."""
+    files = {name: sha256_file(path) for name in TOKENIZER_FILES if (path := model_path / name).is_file()}
+    return {"model.template.sha256": digest(encoder.tokenizer.chat_template), "model.tokenizer.sha256": digest(files)}
 
 
 def precision_of(settings: Settings, folder: RunFolder) -> Precision:

@@ -48,7 +48,7 @@ def tune(settings: Settings, folder: RunFolder, inputs: TrainInputs) -> TrainRec
     with inputs.watch.setup():
         plan, optimiser = begin(make_plan(settings, inputs), inputs.world)
     predicted = _predicted(folder, plan, optimiser, inputs, key)
-    probes = _search(settings, folder, inputs, plan, key)
+    probes = _search(settings, folder, inputs, plan, optimiser, key)
     wanted = replace(plan.fit, lr=settings.train.lr if settings.train.lr is not None else next(p.lr for p in probes if p.chosen))
     state = fit(
         plan.model,
@@ -162,7 +162,9 @@ def _read_record(record: dict[str, Any]) -> TrainRecord:
     return TrainRecord(**record)
 
 
-def _search(settings: Settings, folder: RunFolder, inputs: TrainInputs, plan: Plan, key: str) -> tuple[Probe, ...]:
+def _search(
+    settings: Settings, folder: RunFolder, inputs: TrainInputs, plan: Plan, optimiser: Optimiser, key: str
+) -> tuple[Probe, ...]:
     """Probe the candidate learning rates; finished probes are read from their journal."""
     if not plan.rates:
         return ()
@@ -180,12 +182,12 @@ def _search(settings: Settings, folder: RunFolder, inputs: TrainInputs, plan: Pl
 
         probe = probe_learning_rate(
             plan.model,
+            optimiser,
             inputs.train,
             inputs.dev,
             plan.fit,
             lr,
             probe_updates=plan.probe_updates,
-            make=plan.make_optimiser,
             on_step=tell,
             should_stop=inputs.should_stop,
             world=inputs.world,

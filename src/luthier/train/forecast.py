@@ -2,8 +2,8 @@
 
 1. The update that holds the largest piece of the whole run is computed first: pieces, not updates, make the peak of memory. It warms up
    kernels and allocators too.
-2. The weights are copied, as a run copies its best ones, and two pieces of the dev rows, the largest one of them, are timed without
-   gradient.
+2. The weights are copied where the run will hold a copy (of its best ones, or of the first ones while learning rates are tried), and two
+   pieces of the dev rows, the largest one of them, are timed without gradient.
 3. Three updates, of the first quarter, the middle and the end of all sizes, are timed; time is taken as proportional to the tokens that
    are really computed (a shared prefix once). The largest comes again because memory between the blocks of a look at dev is not
    used twice: the peak of a run is seen only after one.
@@ -70,7 +70,8 @@ def forecast(
     model.train()
     with watch.update([]):
         first_s = _time_update(model, optimiser, plan[max(order, key=lambda i: max(pieces[i]))], settings, state, world)
-    best = optimiser.copy_masters()
+    holds_copy = searched_rates > 0 or optimiser.keeps_masters or 0 < settings.eval_every < settings.total_updates
+    best = optimiser.copy_result() if holds_copy else optimiser.result()
     timed = [order[round(share * (len(order) - 1))] for share in TIMED_SHARES]
     with watch.update([first_s], updates=len(timed)):
         look_s = _time_look(model, dev, settings, state, world)

@@ -18,7 +18,7 @@ from luthier.core.seeds import seed_for
 from luthier.core.types import TokenRow
 from luthier.kernels.device import free_cached_memory
 from luthier.train.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
-from luthier.train.optim import Optimiser, Schedule, local, lr_at
+from luthier.train.optim import Optimiser, Schedule, lr_at
 from luthier.train.order import updates
 from luthier.train.parallel import ALONE, World, any_rank, share_json
 from luthier.train.sharded import checkpoint_blocks, read_rows
@@ -167,9 +167,8 @@ def fit(
                 _save(checkpoints, optimiser, best, state, key=key, world=world)
         if stop:
             raise KeyboardInterrupt
-    for name, tensor in best.items():
-        optimiser.masters[name].data.copy_(tensor)
-        local(optimiser.params[name].data).copy_(tensor)
+    if state.best_step != state.step:
+        optimiser.put_back(best)
     model.eval()
     return state
 
@@ -304,7 +303,10 @@ def _evaluate(
         return replace(record, note="; ".join(part for part in (record.note, f"dev loss is {dev_loss}") if part))
     if state.best_dev_loss is None or dev_loss < state.best_dev_loss:
         state.best_dev_loss, state.best_step, state.evaluations_without_gain = dev_loss, state.step, 0
-        best.update(optimiser.copy_masters())
+        # the last weights of all need no copy, unless a checkpoint would hold the masters under two names
+        goes_on = state.step < settings.total_updates or optimiser.keeps_masters
+        best.clear()  # before there is another copy: one is enough
+        best.update(optimiser.copy_result() if goes_on else optimiser.result())
     else:
         state.evaluations_without_gain += 1
         state.stopped_early = 0 < settings.patience <= state.evaluations_without_gain

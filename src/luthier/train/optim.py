@@ -8,8 +8,10 @@ fp32 too, so that how an update is cut into pieces costs no precision.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -23,6 +25,7 @@ Schedule = Literal["linear", "cosine", "constant", "wsd"]
 OptimiserName = Literal["adamw", "adafactor", "muon"]
 WSD_DECAY_SHARE = 0.2  # of the updates; 10 to 20 % is what "warmup-stable-decay" runs use (arXiv 2404.06395, section 4)
 ALL = "all"
+EARLY_WEIGHTS = 2**24  # from so many on a gradient is added up and freed while the backward pass goes on: two bytes a weight less at its end
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -45,6 +48,24 @@ class Optimiser:
     grad_M: Tensor
     torch_optimisers: tuple[torch.optim.Optimizer, ...]
     owned: dict[str, Tensor]  # what the torch optimisers update, by name: the flat tensor as "all", or master by master
+    keeps_masters: bool  # whether the result is the masters (an adapter, stored in fp32), or the weights as they compute
+
+    @contextmanager
+    def collecting(self) -> Generator[None]:
+        """Around a backward pass: many gradients are not kept until its end. What comes of it is the same to the bit.
+
+        Sharded gradients are FSDP2's until the pass is over; a few million of an adapter are not worth a call for each of its weights.
+        """
+        if self.num_weights < EARLY_WEIGHTS or any(isinstance(p, DTensor) for p in self.params.values()):
+            yield
+            return
+        parts = self.grad_M.split([master.numel() for master in self.masters.values()])
+        handles = [p.register_post_accumulate_grad_hook(partial(_take, part)) for p, part in zip(self.params.values(), parts, strict=True)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def accumulate(self) -> None:
         """Add the gradients of one backward pass to `grad_M`, in fp32, and clear them."""
@@ -61,9 +82,26 @@ class Optimiser:
         for param in self.params.values():
             param.grad = None
 
-    def copy_masters(self) -> dict[str, Tensor]:
-        """The weights as they are now, on the host, in one block of memory: hundreds of small ones would break up what is free of it."""
-        return _views(self.flat_M.detach().to("cpu", copy=True), self.masters)
+    def result(self) -> dict[str, Tensor]:
+        """The trained weights as they are handed over, by name: not a copy, the next update changes them."""
+        return self.masters if self.keeps_masters else {name: local(p.detach()) for name, p in self.params.items()}
+
+    def copy_result(self) -> dict[str, Tensor]:
+        """The same as a copy, on the host, in one block of memory: hundreds of small ones would break up what is free of it."""
+        if self.keeps_masters:
+            return _views(self.flat_M.detach().to("cpu", copy=True), self.masters)
+        result = self.result()
+        copied = _views(torch.empty(self.flat_M.numel(), dtype=next(iter(result.values())).dtype), result)
+        for name, tensor in result.items():
+            copied[name].copy_(tensor)
+        return copied
+
+    @torch.no_grad()
+    def put_back(self, result: Mapping[str, Tensor]) -> None:
+        """Masters and weights as they were when `copy_result` was called."""
+        for name, tensor in result.items():
+            self.masters[name].copy_(tensor)
+            local(self.params[name]).copy_(tensor)
 
     def state(self) -> dict[str, Tensor]:
         """Everything needed to go on exactly, as named tensors."""
@@ -102,8 +140,19 @@ class Optimiser:
             optimiser.state.clear()
 
 
-def make_optimiser(model: nn.Module, *, weight_decay: float, compute_dtype: torch.dtype, name: OptimiserName = "adamw") -> Optimiser:
-    """fp32 masters of all trainable parameters; the parameters themselves are cast to the compute dtype (sharded ones have it)."""
+def _take(part_M: Tensor, param: Tensor) -> None:
+    if param.grad is not None:
+        part_M.add_(param.grad.reshape(-1))
+        param.grad = None
+
+
+def make_optimiser(
+    model: nn.Module, *, weight_decay: float, compute_dtype: torch.dtype, name: OptimiserName = "adamw", keeps_masters: bool = True
+) -> Optimiser:
+    """fp32 masters of all trainable parameters; the parameters themselves are cast to the compute dtype (sharded ones have it).
+
+    `keeps_masters`: see `Optimiser`.
+    """
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     held = {name: local(p.detach()) for name, p in params.items()}
     flat_M = torch.cat([p.float().reshape(-1) for p in held.values()])
@@ -114,7 +163,8 @@ def make_optimiser(model: nn.Module, *, weight_decay: float, compute_dtype: torc
     owned = {ALL: flat_M.requires_grad_()} if name == "adamw" else masters
     embeddings = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     is_matrix = {name: p.ndim == 2 and id(p) not in embeddings for name, p in params.items()}
-    return Optimiser(params, masters, flat_M, torch.zeros_like(flat_M), _torch_optimisers(name, owned, is_matrix, weight_decay), owned)
+    made = _torch_optimisers(name, owned, is_matrix, weight_decay)
+    return Optimiser(params, masters, flat_M, torch.zeros_like(flat_M), made, owned, keeps_masters)
 
 
 def _views(flat_M: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,12 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 
 from luthier.core.types import TokenRow
 from luthier.train.loop import Diverged, FitSettings, FitState, StepRecord, fit
-from luthier.train.optim import Optimiser, local
+from luthier.train.optim import Optimiser
 from luthier.train.parallel import ALONE, World
 from luthier.train.watchdog import UNWATCHED, Watchdog
 
@@ -32,24 +31,23 @@ class LrProbe:
 
 def probe_learning_rate(
     model: nn.Module,
+    optimiser: Optimiser,
     train: Sequence[TokenRow],
     dev: Sequence[TokenRow],
     settings: FitSettings,
     lr: float,
     *,
     probe_updates: int,
-    make: Callable[[], Optimiser],
     on_step: Callable[[StepRecord, FitState], None],
     should_stop: Callable[[], bool],
     world: World = ALONE,
     watch: Watchdog = UNWATCHED,
 ) -> LrProbe:
-    """Train `probe_updates` updates at `lr` with an optimiser from `make`; the model's trainable weights are put back afterwards.
+    """Train `probe_updates` updates at `lr`; weights and moments are put back afterwards, for the next probe or the run itself.
 
     Raises RunError when memory does not suffice or another rank is gone; a run that diverges is a result, not an error.
     """
-    start: dict[str, Tensor] = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    optimiser = make()
+    start = optimiser.copy_result()
     probe = replace(
         settings,
         lr=lr,
@@ -77,11 +75,8 @@ def probe_learning_rate(
     except Diverged:  # that is what a probe is for
         return LrProbe(lr=lr, dev_loss=None, updates=probe_updates, seconds=time.perf_counter() - started)
     finally:
-        for name, p in model.named_parameters():
-            if name in start and isinstance(p, DTensor):  # FSDP2 keeps hold of its memory
-                local(p.data).copy_(local(start[name]))
-            elif name in start:
-                p.data = start[name].clone()
+        optimiser.forget()
+        optimiser.put_back(start)
     return LrProbe(lr=lr, dev_loss=state.best_dev_loss, updates=state.step, seconds=state.train_seconds)
 
 

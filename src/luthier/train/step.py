@@ -104,7 +104,8 @@ def train_step(
     for piece in _mine(lambda rank: pieces.of(rows[rank :: world.size], max_tokens=micro_tokens(device)), world):
         loss = _loss(model, piece, rows, device, neftune_alpha=neftune_alpha)
         loss_sum += loss.detach()
-        loss.backward()  # pyright: ignore[reportUnknownMemberType]
+        with optimiser.collecting():
+            loss.backward()  # pyright: ignore[reportUnknownMemberType]
         optimiser.accumulate()
     world.add_up(loss_sum)
     if not world.shards:
