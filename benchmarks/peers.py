@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from table import environment, median, replace_table, shown
-from work import HERE, THREADS, TRL_SCRIPT, WORKS, make_task, model_of, ours_command, run_json, settings_of, write_rows
+from work import HERE, THREADS, TIMEOUT_S, TRL_SCRIPT, WORKS, make_task, model_of, ours_command, run_json, settings_of, write_rows
 
 KEPT = ("tokens_per_s", "peak_rss_gb", "losses", "held_out_loss", "predicted", "train_seconds", "disk_mb", "versions", "wall_s", "failed")
 # peer -> the variable that names its Python, its script, its variants; TRL's variants differ from work to work
@@ -56,11 +56,11 @@ def run_peer(peer: str, work: str, plan: dict[str, Any], task: Path, variant: li
         return {"failed": f"{variable} is not set"}
     if not script.is_file():
         return {"failed": f"there is no {script.name}"}
-    return _kept(run_json(peer_command(peer, work, plan, task, variant)))
+    return _kept(run_json(peer_command(peer, work, plan, task, variant), limit_s=plan.get("limit_s", TIMEOUT_S)))
 
 
-def run_ours(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    found = run_json(ours_command(settings, folder / "run"))
+def run_ours(settings: dict[str, Any], folder: Path, limit_s: float) -> dict[str, Any]:
+    found = run_json(ours_command(settings, folder / "run"), limit_s=limit_s)
     if "failed" not in found:
         found["held_out_loss"] = found["dev_losses"][-1][1]
     return _kept(found)
@@ -80,7 +80,7 @@ def measure(work: str, plan: dict[str, Any], peers: list[str], repeats: int, *, 
         settings = settings_of(plan, folder, "bfloat16")
         task = make_task(settings, folder)
         for _ in range(repeats):
-            ours.append(run_ours(settings, folder))
+            ours.append(run_ours(settings, folder, plan.get("limit_s", TIMEOUT_S)))
             print(work, "| luthier |", _short(ours[-1]), flush=True)
             for peer in peers:
                 for variant in variants_of(peer, plan)[: 1 if fastest_only else None]:
@@ -89,7 +89,7 @@ def measure(work: str, plan: dict[str, Any], peers: list[str], repeats: int, *, 
                         continue  # it would take as long again to say the same
                     done.append(run_peer(peer, work, plan, task, variant))
                     print(work, "|", peer, *variant, "|", _short(done[-1]), flush=True)
-    about = {key: value for key, value in plan.items() if key != "peer"}
+    about = {key: value for key, value in plan.items() if key not in ("peer", "peers", "template")}
     return {peer: {"plan": about, "luthier": ours, "variants": found} for peer, found in runs.items()}
 
 
@@ -147,7 +147,8 @@ def main() -> None:
     results["environment"] = environment()
     for work in options.work:
         plan = {**WORKS[work], "threads": options.threads, "rows": options.rows or WORKS[work]["rows"]}
-        peers = [peer for peer in options.peer if not (plan.get("full") and peer in ADAPTERS_ONLY)]
+        able = [peer for peer in plan.get("peers", PEERS) if not (plan.get("full") and peer in ADAPTERS_ONLY)]
+        peers = [peer for peer in options.peer if peer in able]
         found = measure(work, plan, peers, options.repeats, fastest_only=options.fastest_only)
         results["works"].setdefault(work, {}).update(found)
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -61,9 +61,9 @@ def test_forbidden_patterns_of_pages(path: Path) -> None:
 
 
 @pytest.mark.parametrize("planted", [
-    "import pickle", "torch.load(path)", "eval(text)", "exec(text)", "run(words, shell=True)", "yaml.load(text)", "f(trust_remote_code=True)",
-    "f(weights_only=False)", "zip.extractall(path)", 'bind("0.0.0.0")', 'Cors(allow_origins=["*"])', "import joblib", "import dill",
-    "node.innerHTML = text", "{{ text | safe }}", "get(url, verify=False)", "os.system(words)",
+    "import pickle", "torch.load(path)", "eval(text)", "exec(text)", "run(words, shell=True)", "yaml.load(text)", "import joblib",
+    "f(trust_remote_code=True)", "f(weights_only=False)", "zip.extractall(path)", 'bind("0.0.0.0")', 'Cors(allow_origins=["*"])',
+    "import dill", "node.innerHTML = text", "{{ text | safe }}", "get(url, verify=False)", "os.system(words)",
 ])  # fmt: skip
 def test_each_forbidden_pattern_can_be_found(planted: str) -> None:
     assert sum(bool(re.search(pattern, planted)) for pattern in FORBIDDEN) == 1

@@ -29,8 +29,8 @@ for name in ("connect", "connect_ex", "sendto", "sendmsg"):
 for name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex", "create_connection"):
     setattr(socket, name, refused(name))
 if commands == "try":
-    for attempt in (lambda: socket.create_connection(("127.0.0.1", 9)), lambda: urllib.request.urlopen("http://127.0.0.1:9"), lambda: socket.socket().connect(("127.0.0.1", 9))):
-        try: attempt()
+    for attempt in (socket.create_connection, socket.socket().connect, lambda to: urllib.request.urlopen(f"http://{to[0]}:{to[1]}")):
+        try: attempt(("127.0.0.1", 9))
         except OSError: pass
     sys.exit()
 from luthier.cli.main import main
@@ -53,10 +53,9 @@ def _go(place: Path, commands: object) -> tuple[subprocess.CompletedProcess[str]
     log = place / "attempts"
     log.unlink(missing_ok=True)
     env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, str(log), json.dumps(commands)], cwd=place, capture_output=True, text=True, env={**env, "OMP_NUM_THREADS": "1"},
-        timeout=300, check=False,
-    )  # fmt: skip
+    command = [sys.executable, "-c", CODE, str(log), json.dumps(commands)]
+    env["OMP_NUM_THREADS"] = "1"
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, env=env, timeout=900, check=False)
     return done, log.read_text(encoding="utf-8").splitlines() if log.exists() else []
 
 
@@ -65,21 +64,31 @@ def test_an_attempt_would_be_seen(place: Path) -> None:
     assert len(attempts) >= 3
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1000)
 def test_no_command_attempts_a_connection(place: Path) -> None:
     rows = str(place / "train.jsonl")
     named = ("--instruction", "Name the kind.", "--input", "text", "--output", "category", "--model", str(place / "model"))
     small = ("--epochs", "0.2", "--lr", "1e-3", "--threads", "1", "--set", "arms.shots=[1]", "--set", "arms.dev_items=4")
     run = str(place / "run")
     commands = [
-        ["check", rows, *named], ["estimate", rows, *named, *small[:6]], ["train", rows, *named, *small[:6], "--run-dir", str(place / "trained")],
-        ["run", rows, *named, *small, "--set", "arms.latency_items=1", "--run-dir", run], ["decide", run, "--min-effect", "3"],
-        ["chat", run, "-p", "hello", "--max-new-tokens", "3"], ["feedback", run, "--out", str(place / "more.jsonl")],
-        ["export", run, "--to", "adapter", "--out", str(place / "out")], ["serve", run, "--plan"], ["models", "list"], ["doctor"],
-        ["init", rows], ["train", rows, *named[:6], "--model", "acme/no-such-model"],
-    ]  # fmt: skip
+        ["check", rows, *named],
+        ["estimate", rows, *named, *small[:6]],
+        ["train", rows, *named, *small[:6], "--run-dir", str(place / "trained")],
+        ["run", rows, *named, *small, "--set", "arms.latency_items=1", "--run-dir", run],
+        ["decide", run, "--min-effect", "3"],
+        ["chat", run, "-p", "hello", "--max-new-tokens", "3"],
+        ["feedback", run, "--out", str(place / "more.jsonl")],
+        ["export", run, "--to", "adapter", "--out", str(place / "out")],
+        ["serve", run, "--plan"],
+        ["models", "list"],
+        ["doctor"],
+        ["init", rows],
+        ["train", rows, *named[:6], "--model", "acme/no-such-model"],
+    ]
     done, attempts = _go(place, commands)
     assert attempts == []
-    codes = dict(zip([words[0] for words in commands[:-1]], json.loads(done.stdout.strip().splitlines()[-1])[:-1], strict=True))
-    assert json.loads(done.stdout.strip().splitlines()[-1])[-1] == 2 and "luthier models pull" in done.stderr
-    assert not {name: code for name, code in codes.items() if code not in ((0, 2) if name in ("check", "export", "feedback") else (0,))}, done.stderr
+    codes: list[int] = json.loads(done.stdout.strip().splitlines()[-1])
+    assert codes[-1] == 2 and "luthier models pull" in done.stderr  # told how to get it, and not gone to get it
+    judged = ("check", "export", "feedback")  # 2 is their verdict on so few rows, so short a training, and no marked answer
+    failed = [words for words, code in zip(commands[:-1], codes, strict=False) if code not in ((0, 2) if words[0] in judged else (0,))]
+    assert not failed, done.stderr

@@ -118,6 +118,25 @@ def test_pieces_hold_so_many_tokens_with_the_prefix_counted_once() -> None:
     assert [len(piece) for piece in halved] == [6, 5]
 
 
+@pytest.mark.parametrize(
+    ("prefix", "own", "pieces"),
+    [
+        (1312, [208, 427, 110, 165], [4]), (1312, [400] * 4, [2, 2]), (640, [160] * 8, [4, 4]), (8000, [200] * 20, [5, 5, 5, 5]),
+        (1200, [9] * 4, [4]),
+    ],
+)  # fmt: skip
+def test_a_long_prefix_is_not_computed_for_every_row(prefix: int, own: list[int], pieces: list[int]) -> None:
+    """As many tokens of its own as the prefix has, or the limit: an update of four rows behind eight solved examples is one piece."""
+    head = tuple(range(prefix))
+    rows = [
+        TokenRow(example_id=str(i), input_ids=(*head, *([10_000 + i] * n)), is_label=(False,) * prefix + (True,) * n)
+        for i, n in enumerate(own)
+    ]
+    assert [len(piece) for piece in Pieces().of(rows, max_tokens=1280)] == pieces
+    one_by_one = Pieces(halvings=11).of(rows, max_tokens=1280)
+    assert [len(piece) for piece in one_by_one] == [1] * len(rows)  # where memory runs out, it still comes down to single rows
+
+
 @pytest.mark.parametrize("micro_batch", [4, 3, 1, None])
 def test_accumulation_does_not_change_the_update(folder: Path, micro_batch: int | None) -> None:
     after: list[dict[str, torch.Tensor]] = []

@@ -125,7 +125,7 @@ def write_answers(
             eos_token_id=sorted(reloaded.stop_ids) or None,
             pad_token_id=pad,
             stopping_criteria=StoppingCriteriaList([_StopAt(encoder, stop)] if stop else []),
-            prefix_allowed_tokens_fn=_holder(held, width) if held is not None else None,
+            prefix_allowed_tokens_fn=_holder(held, width, reloaded.stop_ids) if held is not None else None,
         )
         for i, row in zip(rows, written[:, width:].tolist(), strict=True):
             out[i] = _cut(row, reloaded.stop_ids, encoder, stop)
@@ -133,11 +133,13 @@ def write_answers(
     return [out[i] for i in range(len(items))]
 
 
-def _holder(held: Choices, width: int) -> Callable[[int, Tensor], list[int]]:
+def _holder(held: Choices, width: int, stop_ids: frozenset[int]) -> Callable[[int, Tensor], list[int]]:
     def allowed(row: int, ids: Tensor) -> list[int]:
         del row
         spelled = b""
         for token in ids[width:].tolist():
+            if token in stop_ids:
+                return [token]  # this answer is over, and waits for longer ones of its batch
             spelled = held.after(spelled, token)
         return held.allowed(spelled).tolist()
 

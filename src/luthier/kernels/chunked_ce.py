@@ -1,7 +1,7 @@
 """Cross-entropy summed over label tokens, without ever holding a [tokens, vocab] tensor.
 
 Memory is one chunk of logits, at most `CHUNK_LOGITS * 6` bytes (fp32, and once more in the number format of the weights), instead of
-all of them three times over (logits, log-softmax, gradient): for Gemma's 262,144 words 0.2 GB instead of 3.2 GB for each 1,024 label tokens.
+all of them three times over (logits, log-softmax, gradient): for Gemma's 262,144 words 0.2 instead of 3.2 GB per 1,024 label tokens.
 """
 
 from __future__ import annotations

@@ -162,9 +162,7 @@ def _read_record(record: dict[str, Any]) -> TrainRecord:
     return TrainRecord(**record)
 
 
-def _search(
-    settings: Settings, folder: RunFolder, inputs: TrainInputs, plan: Plan, optimiser: Optimiser, key: str
-) -> tuple[Probe, ...]:
+def _search(settings: Settings, folder: RunFolder, inputs: TrainInputs, plan: Plan, optimiser: Optimiser, key: str) -> tuple[Probe, ...]:
     """Probe the candidate learning rates; finished probes are read from their journal."""
     if not plan.rates:
         return ()

@@ -25,7 +25,7 @@ Schedule = Literal["linear", "cosine", "constant", "wsd"]
 OptimiserName = Literal["adamw", "adafactor", "muon"]
 WSD_DECAY_SHARE = 0.2  # of the updates; 10 to 20 % is what "warmup-stable-decay" runs use (arXiv 2404.06395, section 4)
 ALL = "all"
-EARLY_WEIGHTS = 2**24  # from so many on a gradient is added up and freed while the backward pass goes on: two bytes a weight less at its end
+EARLY_WEIGHTS = 2**24  # from so many on gradients are added up and freed while the backward pass goes on
 
 
 def local(tensor: Tensor) -> Tensor:

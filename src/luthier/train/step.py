@@ -56,11 +56,13 @@ def eval_tokens(device: torch.device) -> int:
 def _by_tokens(rows: Sequence[TokenRow], max_tokens: int) -> list[Sequence[TokenRow]]:
     """As many rows as `max_tokens` hold, their shared prefix once.
 
-    Pieces are about equally large: 1,300 tokens are two of 650, not one of 1,280 and a crumb.
+    Every piece computes the prefix anew, so behind a long one its rows may have as many tokens as the prefix, up to `max_tokens`: a block
+    of solved examples that fills a piece alone would else be computed for each row. Pieces are about equally large: 1,300 tokens are
+    two of 650, not one of 1,280 and a crumb.
     """
     num_prefix = common_prefix_length([row.input_ids for row in rows])
     own = [len(row.input_ids) - num_prefix for row in rows]
-    most = max(1, max_tokens - num_prefix)
+    most = max(1, max_tokens - num_prefix, min(num_prefix, max_tokens))
     fair = sum(own) / -(-sum(own) // most) if rows else 0
     out: list[list[TokenRow]] = []
     filled = 0
