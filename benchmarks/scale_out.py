@@ -64,14 +64,15 @@ def bandwidth(gpus: int) -> float:
     return LINK_EFFICIENCY * (NVLINK_BYTES_PER_S if gpus <= NODE_GPUS else NETWORK_BYTES_PER_S)
 
 
-TRAINED = 2 + 4 + 4 + 8 + 4  # bytes of a trained weight: bf16, fp32 master, gradient, two moments, best so far
+MASTER, MOMENTS, BEST = 4, 8, {True: 2, False: 4}  # bytes of a trained weight; the best so far as it is stored: a model's in bf16
 METHODS = ("LoRA, whole model on each GPU", "LoRA, sharded (FSDP2)", "all weights, whole on each GPU", "all weights, sharded (FSDP2)")
 
 
 def memory_bytes(model: Model, gpus: int, *, is_full: bool, is_sharded: bool) -> float:
     """Of one GPU: what it holds, and what is whole for a moment."""
     shards = gpus if is_sharded else 1
-    held = (TRAINED * model.params if is_full else 2 * model.params + TRAINED * model.adapter_params) / shards
+    trained = 2 + MASTER + 4 + MOMENTS + BEST[is_full]  # bf16 and the fp32 gradient beside them
+    held = (trained * model.params if is_full else 2 * model.params + trained * model.adapter_params) / shards
     gathered = 2 * (2 * model.layer_params + 2 * model.root_params) if is_sharded else 0.0  # this layer and the next, and the root unit
     gradients = 2 * 2 * model.root_params + 4 * model.root_params + 2 * model.layer_params if is_full else 0.0
     return held + gathered + gradients + model.activation_bytes
@@ -91,10 +92,11 @@ def row(model: Model, method: str, gpus: int) -> str:
     # FSDP2 gathers the next layer while this one computes; the flat all-reduce starts when the last piece is done.
     step_s = max(compute_s, link_s) if is_sharded else compute_s + link_s
     hours = JOB_TOKENS / (TOKENS_PER_GPU * gpus) * step_s / 3600
+    saved = (MASTER + MOMENTS + BEST[is_full]) * trained
     fits = "" if memory < 0.8 * GPU_GIB * GIB else ", does not fit"
     return (
         f"| {model.name} | {method} | {gpus} | {compute_s:.2f} | {sent / 1e9:.2f} | {link_s:.3f} | {step_s:.2f} | "
-        f"{compute_s / step_s:.0%} | {memory / GIB:.0f}{fits} | {16 * trained / DISK_BYTES_PER_S:,.0f} | {hours * 60:.0f} | "
+        f"{compute_s / step_s:.0%} | {memory / GIB:.0f}{fits} | {saved / DISK_BYTES_PER_S:,.0f} | {hours * 60:.0f} | "
         f"{hours * gpus * USD_PER_GPU_HOUR:,.0f} |"
     )
 

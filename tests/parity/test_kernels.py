@@ -75,6 +75,16 @@ def test_chunked_cross_entropy_equals_full_logits(tokens: int, train_head: bool)
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
 
 
+def test_one_chunk_holds_no_fp32_gradient_of_the_head() -> None:
+    """[vocab, hidden] in fp32 would be the largest tensor of a training of all weights; several chunks do add up in it."""
+    weight = torch.randn(131, 19, generator=torch.Generator().manual_seed(3)).bfloat16().requires_grad_()
+    for tokens, dtype in ((256, torch.bfloat16), (257, torch.float32)):
+        loss = chunked_ce.chunked_cross_entropy(torch.ones(tokens, 19, dtype=torch.bfloat16), weight, torch.zeros(tokens, dtype=torch.long))
+        assert loss.grad_fn is not None and loss.grad_fn.saved_tensors[1].dtype == dtype  # type: ignore[attr-defined]
+        loss.backward()
+        assert weight.grad is not None and weight.grad.dtype == torch.bfloat16
+
+
 def test_a_large_vocabulary_is_computed_in_smaller_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """At most so many logits at once, whatever the vocabulary; and in chunks of 7 the loss and its gradients are the same."""
     sizes = {vocab: chunked_ce.chunk_tokens(vocab) for vocab in (512, 49_152, 128_256, 151_936, 262_144, 2**26)}

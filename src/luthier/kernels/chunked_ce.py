@@ -31,7 +31,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, h_NE: Tensor, weight_VE: Tensor, target_N: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=h_NE.device)
         grad_h = torch.empty_like(h_NE) if ctx.needs_input_grad[0] else None
-        grad_w = torch.zeros_like(weight_VE, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        grad_w: Tensor | None = None
+        needs_w: bool = ctx.needs_input_grad[1]
         size = chunk_tokens(weight_VE.shape[0])
         for start in range(0, h_NE.shape[0], size):
             part = slice(start, start + size)
@@ -43,13 +44,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             exp = logits.sub_(top).exp_()
             z = exp.sum(dim=-1, keepdim=True)
             total += (z.log() - target_logit).sum()
-            if grad_h is None and grad_w is None:
+            if grad_h is None and not needs_w:
                 continue
             d_logits = exp.div_(z).scatter_add_(1, target, torch.full_like(z, -1.0)).to(weight_VE.dtype)
             if grad_h is not None:
                 grad_h[part] = d_logits @ weight_VE
-            if grad_w is not None:
-                grad_w += d_logits.T @ h_NE[part]
+            if needs_w:  # chunks add up in fp32; where one is all, a [vocab, hidden] tensor of it would only take room
+                part_w = d_logits.T @ h_NE[part]
+                grad_w = part_w if grad_w is None else grad_w.float().add_(part_w)
         ctx.save_for_backward(grad_h, grad_w)
         ctx.weight_dtype = weight_VE.dtype
         return total
