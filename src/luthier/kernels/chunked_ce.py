@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from luthier.kernels import fused
+
 CHUNK_TOKENS = 256
 
 
@@ -28,17 +30,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_w = torch.zeros_like(weight_VE, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for start in range(0, h_NE.shape[0], CHUNK_TOKENS):
             part = slice(start, start + CHUNK_TOKENS)
-            logits = F.linear(h_NE[part], weight_VE).float()
-            target = target_N[part, None]
-            # One buffer from logits over exponentials to their gradient: a temporary of this size costs more than the arithmetic.
-            top = logits.amax(dim=-1, keepdim=True)
-            target_logit = logits.gather(1, target) - top
-            exp = logits.sub_(top).exp_()
-            z = exp.sum(dim=-1, keepdim=True)
-            total += (z.log() - target_logit).sum()
-            if grad_h is None and grad_w is None:
+            needs = grad_h is not None or grad_w is not None
+            loss_N, d_logits = fused.cross_entropy(F.linear(h_NE[part], weight_VE), target_N[part], with_gradient=needs)
+            total += loss_N.sum()
+            if d_logits is None:
                 continue
-            d_logits = exp.div_(z).scatter_add_(1, target, torch.full_like(z, -1.0)).to(weight_VE.dtype)
             if grad_h is not None:
                 grad_h[part] = d_logits @ weight_VE
             if grad_w is not None:
