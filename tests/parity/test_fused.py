@@ -80,6 +80,8 @@ def test_rms_norm(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, width: in
 def test_swiglu(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, width: int) -> None:
     gate, up, g = (_numbers(300, width, seed=n, dtype=dtype) for n in range(3))
     _same(monkeypatch, dtype, lambda: (fused.swiglu(gate, up),))
+    halves = torch.cat([gate, up], dim=1).split(width, dim=1)
+    assert torch.equal(fused.swiglu(*halves), fused.swiglu(gate, up))
     _same(monkeypatch, dtype, lambda: fused.swiglu_backward(g.clone(), gate, up))
     if dtype == torch.float32:
         inputs = [gate.clone().requires_grad_(), up.clone().requires_grad_()]

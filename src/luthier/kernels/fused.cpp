@@ -219,32 +219,34 @@ void rotate(const T *x, const T *cos, const T *sin, T *out, int64_t rows, int64_
     }
 }
 
-// ---- silu(gate) * up ------------------------------------------------------------------------------------------------------------------
-constexpr int64_t BLOCK = 1024;  // numbers that one thread takes at a time
-template <typename Body> inline void blocks(int64_t count, int threads, Body body) {
-#pragma omp parallel for num_threads(threads_for(count, threads))
-    for (int64_t start = 0; start < count; start += BLOCK) {
-        const int64_t size = count - start < BLOCK ? count - start : BLOCK;
-        sweep(size, [&](int64_t i, int64_t n) { body(start + i, n); });
+// ---- silu(gate) * up; gate and up may be the halves of one matrix: `stride` numbers from row to row -----------------------------------
+template <typename T>
+void swiglu(const T *gate, const T *up, T *out, int64_t rows, int64_t width, int64_t stride, int threads) {
+#pragma omp parallel for num_threads(threads_for(rows * width, threads))
+    for (int64_t t = 0; t < rows; ++t) {
+        const T *gt = gate + t * stride, *ut = up + t * stride;
+        T *ot = out + t * width;
+        sweep(width, [&](int64_t i, int64_t n) {
+            const V x = load(gt + i, n);
+            store(ot + i, x * sigmoid(x) * load(ut + i, n), n);
+        });
     }
 }
 
-template <typename T> void swiglu(const T *gate, const T *up, T *out, int64_t count, int threads) {
-    blocks(count, threads, [&](int64_t i, int64_t n) {
-        const V x = load(gate + i, n);
-        store(out + i, x * sigmoid(x) * load(up + i, n), n);
-    });
-}
-
-// dup = ds * silu(gate),  dgate = ds * up * (sig + silu * (1 - sig)),  and silu(gate) * up once more
-template <typename T> void swiglu_backward(const T *ds, const T *gate, const T *up, T *dgate, T *dup, T *out, int64_t count, int threads) {
-    blocks(count, threads, [&](int64_t i, int64_t n) {
-        const V x = load(gate + i, n), u = load(up + i, n), d = load(ds + i, n);
-        const V sig = sigmoid(x), silu = x * sig;
-        store(out + i, silu * u, n);
-        store(dup + i, d * silu, n);
-        store(dgate + i, d * u * (sig + silu * (1.0f - sig)), n);
-    });
+// dup = ds * silu(gate),  dgate = ds * up * (sig + silu * (1 - sig)),  and silu(gate) * up in place of ds
+template <typename T>
+void swiglu_backward(T *ds, const T *gate, const T *up, T *dgate, T *dup, int64_t rows, int64_t width, int threads) {
+#pragma omp parallel for num_threads(threads_for(rows * width, threads))
+    for (int64_t t = 0; t < rows; ++t) {
+        const int64_t at = t * width;
+        sweep(width, [&](int64_t i, int64_t n) {
+            const V x = load(gate + at + i, n), u = load(up + at + i, n), d = load(ds + at + i, n);
+            const V sig = sigmoid(x), silu = x * sig;
+            store(ds + at + i, silu * u, n);
+            store(dup + at + i, d * silu, n);
+            store(dgate + at + i, d * u * (sig + silu * (1.0f - sig)), n);
+        });
+    }
 }
 
 // ---- softmax(scale * scores + bias) in place, row by row ------------------------------------------------------------------------------
@@ -379,11 +381,11 @@ BOTH(luthier_rms_norm_backward, P_RMS_NORM_BACKWARD, rms_norm_backward(g, x, w, 
     (const T *x, const T *cos, const T *sin, T *out, int64_t rows, int64_t heads, int64_t turned, int64_t size, float sign, int threads)
 BOTH(luthier_rotate, P_ROTATE, rotate(x, cos, sin, out, rows, heads, turned, size, sign, threads))
 
-#define P_SWIGLU(T) (const T *gate, const T *up, T *out, int64_t count, int threads)
-BOTH(luthier_swiglu, P_SWIGLU, swiglu(gate, up, out, count, threads))
+#define P_SWIGLU(T) (const T *gate, const T *up, T *out, int64_t rows, int64_t width, int64_t stride, int threads)
+BOTH(luthier_swiglu, P_SWIGLU, swiglu(gate, up, out, rows, width, stride, threads))
 
-#define P_SWIGLU_BACKWARD(T) (const T *ds, const T *gate, const T *up, T *dgate, T *dup, T *out, int64_t count, int threads)
-BOTH(luthier_swiglu_backward, P_SWIGLU_BACKWARD, swiglu_backward(ds, gate, up, dgate, dup, out, count, threads))
+#define P_SWIGLU_BACKWARD(T) (T * ds, const T *gate, const T *up, T *dgate, T *dup, int64_t rows, int64_t width, int threads)
+BOTH(luthier_swiglu_backward, P_SWIGLU_BACKWARD, swiglu_backward(ds, gate, up, dgate, dup, rows, width, threads))
 
 #define P_SOFTMAX(T) (T * scores, const T *bias, int64_t rows, int64_t width, int64_t bias_rows, int64_t own, float scale, int threads)
 BOTH(luthier_softmax, P_SOFTMAX, softmax(scores, bias, rows, width, bias_rows, own, scale, threads))

@@ -2,7 +2,8 @@
 
 Each function has two ways that compute the same to rounding: the compiled one of `fused.cpp`, on a CPU, for bf16 and fp32, and the plain
 one in torch below it, which is its twin (tests/parity/test_fused.py), and which a GPU, another number format, or a machine without a
-compiler takes. The formulas stand in `reference.rms_norm`, `reference.swiglu` and `reference.cross_entropy`. Compiled, everything between reading and writing is fp32, and a row's result depends on no other row.
+compiler takes. The formulas stand in `reference.rms_norm`, `reference.swiglu` and `reference.cross_entropy`.
+Compiled, everything between reading and writing is fp32, and a row's result depends on no other row.
 
 Shapes: T tokens, E hidden, S heads of size D, F feed-forward width; rows X of C scores; N labels of V words.
 """
@@ -83,12 +84,15 @@ def rotate(x_TSD: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, *, values: int, back
 
 
 def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
-    """silu(gate) * up."""
-    compiled = _compiled(gate_TF, up_TF)
+    """silu(gate) * up; they may be the halves of one matrix."""
+    are_halves = gate_TF.dim() == 2 and gate_TF.stride() == up_TF.stride() and gate_TF.stride(1) == 1
+    compiled = _compiled(gate_TF[:1], up_TF[:1]) if are_halves else _compiled(gate_TF, up_TF)
     if compiled is None:
         return F.silu(gate_TF).mul_(up_TF)
-    out_TF = torch.empty_like(gate_TF)
-    compiled["swiglu"](gate_TF.data_ptr(), up_TF.data_ptr(), out_TF.data_ptr(), gate_TF.numel(), torch.get_num_threads())
+    out_TF = gate_TF.new_empty(gate_TF.shape)
+    width = gate_TF.shape[-1]
+    rows, stride = gate_TF.numel() // width, gate_TF.stride(0) if are_halves else width
+    compiled["swiglu"](gate_TF.data_ptr(), up_TF.data_ptr(), out_TF.data_ptr(), rows, width, stride, torch.get_num_threads())
     return out_TF
 
 
@@ -101,8 +105,9 @@ def swiglu_backward(ds_TF: Tensor, gate_TF: Tensor, up_TF: Tensor) -> tuple[Tens
         d_up = silu_TF.mul_(ds_TF)
         return torch.ops.aten.silu_backward(ds_TF.mul_(up_TF), gate_TF), d_up, out_TF
     d_gate, d_up = torch.empty_like(gate_TF), torch.empty_like(gate_TF)
+    width = gate_TF.shape[-1]
     compiled["swiglu_backward"](
-        ds_TF.data_ptr(), gate_TF.data_ptr(), up_TF.data_ptr(), d_gate.data_ptr(), d_up.data_ptr(), ds_TF.data_ptr(), gate_TF.numel(),
+        ds_TF.data_ptr(), gate_TF.data_ptr(), up_TF.data_ptr(), d_gate.data_ptr(), d_up.data_ptr(), gate_TF.numel() // width, width,
         torch.get_num_threads(),
     )  # fmt: skip
     return d_gate, d_up, ds_TF
