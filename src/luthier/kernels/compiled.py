@@ -1,7 +1,8 @@
-"""`fused.cpp`, made into a library by this machine's own compiler, once, and opened.
+"""`fused.cpp` and `narrow.cpp`, made into a library by this machine's own compiler, once, and opened.
 
-Why the user's compiler: the same 400 lines then use whatever this processor has (AVX-512, bf16 conversions, NEON), two seconds once instead
-of a wheel for each kind of machine. Without a compiler, or with LUTHIER_KERNELS=plain, `fused.py` computes the same in plain torch, slower.
+Why the user's compiler: the same lines then use whatever this processor has (AVX-512, AMX, NEON), three seconds once instead of a wheel
+for each kind of machine. Without a compiler, or with LUTHIER_KERNELS=plain, `fused.py` and `narrow.py` compute the same in plain torch,
+slower.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from luthier.core.folders import cache_root
 from luthier.core.hashing import sha256_text
 
-SOURCE = Path(__file__).with_name("fused.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("fused.cpp", "narrow.cpp"))
 # Sums keep the order they are written in, and NaN and infinity their meaning: no -ffast-math.
 FLAGS = (
     "-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC",
@@ -53,6 +54,8 @@ class Library:
     bf16: Mapping[str, Function]
     f32: Mapping[str, Function]
     gather: Function | None
+    narrow: Function | None  # these two on processors with AMX
+    outer: Function | None
     words: str  # for `luthier doctor` and records
 
     def __bool__(self) -> bool:
@@ -74,18 +77,24 @@ def library() -> Library:
         opened = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         return _none(f"plain torch, up to twice as slow: {Path(compiler).name} could not make the compiled ones ({type(error).__name__})")
-    return Library(_functions(opened, "bf16"), _functions(opened, "f32"), _gather(opened), f"compiled by {Path(compiler).name}")
+    words, narrow, outer = f"compiled by {Path(compiler).name}", None, None
+    if opened.luthier_has_narrow():
+        words += ", adapters' products on AMX"
+        narrow = _function(opened, "luthier_narrow", (_P, _N, _N, _N, _P, _N, _N, _N, _F, _P, _N, _I))
+        outer = _function(opened, "luthier_outer", (_P, _N, _P, _N, _P, _N, _N, _N, _P, _P, _N, _N, _I))
+    gather = _function(opened, "luthier_gather", (_P, _P, _P, _N, _N, _I))
+    return Library(_functions(opened, "bf16"), _functions(opened, "f32"), gather, narrow, outer, words)
 
 
 def _none(why: str) -> Library:
-    return Library({}, {}, None, why)
+    return Library({}, {}, None, None, None, why)
 
 
 def _built(compiler: str) -> Path:
     """The library in the user's cache, made if it is not there. Its name says what it depends on: source, flags, compiler, processor."""
     about = Path(compiler).resolve().stat()
     parts = (
-        SOURCE.read_text(encoding="utf-8"),
+        *(source.read_text(encoding="utf-8") for source in SOURCES),
         *FLAGS,
         str(Path(compiler).resolve()),
         str(about.st_size),
@@ -98,7 +107,7 @@ def _built(compiler: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+        command = [compiler, *FLAGS, *map(str, SOURCES), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT_S)  # noqa: S603
         made.replace(path)
     return path
@@ -115,15 +124,10 @@ def _processor() -> str:
 
 
 def _functions(opened: ctypes.CDLL, suffix: str) -> dict[str, Function]:
-    out: dict[str, Function] = {}
-    for name, types in SIGNATURES.items():
-        function = getattr(opened, f"luthier_{name}_{suffix}")
-        function.argtypes, function.restype = types, None
-        out[name] = function
-    return out
+    return {name: _function(opened, f"luthier_{name}_{suffix}", types) for name, types in SIGNATURES.items()}
 
 
-def _gather(opened: ctypes.CDLL) -> Function:
-    function = opened.luthier_gather
-    function.argtypes, function.restype = (_P, _P, _P, _N, _N, _I), None
+def _function(opened: ctypes.CDLL, name: str, types: tuple[type, ...]) -> Function:
+    function = getattr(opened, name)
+    function.argtypes, function.restype = types, None
     return function

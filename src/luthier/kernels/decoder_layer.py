@@ -4,8 +4,8 @@
     y  = x1 + D(silu(G(n2(x1))) * U(n2(x1)))                                     with its low-rank adapter: W h + b + B (scale * A h)
 
 Taken apart, a layer is some hundred small operations forward and two hundred backward, and on a CPU an update of a few hundred tokens
-spends half as long on them as on the large products. Here adapters that read the same input (Q, K, V; G, U) share their product with A,
-sums are made inside the products of their parts, and what is cheap (norms, silu) is computed again instead of being kept.
+spends half as long on them as on the large products. Here sums are made inside the products of their parts, what is cheap (norms, silu)
+is computed again instead of being kept, and what lies between products is one pass each (`fused.py`, `narrow.py`).
 
 Shapes: T tokens, E hidden, F feed-forward width, S = H + 2K heads of size D, R rank. Plain twin: `reference.decoder_layer`.
 """
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.kernels import fused
+from luthier.kernels import fused, narrow
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class _AttentionInput(torch.autograd.Function):
         sizes = [layer.weight_OI.shape[0] for layer in layers]
         raw_TO = x_TE.new_empty(x_TE.shape[0], sum(sizes))
         u_TRs = _low_rank(h_TE, layers)
-        for layer, u_TR, part_TO in zip(layers, u_TRs, raw_TO.split(sizes, dim=1), strict=True):
+        for layer, u_TR, part_TO in zip(layers, u_TRs, torch.split_with_sizes(raw_TO, sizes, 1), strict=True):
             _linear(h_TE, u_TR, layer, out_TO=part_TO)
         ctx.save_for_backward(x_TE, r_T1, *u_TRs)
         ctx.spec = (norm, layers, turn)
@@ -87,7 +87,7 @@ class _AttentionInput(torch.autograd.Function):
         norm, layers, turn = ctx.spec
         sizes = [layer.weight_OI.shape[0] for layer in layers]
         g_TSD = fused.rotate(g_TSD, turn.cos_T1D, turn.sin_T1D, values=sizes[2] // g_TSD.shape[2], back=True)
-        dh_TE, c_TR, grad_b = _backward(g_TSD.view(x_TE.shape[0], -1).split(sizes, dim=1), u_TRs, layers)
+        dh_TE, c_TR, grad_b = _backward(torch.split_with_sizes(g_TSD.view(x_TE.shape[0], -1), sizes, 1), u_TRs, layers)
         grad_a = _normalised_grad_a(c_TR, x_TE, r_T1, norm).split([layer.a_RI.shape[0] for layer in layers])
         grad_x = fused.rms_norm_backward(dh_TE, x_TE, norm.weight_E, r_T1) if ctx.needs_input_grad[0] else None
         return grad_x, None, None, None, *grad_a, *grad_b
@@ -126,15 +126,16 @@ class _AttentionOutput(torch.autograd.Function):
         # 3. the layer behind attention
         d_attended, c_o, b_o = _backward([d_x1], [u_o], [o])
         grad_x = d_x1 if ctx.needs_input_grad[0] else None
-        return grad_x, d_attended, None, None, c_o.T @ attended_TO, *a_both, c_down.T @ s_TF, *b_o, *b_both, *b_down
+        return grad_x, d_attended, None, None, narrow.outer(c_o, attended_TO), *a_both, narrow.outer(c_down, s_TF), *b_o, *b_both, *b_down
 
 
 def _low_rank(h_TI: Tensor, layers: Sequence[Adapted]) -> tuple[Tensor, ...]:
-    """scale * A h for layers that read the same input, in one product."""
-    if len(layers) == 1:
-        return ((h_TI @ layers[0].a_RI.T).mul_(layers[0].scale),)
-    u_TR = h_TI @ torch.cat([layer.a_RI for layer in layers]).T
-    return tuple(u.mul_(layer.scale) for u, layer in zip(u_TR.split([layer.a_RI.shape[0] for layer in layers], dim=1), layers, strict=True))
+    """scale * A h of each layer."""
+    ranks = [layer.a_RI.shape[0] for layer in layers]
+    u_TRs = torch.split_with_sizes(h_TI.new_empty(h_TI.shape[0], sum(ranks)), ranks, 1)
+    for layer, u_TR in zip(layers, u_TRs, strict=True):
+        narrow.into_rank(h_TI, layer.a_RI.T, scale=layer.scale, out_TR=u_TR)
+    return u_TRs
 
 
 def _linear(h_TI: Tensor, u_TR: Tensor, layer: Adapted, out_TO: Tensor | None = None) -> Tensor:
@@ -153,9 +154,9 @@ def _backward(g_TOs: Sequence[Tensor], u_TRs: Sequence[Tensor], layers: Sequence
     ranks = [layer.a_RI.shape[0] for layer in layers]
     c_TR = g_TOs[0].new_empty(g_TOs[0].shape[0], sum(ranks))
     grad_b: list[Tensor] = []
-    for g_TO, u_TR, layer, c in zip(g_TOs, u_TRs, layers, c_TR.split(ranks, dim=1), strict=True):
-        torch.mm(g_TO, layer.b_OR, out=c).mul_(layer.scale)
-        grad_b.append((u_TR.T @ g_TO).T)
+    for g_TO, u_TR, layer, c in zip(g_TOs, u_TRs, layers, torch.split_with_sizes(c_TR, ranks, 1), strict=True):
+        narrow.into_rank(g_TO, layer.b_OR, scale=layer.scale, out_TR=c)
+        grad_b.append(narrow.outer(u_TR, g_TO, transposed=True))
     dh_TI = c_TR @ (
         torch.cat([layer.a_RI for layer in layers]) if len(layers) > 1 else layers[0].a_RI
     )  # the small part first, as in `_linear`
@@ -166,4 +167,4 @@ def _backward(g_TOs: Sequence[Tensor], u_TRs: Sequence[Tensor], layers: Sequence
 
 def _normalised_grad_a(c_TR: Tensor, x_TE: Tensor, r_T1: Tensor, norm: Norm) -> Tensor:
     """dA = c^T h for a normalised h = r * x * w, without forming h: (r * c)^T x * w."""
-    return ((c_TR * r_T1).to(x_TE.dtype).T @ x_TE).mul_(norm.weight_E)
+    return narrow.outer(c_TR, x_TE, token_scale_T1=r_T1, scale_O=norm.weight_E)

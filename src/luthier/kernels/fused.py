@@ -22,11 +22,13 @@ from luthier.kernels.compiled import Function, library
 
 def _compiled(*tensors: Tensor) -> Mapping[str, Function] | None:
     """The compiled functions for these tensors; None where they are not all of one kind that there are functions for."""
-    first = tensors[0]
-    found = library()
-    if not found or any(t.device.type != "cpu" or t.dtype != first.dtype or not t.is_contiguous() for t in tensors):
+    found, dtype = library(), tensors[0].dtype
+    if not found:
         return None
-    return found.bf16 if first.dtype == torch.bfloat16 else found.f32 if first.dtype == torch.float32 else None
+    for tensor in tensors:
+        if not tensor.is_cpu or tensor.dtype != dtype or not tensor.is_contiguous():
+            return None
+    return found.bf16 if dtype == torch.bfloat16 else found.f32 if dtype == torch.float32 else None
 
 
 def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
