@@ -19,6 +19,7 @@ import torch
 from tests.fixtures.tiny_model import make_tiny_model
 
 from luthier.core.types import TokenRow
+from luthier.kernels.compiled import library
 from luthier.models.backbone import use_layout_attention
 from luthier.models.load import open_model
 from luthier.models.lora import LoraSettings, add_lora
@@ -41,13 +42,13 @@ def _rows(n: int) -> list[TokenRow]:
 
 
 def _machine() -> str:
-    """What the last bit of a sum depends on: processor, its instructions as torch uses them, torch."""
+    """What the last bit of a sum depends on: processor, its instructions as torch uses them, torch, and who made the small operations."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         model = platform.processor()
-    return f"{model}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, {library().words}"
 
 
 def _train(folder: Path, *, lr: float = 1e-2) -> dict[str, Any]:

@@ -26,13 +26,14 @@ def doctor(given: Given) -> Outcome:
     """
     del given
     from luthier.core.environment import describe_environment
+    from luthier.kernels.compiled import library
 
     environment = describe_environment()
     problems = _problems(environment)
-    environment |= {"device": _device()}
-    lines = [f"{name:<14} {value}" for name, value in environment.items()]
+    environment |= {"device": _device(), "small operations": library().words}
+    lines = [f"{name:<17} {value}" for name, value in environment.items()]
     models = _models_here()
-    lines += [f"{'models here':<14} {', '.join(models) or 'none'}", ""]
+    lines += [f"{'models here':<17} {', '.join(models) or 'none'}", ""]
     lines += [f"mend: {what}\n  fix: {fix}" for what, fix in problems] or ["Everything a run needs is here."]
     found = {"environment": environment, "models": models, "problems": [{"problem": what, "fix": fix} for what, fix in problems]}
     return {"lines": lines, "json": found}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.errors import ConfigError
+from luthier.kernels.compiled import library
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 CPU = torch.device("cpu")
@@ -47,8 +48,10 @@ def device_words(device: torch.device) -> str:
 
 
 def rounds_otherwise(device: torch.device) -> list[str]:
-    """What of the device belongs into the digest of a result: nothing for a CPU, whose digests are older than the choice."""
-    return [] if device.type == "cpu" else [device.type]
+    """What of the device belongs into the digest of a result: its kind, and on a CPU whether the small operations are compiled."""
+    if device.type != "cpu":
+        return [device.type]
+    return ["compiled"] if library() else []
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -1,6 +1,6 @@
 """A frozen linear layer with its low-rank adapter as one autograd function.
 
-    y = x W^T + b + scale * (x A^T) B^T
+    y = x W^T + b + (scale * x A^T) B^T
 
 Taken apart, autograd holds and walks over two more [tokens, out] tensors forward (the adapter's part, scaled) and as many backward.
 Here the two are added inside the large matrix product: in fp32, before the sum is rounded. The other way round, a small adapter added to a
@@ -14,29 +14,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.kernels import narrow
+
 
 class _LoraLinear(torch.autograd.Function):
-    """With g = dL/dy and h = x A^T:
+    """With g = dL/dy, u = scale * x A^T and c = scale * g B:
 
-    dx = g W + scale * (g B) A,   dA = scale * (g B)^T x,   dB = scale * g^T h.   W and b are frozen: they get none.
+    dx = g W + c A,   dA = c^T x,   dB = g^T u.   W and b are frozen: they get none.
     """
 
     @staticmethod
     def forward(ctx: Any, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
-        h_TR = x_TI @ a_RI.T
-        y_TO = (h_TR @ b_OR.T).mul_(scale).addmm_(x_TI, weight_OI.T)
+        u_TR = x_TI.new_empty(x_TI.shape[0], a_RI.shape[0])
+        narrow.into_rank(x_TI, a_RI.T, scale=scale, out_TR=u_TR)
+        y_TO = (u_TR @ b_OR.T).addmm_(x_TI, weight_OI.T)
         if bias_O is not None:
             y_TO.add_(bias_O)
-        ctx.save_for_backward(x_TI, h_TR, weight_OI, a_RI, b_OR)
+        ctx.save_for_backward(x_TI, u_TR, weight_OI, a_RI, b_OR)
         ctx.scale = scale
         return y_TO
 
     @staticmethod
     def backward(ctx: Any, g_TO: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x_TI, h_TR, weight_OI, a_RI, b_OR = ctx.saved_tensors
-        gb_TR = (g_TO @ b_OR).mul_(ctx.scale)
-        grad_x = (gb_TR @ a_RI).addmm_(g_TO, weight_OI) if ctx.needs_input_grad[0] else None
-        return grad_x, None, None, gb_TR.T @ x_TI, (g_TO.T @ h_TR).mul_(ctx.scale), None
+        x_TI, u_TR, weight_OI, a_RI, b_OR = ctx.saved_tensors
+        c_TR = torch.empty_like(u_TR)
+        narrow.into_rank(g_TO, b_OR, scale=ctx.scale, out_TR=c_TR)
+        grad_x = (c_TR @ a_RI).addmm_(g_TO, weight_OI) if ctx.needs_input_grad[0] else None
+        return grad_x, None, None, narrow.outer(c_TR, x_TI), narrow.outer(u_TR, g_TO, transposed=True), None
 
 
 def lora_linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:

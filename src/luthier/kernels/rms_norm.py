@@ -12,25 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.kernels import fused
+
 
 class _RmsNorm(torch.autograd.Function):
     """With r = 1 / sqrt(mean(x^2) + eps) and u = g * w:  dx = r * (u - x * r^2 * mean(u * x)),  dw = sum over tokens of g * x * r."""
 
     @staticmethod
     def forward(ctx: Any, x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
-        length_T1 = torch.linalg.vector_norm(x_TE, dim=-1, keepdim=True, dtype=torch.float32)
-        r_T1 = length_T1.square_().div_(x_TE.shape[-1]).add_(eps).rsqrt_()
+        out_TE, r_T1 = fused.rms_norm(x_TE, weight_E, eps)
         ctx.save_for_backward(x_TE, r_T1, weight_E)
-        return (x_TE * r_T1).to(x_TE.dtype).mul_(weight_E)
+        return out_TE
 
     @staticmethod
     def backward(ctx: Any, g_TE: Tensor) -> tuple[Tensor, Tensor | None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x_TE, r_T1, weight_E = ctx.saved_tensors
         grad_w = (g_TE * (x_TE * r_T1).to(g_TE.dtype)).float().flatten(0, -2).sum(0).to(weight_E.dtype) if ctx.needs_input_grad[1] else None
-        u_TE = (g_TE * weight_E).float()
-        x32_TE = x_TE.float()
-        along_T1 = torch.linalg.vecdot(u_TE, x32_TE)[..., None].div_(x_TE.shape[-1]).mul_(r_T1.square())
-        grad_x = u_TE.sub_(x32_TE.mul_(along_T1)).mul_(r_T1).to(x_TE.dtype)
+        grad_x = fused.rms_norm_backward(g_TE.contiguous(), x_TE, weight_E, r_T1)
         return grad_x, grad_w, None
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.kernels import fused
+
 BLOCK_QUERIES = 192
 
 
@@ -53,7 +55,7 @@ class _SegmentAttention(torch.autograd.Function):
             q_KQD, w_KQC = _weights(q_KGTD[:, :, start:end], k_KCD, scaling)
             g_KQD = g_KGTD[:, :, start:end].reshape(K, -1, D)
             dw_KQC = torch.bmm(g_KQD, v_KCD.transpose(1, 2))
-            ds_KQC = torch.ops.aten._softmax_backward_data(dw_KQC, w_KQC, -1, w_KQC.dtype).mul_(scaling)
+            ds_KQC = fused.softmax_backward_(dw_KQC, w_KQC, scale=scaling)
             dq_KGTD[:, :, start:end] = torch.bmm(ds_KQC, k_KCD).view(*q_KGTD.shape[:2], end - start, D)
             _add(dk_KTD, keys, torch.bmm(ds_KQC.transpose(1, 2), q_KQD))
             _add(dv_KTD, keys, torch.bmm(w_KQC.transpose(1, 2), g_KQD))
@@ -105,12 +107,8 @@ def _weights(q_KGMD: Tensor, k_KCD: Tensor, scaling: float) -> tuple[Tensor, Ten
     The last M keys are the queries' own: there, later ones are hidden.
     """
     K, G, M, D = q_KGMD.shape
-    C = k_KCD.shape[1]
     q_KQD = q_KGMD.reshape(K, G * M, D)
-    scores_KQC = torch.baddbmm(q_KQD.new_empty(1, 1, 1), q_KQD, k_KCD.transpose(1, 2), beta=0, alpha=scaling)
-    later_MM = torch.ones(M, M, dtype=torch.bool, device=q_KQD.device).triu(1)
-    scores_KQC.view(K, G, M, C)[..., C - M :].masked_fill_(later_MM, float("-inf"))
-    return q_KQD, torch.softmax(scores_KQC, dim=-1)
+    return q_KQD, fused.softmax_(torch.bmm(q_KQD, k_KCD.transpose(1, 2)), scale=scaling, own=M)
 
 
 def segment_attention(

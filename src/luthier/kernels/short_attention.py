@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.kernels import fused
+
 
 @dataclass(frozen=True, slots=True)
 class LeafGroup:
@@ -148,12 +150,12 @@ class _ShortAttention(torch.autograd.Function):
         answers: list[Tensor] = []
         weights: list[Tensor] = []
         for group in plan.groups:
-            q_NQD, k_NCD, v_NCD = _split(x_TSD.reshape(-1, D).index_select(0, group.from_heads_X), group)
-            weights.append(torch.softmax(torch.baddbmm(group.bias_NQC, q_NQD, k_NCD.transpose(1, 2), alpha=scaling), dim=-1))
+            q_NQD, k_NCD, v_NCD = _split(fused.gather_rows(x_TSD.reshape(-1, D), group.from_heads_X), group)
+            weights.append(fused.softmax_(torch.bmm(q_NQD, k_NCD.transpose(1, 2)), scale=scaling, bias_YC=group.bias_NQC))
             answers.append(torch.bmm(weights[-1], v_NCD).view(-1, D))
         ctx.save_for_backward(x_TSD, *weights)
         ctx.plan, ctx.scaling = plan, scaling
-        return _joined(answers).index_select(0, plan.answers_back_X).view(T, plan.num_query_heads, D)
+        return fused.gather_rows(_joined(answers), plan.answers_back_X).view(T, plan.num_query_heads, D)
 
     @staticmethod
     def backward(ctx: Any, g_THD: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -162,18 +164,18 @@ class _ShortAttention(torch.autograd.Function):
         H, K, P, D = plan.num_query_heads, plan.num_key_heads, plan.num_prefix, x_TSD.shape[2]
         grads: list[Tensor] = []
         for group, w_NQC in zip(plan.groups, weights, strict=True):
-            x_XD = x_TSD.reshape(-1, D).index_select(0, group.from_heads_X)
+            x_XD = fused.gather_rows(x_TSD.reshape(-1, D), group.from_heads_X)
             q_NQD, k_NCD, v_NCD = _split(x_XD, group)
-            g_XD = g_THD.reshape(-1, D).index_select(0, group.from_answers_X)
+            g_XD = fused.gather_rows(g_THD.reshape(-1, D), group.from_answers_X)
             g_NQD = (g_XD.index_fill_(0, group.padding_X, 0.0) if group.padding_X.numel() else g_XD).view_as(q_NQD)
             grads.append(torch.empty_like(x_XD))
             dq_NQD, dk_NCD, dv_NCD = _split(grads[-1], group)
             dw_NQC = torch.bmm(g_NQD, v_NCD.transpose(1, 2))
             torch.bmm(w_NQC.transpose(1, 2), g_NQD, out=dv_NCD)
-            ds_NQC = torch.ops.aten._softmax_backward_data(dw_NQC, w_NQC, -1, w_NQC.dtype).mul_(ctx.scaling)
+            ds_NQC = fused.softmax_backward_(dw_NQC, w_NQC, scale=ctx.scaling)
             torch.bmm(ds_NQC, k_NCD, out=dq_NQD)
             torch.bmm(ds_NQC.transpose(1, 2), q_NQD, out=dk_NCD)
-        dx_TSD = _joined(grads).index_select(0, plan.heads_back_X).view_as(x_TSD)
+        dx_TSD = fused.gather_rows(_joined(grads), plan.heads_back_X).view_as(x_TSD)
         if P:
             first = plan.groups[0]
             copies = grads[0][first.num_products * first.num_queries :].view(2, -1, K, first.num_keys, D)[:, : plan.num_leaves, :, :P]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,10 +11,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import yaml
 
 from luthier.core.errors import ModelError
+from luthier.core.folders import cache_root
 
 MANIFEST = "luthier.json"  # in each pulled model folder: where it came from, sizes and digests of its files
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -74,12 +73,6 @@ def find_entry(name: str) -> CatalogueEntry:
         where="model",
         fix=f"--model {near[0] if near else known[0]}, or the path of a folder with config.json, safetensors and tokenizer.json",
     )
-
-
-def cache_root() -> Path:
-    """$LUTHIER_CACHE, or the user's cache folder of this system."""
-    chosen = os.environ.get("LUTHIER_CACHE", "")
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("luthier", appauthor=False))
 
 
 def cached_folder(entry: CatalogueEntry, cache: Path | None = None) -> Path:

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import Tensor, nn
 
+from luthier.kernels import fused
 from luthier.models.backbone import AttentionLayout, hidden_states
 from luthier.models.decode_layout import EnterLayout
 
@@ -80,23 +80,21 @@ class FastBody:
         x_XE = self._embed[ids_BT.reshape(-1)]
         E, D, K = x_XE.shape[1], self._head_dim, self._num_kv
         cos, sin = (table.reshape(B * T, 1, D) for table in self._rotary(x_XE, positions_BT.expand(B, T)))
-        sin_lo, sin_hi = sin[..., : D // 2], sin[..., D // 2 :]
         voice: int | None = voices_B[0] if len(set(voices_B)) == 1 else None
         voice_X = None
         if voice is None:
             voice_X = torch.tensor(voices_B, device=ids_BT.device).repeat_interleave(T)
         for number, layer in enumerate(self._layers):
-            h_XE = F.rms_norm(x_XE, (E,), layer.norm1_E, self._eps)
-            heads_XSD = _apply(layer.qkv, h_XE, voice, voice_X).view(B * T, -1, D)
-            turned_XSD = _rotate(heads_XSD[:, :-K], cos, sin_lo, sin_hi)
-            q_BHTD, k_BKTD = (part.view(B, T, -1, D).transpose(1, 2) for part in (turned_XSD[:, :-K], turned_XSD[:, -K:]))
-            v_BKTD = heads_XSD[:, -K:].view(B, T, K, D).transpose(1, 2)
+            h_XE = fused.rms_norm(x_XE, layer.norm1_E, self._eps)[0]
+            heads_XSD = fused.rotate(_apply(layer.qkv, h_XE, voice, voice_X).view(B * T, -1, D), cos, sin, values=K)
+            parts = heads_XSD.split([heads_XSD.shape[1] - 2 * K, K, K], dim=1)
+            q_BHTD, k_BKTD, v_BKTD = (part.view(B, T, -1, D).transpose(1, 2) for part in parts)
             out_BHTD = layout.attend(number, q_BHTD, k_BKTD, v_BKTD, layer.scaling)
             x_XE = _apply(layer.o, out_BHTD.transpose(1, 2).reshape(B * T, -1), voice, voice_X).add_(x_XE)
-            h_XE = F.rms_norm(x_XE, (E,), layer.norm2_E, self._eps)
+            h_XE = fused.rms_norm(x_XE, layer.norm2_E, self._eps)[0]
             gate_XF, up_XF = _apply(layer.gate_up, h_XE, voice, voice_X).chunk(2, dim=1)
-            x_XE = _apply(layer.down, F.silu(gate_XF).mul_(up_XF), voice, voice_X).add_(x_XE)
-        return F.rms_norm(x_XE, (E,), self._norm_E, self._eps).view(B, T, E)
+            x_XE = _apply(layer.down, fused.swiglu(gate_XF, up_XF), voice, voice_X).add_(x_XE)
+        return fused.rms_norm(x_XE, self._norm_E, self._eps)[0].view(B, T, E)
 
 
 def can_pack(weight_OI: Tensor) -> bool:
@@ -229,15 +227,6 @@ def _apply(layer: _Joined, h_XI: Tensor, voice: int | None, voice_X: Tensor | No
     if part_XO is None:
         return torch.ops.mkldnn._linear_pointwise(h_XI, layer.weight, layer.bias_O, "none", [], "")
     return torch.ops.mkldnn._linear_pointwise.binary(h_XI, part_XO, layer.weight, layer.bias_O, "add")
-
-
-def _rotate(x_XSD: Tensor, cos_X1D: Tensor, sin_lo: Tensor, sin_hi: Tensor) -> Tensor:
-    """(a, b) becomes (a cos - b sin, b cos + a sin)."""
-    half = x_XSD.shape[2] // 2
-    out = x_XSD * cos_X1D
-    out[..., :half].addcmul_(x_XSD[..., half:], sin_lo, value=-1)
-    out[..., half:].addcmul_(x_XSD[..., :half], sin_hi)
-    return out
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from luthier.core.errors import RunError
+from luthier.core.folders import cache_root
 from luthier.core.hashing import sha256_text
-from luthier.models.catalogue import cache_root
 from luthier.store.files import disk_error
 from luthier.store.layout import RunFolder
 

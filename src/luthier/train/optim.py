@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from luthier.kernels.device import CPU, numbers
+from luthier.kernels.fused import add_to_flat, copy_from_flat
 from luthier.train.parallel import ALONE, World
 
 Schedule = Literal["linear", "cosine", "constant", "wsd"]
@@ -69,12 +70,10 @@ class Optimiser:
 
     def accumulate(self) -> None:
         """Add the gradients of one backward pass to `grad_M`, in fp32, and clear them."""
-        at = 0
-        for param, master in zip(self.params.values(), self.masters.values(), strict=True):
-            if param.grad is not None:
-                self.grad_M[at : at + master.numel()].add_(local(param.grad).reshape(-1))
-                param.grad = None
-            at += master.numel()
+        parts = [None if param.grad is None else local(param.grad) for param in self.params.values()]
+        add_to_flat(self.grad_M, parts, [master.numel() for master in self.masters.values()])
+        for param in self.params.values():
+            param.grad = None
 
     def drop_gradients(self) -> None:
         """Forget what was accumulated."""
@@ -222,8 +221,7 @@ def apply_update(
     for tensor in optimiser.owned.values():
         tensor.grad = None
     with torch.no_grad():
-        for param, master in zip(optimiser.params.values(), optimiser.masters.values(), strict=True):
-            local(param).copy_(master)
+        copy_from_flat([local(param) for param in optimiser.params.values()], optimiser.flat_M)
     grad_M.zero_()
     return loss, norm
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from luthier.core.errors import ConfigError
+from luthier.kernels.compiled import library
 from luthier.kernels.device import CPU, wait_for
 
 DtypeName = Literal["auto", "bfloat16", "float32"]
@@ -54,6 +55,11 @@ def choose_precision(name: DtypeName, *, device: torch.device = CPU, settled: ob
 
     `settled` is what an earlier call of the same run chose: measured again under another load it might come out otherwise.
     """
+    chosen = _choose(name, device, settled)
+    return replace(chosen, reason=f"{chosen.reason}; small operations: {library().words}") if device.type == "cpu" else chosen
+
+
+def _choose(name: DtypeName, device: torch.device, settled: object) -> Precision:
     if name == "auto" and settled in ("bfloat16", "float32"):
         return Precision(getattr(torch, str(settled)), f"{settled}: chosen when this run began", device)
     if name != "auto":

@@ -1,0 +1,407 @@
+// The small operations between the large products of a decoder layer, each in one pass over memory.
+//
+// Taken one by one, they read and write every number several times and cost more calls than arithmetic: half of an update of short rows.
+// Compiled once by the user's own compiler (compiled.py) and called by fused.py, which holds the same operations in plain torch: the twin
+// that runs where there is no compiler. Every function works row by row, so a result depends on neither the number of threads nor the
+// other rows. Sums and everything between load and store are fp32. Pointers and sizes are checked by the caller.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+// Sixteen numbers at once, in the vector extension that GCC and Clang share; the compiler maps them to what the machine has.
+constexpr int64_t W = 16;
+typedef float V __attribute__((vector_size(64)));
+typedef int32_t I __attribute__((vector_size(64)));
+typedef uint32_t U __attribute__((vector_size(64)));
+typedef uint16_t H __attribute__((vector_size(32)));
+
+struct bf16 {
+    uint16_t bits;
+};
+
+template <typename To, typename From> inline To cast(const From &from) {
+    static_assert(sizeof(To) == sizeof(From), "same bits");
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+// Of sixteen numbers the first n; whole ones need no mask.
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+inline __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
+inline V load(const float *from, int64_t n) {
+    return n == W ? cast<V>(_mm512_loadu_ps(from)) : cast<V>(_mm512_maskz_loadu_ps(first(n), from));
+}
+inline H bits(const bf16 *from, int64_t n) {
+    return n == W ? cast<H>(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from))) : cast<H>(_mm256_maskz_loadu_epi16(first(n), from));
+}
+inline void store(float *to, V v, int64_t n) {
+    if (n == W) _mm512_storeu_ps(to, cast<__m512>(v));
+    else _mm512_mask_storeu_ps(to, first(n), cast<__m512>(v));
+}
+inline void put_bits(bf16 *to, H h, int64_t n) {
+    if (n == W) _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), cast<__m256i>(h));
+    else _mm256_mask_storeu_epi16(to, first(n), cast<__m256i>(h));
+}
+#else
+inline V load(const float *from, int64_t n) {
+    V v = {};
+    std::memcpy(&v, from, (n == W ? W : n) * 4);
+    return v;
+}
+inline H bits(const bf16 *from, int64_t n) {
+    H h = {};
+    std::memcpy(&h, from, (n == W ? W : n) * 2);
+    return h;
+}
+inline void store(float *to, V v, int64_t n) { std::memcpy(to, &v, (n == W ? W : n) * 4); }
+inline void put_bits(bf16 *to, H h, int64_t n) { std::memcpy(to, &h, (n == W ? W : n) * 2); }
+#endif
+inline V load(const bf16 *from, int64_t n) { return cast<V>(__builtin_convertvector(bits(from, n), U) << 16); }
+// Round to nearest even; a NaN stays one.
+inline void store(bf16 *to, V v, int64_t n) {
+#ifdef __AVX512BF16__
+    put_bits(to, cast<H>(_mm512_cvtneps_pbh(cast<__m512>(v))), n);
+#else
+    const U u = cast<U>(v);
+    const U rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    const U nan = (u >> 16) | 0x40u;
+    put_bits(to, __builtin_convertvector(v == v ? rounded : nan, H), n);
+#endif
+}
+inline float one(const float *from) { return *from; }
+inline float one(const bf16 *from) { return cast<float>(static_cast<uint32_t>(from->bits) << 16); }
+template <typename T> inline void put(T *to, float f) { store(to, V{} + f, 1); }
+
+// `body(i, n)` for the numbers i .. i + n, sixteen at a time and the rest at the end.
+template <typename Body> inline void sweep(int64_t width, Body body) {
+    int64_t i = 0;
+    for (; i + W <= width; i += W) body(i, W);
+    if (i < width) body(i, width - i);
+}
+// The first n lanes; the others become `filler`.
+inline V only(V v, int64_t n, float filler) {
+    const I lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return lane < static_cast<int32_t>(n) ? v : V{} + filler;
+}
+inline float total(V v) {
+    float sum = 0.0f;
+    for (int64_t j = 0; j < W; ++j) sum += v[j];
+    return sum;
+}
+inline float largest(V v) {
+    float top = v[0];
+    for (int64_t j = 1; j < W; ++j) top = v[j] > top ? v[j] : top;
+    return top;
+}
+
+// exp(x) as 2^n times a polynomial of the rest, |rest| <= 1/2 of a power of two. Relative error below 2e-6 where exp(x) is a normal
+// number, and below 2e-7 near 0; 0 far below, infinite above 88.7. NaN stays NaN.
+// 1 / d for d from 1 to 1e35 by a guess and steps of Newton, each of which squares the error: a division takes longer.
+#ifdef __AVX512F__
+inline V exp(V x) {
+    const __m512 log2_e = _mm512_set1_ps(1.44269504088896341f);
+    const __m512 v = _mm512_max_ps(_mm512_set1_ps(-1000.0f), cast<__m512>(x));
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(v, log2_e), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const V f = cast<V>(_mm512_fmsub_ps(v, log2_e, n));
+    V p = f * 1.5403530e-4f + 1.3333558e-3f;
+    p = p * f + 9.6181291e-3f;
+    p = p * f + 5.5504109e-2f;
+    p = p * f + 2.4022651e-1f;
+    p = p * f + 6.9314718e-1f;
+    p = p * f + 1.0f;
+    return cast<V>(_mm512_scalef_ps(cast<__m512>(p), n));
+}
+inline V inverse_of(V d) {
+    const V r = cast<V>(_mm512_rcp14_ps(cast<__m512>(d)));
+    return r * (2.0f - d * r);
+}
+#else
+inline V exp(V x) {
+    const V low = V{} - 87.33654f, high = V{} + 88.7f;
+    const V clipped = x < low ? low : (x > high ? high : x);
+    const V shifted = clipped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to a whole number
+    const V n = shifted - 12582912.0f;
+    const V r = clipped - n * 0.693359375f + n * 2.12194440e-4f;
+    V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    const V scale = cast<V>((cast<I>(shifted) - 0x4b400000 + 127) << 23);
+    return x < low ? V{} : p * scale;
+}
+inline V inverse_of(V d) {
+    V r = cast<V>(0x7ef311c7 - cast<I>(d));
+    for (int step = 0; step < 3; ++step) r *= 2.0f - d * r;
+    return r;
+}
+#endif
+inline V sigmoid(V x) {
+    const V low = V{} - 80.0f;
+    return inverse_of(1.0f + exp(-(x < low ? low : x)));
+}
+
+// A row of fp32 that belongs to this thread; a whole number of sixteens.
+inline float *row_of(int64_t width) {
+    static thread_local std::vector<float> row;
+    if (static_cast<int64_t>(row.size()) < width + W) row.resize(width + W);
+    return row.data();
+}
+
+constexpr int64_t SMALL = 1 << 14;  // below so many numbers, waking a second thread costs more than it saves
+inline int threads_for(int64_t numbers, int threads) { return numbers < SMALL ? 1 : threads; }
+
+// ---- RMSNorm: y = x * r * w, r = 1 / sqrt(mean(x^2) + eps) ---------------------------------------------------------------------------
+template <typename T>
+void rms_norm(const T *x, const T *w, T *y, float *r, int64_t rows, int64_t width, float eps, int threads) {
+#pragma omp parallel for num_threads(threads_for(rows * width, threads))
+    for (int64_t t = 0; t < rows; ++t) {
+        const T *xt = x + t * width;
+        T *yt = y + t * width;
+        V sum = {};
+        sweep(width, [&](int64_t i, int64_t n) {
+            const V v = load(xt + i, n);
+            sum += v * v;
+        });
+        const float rt = 1.0f / std::sqrt(total(sum) / static_cast<float>(width) + eps);
+        r[t] = rt;
+        sweep(width, [&](int64_t i, int64_t n) { store(yt + i, load(xt + i, n) * rt * load(w + i, n), n); });
+    }
+}
+
+// With u = g * w:  dx = r * (u - x * r^2 * mean(u * x)) + residual
+template <typename T>
+void rms_norm_backward(const T *g, const T *x, const T *w, const float *r, const T *residual, T *dx, int64_t rows, int64_t width,
+                       int threads) {
+#pragma omp parallel for num_threads(threads_for(rows * width, threads))
+    for (int64_t t = 0; t < rows; ++t) {
+        const T *gt = g + t * width, *xt = x + t * width;
+        T *dt = dx + t * width;
+        V sum = {};
+        sweep(width, [&](int64_t i, int64_t n) { sum += load(gt + i, n) * load(w + i, n) * load(xt + i, n); });
+        const float rt = r[t], along = total(sum) * rt * rt / static_cast<float>(width);
+        sweep(width, [&](int64_t i, int64_t n) {
+            V d = rt * (load(gt + i, n) * load(w + i, n) - load(xt + i, n) * along);
+            if (residual != nullptr) d += load(residual + t * width + i, n);
+            store(dt + i, d, n);
+        });
+    }
+}
+
+// ---- Rotary embedding of the first `turned` of `heads` heads; the others are copied. Both halves of cos and sin are alike. ------------
+template <typename T>
+void rotate(const T *x, const T *cos, const T *sin, T *out, int64_t rows, int64_t heads, int64_t turned, int64_t size, float sign,
+            int threads) {
+    const int64_t half = size / 2;
+#pragma omp parallel for num_threads(threads_for(rows * heads * size, threads))
+    for (int64_t t = 0; t < rows; ++t) {
+        const T *c = cos + t * size, *s = sin + t * size;
+        for (int64_t h = 0; h < turned; ++h) {
+            const T *a = x + (t * heads + h) * size;
+            T *o = out + (t * heads + h) * size;
+            sweep(half, [&](int64_t i, int64_t n) {
+                const V first = load(a + i, n), second = load(a + i + half, n), ci = load(c + i, n), si = sign * load(s + i, n);
+                store(o + i, first * ci - second * si, n);
+                store(o + i + half, second * ci + first * si, n);
+            });
+        }
+        const int64_t rest = (t * heads + turned) * size;
+        if (out != x) std::memcpy(out + rest, x + rest, (heads - turned) * size * sizeof(T));
+    }
+}
+
+// ---- silu(gate) * up; gate and up may be the halves of one matrix: `stride` numbers from row to row -----------------------------------
+template <typename T>
+void swiglu(const T *gate, const T *up, T *out, int64_t rows, int64_t width, int64_t stride, int threads) {
+#pragma omp parallel for num_threads(threads_for(rows * width, threads))
+    for (int64_t t = 0; t < rows; ++t) {
+        const T *gt = gate + t * stride, *ut = up + t * stride;
+        T *ot = out + t * width;
+        sweep(width, [&](int64_t i, int64_t n) {
+            const V x = load(gt + i, n);
+            store(ot + i, x * sigmoid(x) * load(ut + i, n), n);
+        });
+    }
+}
+
+// dup = ds * silu(gate),  dgate = ds * up * (sig + silu * (1 - sig)),  and silu(gate) * up in place of ds
+template <typename T>
+void swiglu_backward(T *ds, const T *gate, const T *up, T *dgate, T *dup, int64_t rows, int64_t width, int threads) {
+#pragma omp parallel for num_threads(threads_for(rows * width, threads))
+    for (int64_t t = 0; t < rows; ++t) {
+        const int64_t at = t * width;
+        sweep(width, [&](int64_t i, int64_t n) {
+            const V x = load(gate + at + i, n), u = load(up + at + i, n), d = load(ds + at + i, n);
+            const V sig = sigmoid(x), silu = x * sig;
+            store(ds + at + i, silu * u, n);
+            store(dup + at + i, d * silu, n);
+            store(dgate + at + i, d * u * (sig + silu * (1.0f - sig)), n);
+        });
+    }
+}
+
+// ---- softmax(scale * scores + bias) in place, row by row ------------------------------------------------------------------------------
+// Row t sees what row t % bias_rows of `bias` leaves; with no bias the last `own` keys are the queries' own, and query t % own sees none
+// behind itself.
+template <typename T>
+void softmax(T *scores, const T *bias, int64_t rows, int64_t width, int64_t bias_rows, int64_t own, float scale, int threads) {
+#pragma omp parallel for num_threads(threads_for(rows * width, threads))
+    for (int64_t t = 0; t < rows; ++t) {
+        T *st = scores + t * width;
+        const T *bt = bias == nullptr ? nullptr : bias + (t % bias_rows) * width;
+        const int64_t seen = bias == nullptr && own > 0 ? width - own + t % own + 1 : width;
+        auto score = [&](int64_t i, int64_t n) {
+            const V s = load(st + i, n) * scale;
+            return bt == nullptr ? s : s + load(bt + i, n);
+        };
+        V tops = V{} - INFINITY, sums = {};
+        sweep(seen, [&](int64_t i, int64_t n) {
+            const V s = n == W ? score(i, n) : only(score(i, n), n, -INFINITY);
+            tops = s > tops ? s : tops;
+        });
+        const float top = largest(tops);
+        float *exps = row_of(width);
+        sweep(seen, [&](int64_t i, int64_t n) {
+            V e = exp(score(i, n) - top);
+            if (n < W) e = only(e, n, 0.0f);
+            store(exps + i, e, W);
+            sums += e;
+        });
+        const float inverse = 1.0f / total(sums);
+        sweep(seen, [&](int64_t i, int64_t n) { store(st + i, load(exps + i, W) * inverse, n); });
+        std::memset(st + seen, 0, (width - seen) * sizeof(T));
+    }
+}
+
+// dS = scale * W * (dW - sum(dW * W)), in place of dW
+template <typename T> void softmax_backward(T *dw, const T *w, int64_t rows, int64_t width, float scale, int threads) {
+#pragma omp parallel for num_threads(threads_for(rows * width, threads))
+    for (int64_t t = 0; t < rows; ++t) {
+        T *dt = dw + t * width;
+        const T *wt = w + t * width;
+        V sum = {};
+        sweep(width, [&](int64_t i, int64_t n) { sum += load(dt + i, n) * load(wt + i, n); });
+        const float along = total(sum);
+        sweep(width, [&](int64_t i, int64_t n) { store(dt + i, scale * load(wt + i, n) * (load(dt + i, n) - along), n); });
+    }
+}
+
+// ---- Cross-entropy: loss of each row, and softmax - onehot in place of the logits -----------------------------------------------------
+template <typename T>
+void cross_entropy(T *logits, const int64_t *target, float *loss, int64_t rows, int64_t vocab, int with_gradient, int threads) {
+#pragma omp parallel for num_threads(threads_for(rows * vocab, threads))
+    for (int64_t t = 0; t < rows; ++t) {
+        T *lt = logits + t * vocab;
+        V tops = V{} - INFINITY, sums = {};
+        sweep(vocab, [&](int64_t i, int64_t n) {
+            const V l = n == W ? load(lt + i, n) : only(load(lt + i, n), n, -INFINITY);
+            tops = l > tops ? l : tops;
+        });
+        const float top = largest(tops);
+        float *exps = row_of(vocab);
+        sweep(vocab, [&](int64_t i, int64_t n) {
+            V e = exp(load(lt + i, n) - top);
+            if (n < W) e = only(e, n, 0.0f);
+            store(exps + i, e, W);
+            sums += e;
+        });
+        const float sum = total(sums), wanted = one(lt + target[t]) - top;
+        loss[t] = std::log(sum) - wanted;
+        if (!with_gradient) continue;
+        const float inverse = 1.0f / sum;
+        sweep(vocab, [&](int64_t i, int64_t n) { store(lt + i, load(exps + i, W) * inverse, n); });
+        put(lt + target[t], std::exp(wanted) * inverse - 1.0f);
+    }
+}
+
+// ---- Many small tensors and one flat fp32 vector --------------------------------------------------------------------------------------
+template <typename T> void add_to_flat(const T *const *parts, const int64_t *sizes, int64_t count, float *flat, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t at = 0;
+        for (int64_t k = 0; k < count; ++k) {
+            const T *from = parts[k];
+            float *to = flat + at;
+            if (from != nullptr) {
+#pragma omp for nowait
+                for (int64_t i = 0; i < sizes[k] / W; ++i) store(to + i * W, load(to + i * W, W) + load(from + i * W, W), W);
+#pragma omp single nowait
+                for (int64_t i = sizes[k] / W * W; i < sizes[k]; ++i) to[i] += one(from + i);
+            }
+            at += sizes[k];
+        }
+    }
+}
+
+template <typename T> void copy_from_flat(T *const *parts, const int64_t *sizes, int64_t count, const float *flat, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t at = 0;
+        for (int64_t k = 0; k < count; ++k) {
+            T *to = parts[k];
+            const float *from = flat + at;
+#pragma omp for nowait
+            for (int64_t i = 0; i < sizes[k] / W; ++i) store(to + i * W, load(from + i * W, W), W);
+#pragma omp single nowait
+            for (int64_t i = sizes[k] / W * W; i < sizes[k]; ++i) put(to + i, from[i]);
+            at += sizes[k];
+        }
+    }
+}
+
+// ---- Rows of `bytes` bytes by index ---------------------------------------------------------------------------------------------------
+void gather(const char *from, const int64_t *index, char *to, int64_t rows, int64_t bytes, int threads) {
+#pragma omp parallel for num_threads(threads_for(rows * bytes / 2, threads))
+    for (int64_t k = 0; k < rows; ++k) std::memcpy(to + k * bytes, from + index[k] * bytes, bytes);
+}
+
+}  // namespace
+
+#define BOTH(NAME, PARAMETERS, CALL)                                                                                                     \
+    extern "C" void NAME##_bf16 PARAMETERS(bf16) { CALL; }                                                                              \
+    extern "C" void NAME##_f32 PARAMETERS(float) { CALL; }
+
+#define P_RMS_NORM(T) (const T *x, const T *w, T *y, float *r, int64_t rows, int64_t width, float eps, int threads)
+BOTH(luthier_rms_norm, P_RMS_NORM, rms_norm(x, w, y, r, rows, width, eps, threads))
+
+#define P_RMS_NORM_BACKWARD(T)                                                                                                           \
+    (const T *g, const T *x, const T *w, const float *r, const T *residual, T *dx, int64_t rows, int64_t width, int threads)
+BOTH(luthier_rms_norm_backward, P_RMS_NORM_BACKWARD, rms_norm_backward(g, x, w, r, residual, dx, rows, width, threads))
+
+#define P_ROTATE(T)                                                                                                                      \
+    (const T *x, const T *cos, const T *sin, T *out, int64_t rows, int64_t heads, int64_t turned, int64_t size, float sign, int threads)
+BOTH(luthier_rotate, P_ROTATE, rotate(x, cos, sin, out, rows, heads, turned, size, sign, threads))
+
+#define P_SWIGLU(T) (const T *gate, const T *up, T *out, int64_t rows, int64_t width, int64_t stride, int threads)
+BOTH(luthier_swiglu, P_SWIGLU, swiglu(gate, up, out, rows, width, stride, threads))
+
+#define P_SWIGLU_BACKWARD(T) (T * ds, const T *gate, const T *up, T *dgate, T *dup, int64_t rows, int64_t width, int threads)
+BOTH(luthier_swiglu_backward, P_SWIGLU_BACKWARD, swiglu_backward(ds, gate, up, dgate, dup, rows, width, threads))
+
+#define P_SOFTMAX(T) (T * scores, const T *bias, int64_t rows, int64_t width, int64_t bias_rows, int64_t own, float scale, int threads)
+BOTH(luthier_softmax, P_SOFTMAX, softmax(scores, bias, rows, width, bias_rows, own, scale, threads))
+
+#define P_SOFTMAX_BACKWARD(T) (T * dw, const T *w, int64_t rows, int64_t width, float scale, int threads)
+BOTH(luthier_softmax_backward, P_SOFTMAX_BACKWARD, softmax_backward(dw, w, rows, width, scale, threads))
+
+#define P_CROSS_ENTROPY(T) (T * logits, const int64_t *target, float *loss, int64_t rows, int64_t vocab, int with_gradient, int threads)
+BOTH(luthier_cross_entropy, P_CROSS_ENTROPY, cross_entropy(logits, target, loss, rows, vocab, with_gradient, threads))
+
+#define P_ADD_TO_FLAT(T) (const T *const *parts, const int64_t *sizes, int64_t count, float *flat, int threads)
+BOTH(luthier_add_to_flat, P_ADD_TO_FLAT, add_to_flat(parts, sizes, count, flat, threads))
+
+#define P_COPY_FROM_FLAT(T) (T * const *parts, const int64_t *sizes, int64_t count, const float *flat, int threads)
+BOTH(luthier_copy_from_flat, P_COPY_FROM_FLAT, copy_from_flat(parts, sizes, count, flat, threads))
+
+extern "C" void luthier_gather(const char *from, const int64_t *index, char *to, int64_t rows, int64_t bytes, int threads) {
+    gather(from, index, to, rows, bytes, threads);
+}

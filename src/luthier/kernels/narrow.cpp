@@ -1,0 +1,251 @@
+// The products of low-rank adapters on processors with AMX: one side is the rank, 16 or a little more.
+//
+// Libraries lay such products out like large ones and spend most of the time on that: [16, 330] x [330, 1536] takes 190 us there, of which
+// the arithmetic is 8. Here the wide matrix is read once, where it lies. Called by narrow.py, which takes torch's own products elsewhere.
+// Sums are fp32; results are rounded to bf16 once. A result does not depend on the number of threads. Ranks are whole sixteens, K whole
+// thirty-twos; the caller checks that.
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include <vector>
+
+namespace {
+
+using bf16 = uint16_t;
+
+// The processor's tiles, 0 to 7. A tile is 16 rows of 64 bytes: 32 numbers of a row (left factor), 16 pairs of rows (right factor), 16 sums.
+struct alignas(64) Tiles {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t bytes[16] = {};
+    uint8_t rows[16] = {};
+};
+
+// Sets the tiles up for this thread, and leaves them as they were found. The first `wide` tiles and those behind have 16 rows, the tiles
+// in `last` have fewer: a block at the end of a matrix.
+class Session {
+  public:
+    Session() { _tile_storeconfig(&before); }
+    void rows(int last, int count) {
+        Tiles tiles;
+        for (int n = 0; n < 8; ++n) tiles.bytes[n] = 64, tiles.rows[n] = static_cast<uint8_t>((last >> n) & 1 ? count : 16);
+        _tile_loadconfig(&tiles);
+    }
+    ~Session() {
+        if (before.palette == 0) _tile_release();
+        else _tile_loadconfig(&before);
+    }
+
+  private:
+    Tiles before;
+};
+
+inline std::vector<bf16> &scratch(int which) {
+    static thread_local std::vector<bf16> buffers[2];
+    return buffers[which];
+}
+
+// ---- out[t, r] = scale * sum over k of x[t, k] w[k, r] --------------------------------------------------------------------------------
+// w as pairs of rows: packed[r / 16][k / 2][r % 16][k % 2]
+void pack_pairs(const bf16 *w, int64_t k_stride, int64_t r_stride, int64_t K, int64_t R, bf16 *packed) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (int64_t r = 0; r < R; r += 16)
+        for (int64_t k = 0; k < K; k += 2) {
+            __m512i pairs;
+            if (k_stride == 1) {  // both numbers of a pair lie side by side
+                const __m512i index = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int>(r_stride)));
+                pairs = _mm512_i32gather_epi32(index, reinterpret_cast<const int *>(w + r * r_stride + k), 2);
+            } else {
+                const bf16 *row = w + k * k_stride + r;
+                const __m512i even = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(row)));
+                const __m512i odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(row + k_stride)));
+                pairs = _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
+            }
+            _mm512_storeu_si512(packed + r * K + k * 16, pairs);
+        }
+}
+
+void store_scaled(const float *sums, float scale, bf16 *out, int64_t stride, int64_t rows) {
+    for (int64_t t = 0; t < rows; ++t) {
+        const __m512 row = _mm512_mul_ps(_mm512_load_ps(sums + 16 * t), _mm512_set1_ps(scale));
+        const __m256bh rounded = _mm512_cvtneps_pbh(row);
+        std::memcpy(out + t * stride, &rounded, 32);
+    }
+}
+
+void narrow(const bf16 *x, int64_t x_stride, int64_t T, int64_t K, const bf16 *w, int64_t k_stride, int64_t r_stride, int64_t R, float scale,
+            bf16 *out, int64_t out_stride, int threads) {
+    std::vector<bf16> &packed = scratch(0);
+    packed.resize(R * K);
+    pack_pairs(w, k_stride, r_stride, K, R, packed.data());
+    const bf16 *right = packed.data();
+    const int64_t whole = T / 16, blocks = (T + 63) / 64;
+#pragma omp parallel for num_threads(T * K < 32768 ? 1 : threads)
+    for (int64_t block = 0; block < blocks; ++block) {
+        Session tiles;
+        alignas(64) float sums[4][256];
+        const int64_t first = block * 4, count = whole - first < 4 ? whole - first : 4;
+        for (int64_t r = 0; r < R; r += 16) {
+            const bf16 *b = right + r * K;
+            tiles.rows(0, 16);
+            _tile_zero(0);
+            _tile_zero(1);
+            _tile_zero(2);
+            _tile_zero(3);
+            for (int64_t k = 0; k < K; k += 32) {
+                const bf16 *a = x + first * 16 * x_stride + k;
+                _tile_loadd(7, b + k * 16, 64);
+                if (count > 0) { _tile_loadd(4, a, x_stride * 2); _tile_dpbf16ps(0, 4, 7); }
+                if (count > 1) { _tile_loadd(5, a + 16 * x_stride, x_stride * 2); _tile_dpbf16ps(1, 5, 7); }
+                if (count > 2) { _tile_loadd(4, a + 32 * x_stride, x_stride * 2); _tile_dpbf16ps(2, 4, 7); }
+                if (count > 3) { _tile_loadd(5, a + 48 * x_stride, x_stride * 2); _tile_dpbf16ps(3, 5, 7); }
+            }
+            _tile_stored(0, sums[0], 64);
+            _tile_stored(1, sums[1], 64);
+            _tile_stored(2, sums[2], 64);
+            _tile_stored(3, sums[3], 64);
+            for (int64_t i = 0; i < count; ++i) store_scaled(sums[i], scale, out + (first + i) * 16 * out_stride + r, out_stride, 16);
+            const int64_t rest = T - whole * 16;
+            if (block == blocks - 1 && rest > 0) {
+                tiles.rows(1 | 1 << 4, static_cast<int>(rest));
+                _tile_zero(0);
+                for (int64_t k = 0; k < K; k += 32) {
+                    _tile_loadd(7, b + k * 16, 64);
+                    _tile_loadd(4, x + whole * 16 * x_stride + k, x_stride * 2);
+                    _tile_dpbf16ps(0, 4, 7);
+                }
+                _tile_stored(0, sums[0], 64);
+                store_scaled(sums[0], scale, out + whole * 16 * out_stride + r, out_stride, rest);
+            }
+        }
+    }
+}
+
+// ---- out[r, o] = o_scale[o] * sum over t of t_scale[t] u[t, r] g[t, o] ------------------------------------------------------------------
+// u turned, [R, T], the t past its end 0
+void pack_turned(const bf16 *u, int64_t u_stride, const float *t_scale, int64_t T, int64_t padded, int64_t R, bf16 *turned) {
+    for (int64_t t = 0; t < padded; ++t)
+        for (int64_t r = 0; r < R; r += 16) {
+            alignas(32) bf16 row[16] = {};
+            if (t < T) {
+                std::memcpy(row, u + t * u_stride + r, 32);
+                if (t_scale != nullptr) {
+                    const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_load_si256(reinterpret_cast<__m256i *>(row))), 16);
+                    const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_castsi512_ps(wide), _mm512_set1_ps(t_scale[t])));
+                    std::memcpy(row, &rounded, 32);
+                }
+            }
+            for (int64_t j = 0; j < 16; ++j) turned[(r + j) * padded + t] = row[j];
+        }
+}
+
+// Rows t and t + 1 of g, 32 columns of each, as pairs: columns 0 to 15 into `low`, 16 to 31 into `high`
+inline void pair_rows(const bf16 *g, int64_t g_stride, int64_t rows, __mmask32 columns, bf16 *low, bf16 *high) {
+    alignas(64) static const uint16_t order[2][32] = {
+        {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
+        {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
+    const __m512i first = _mm512_load_si512(order[0]), second = _mm512_load_si512(order[1]);
+    for (int64_t p = 0; p < 16; ++p) {
+        const __m512i even = 2 * p < rows ? _mm512_maskz_loadu_epi16(columns, g + 2 * p * g_stride) : _mm512_setzero_si512();
+        const __m512i odd = 2 * p + 1 < rows ? _mm512_maskz_loadu_epi16(columns, g + (2 * p + 1) * g_stride) : _mm512_setzero_si512();
+        _mm512_store_si512(low + 32 * p, _mm512_permutex2var_epi16(even, first, odd));
+        _mm512_store_si512(high + 32 * p, _mm512_permutex2var_epi16(even, second, odd));
+    }
+}
+
+void store_outer(const float *sums, const bf16 *o_scale, bf16 *out, int64_t r_stride, int64_t o_stride, int64_t columns) {
+    const __m512i lanes = _mm512_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240);
+    if (r_stride == 1) {  // [O, R]
+        for (int64_t o = 0; o < columns; ++o) {
+            const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_i32gather_ps(lanes, sums + o, 4));
+            std::memcpy(out + o * o_stride, &rounded, 32);
+        }
+        return;
+    }
+    const __mmask16 kept = static_cast<__mmask16>((1u << columns) - 1u);
+    __m512 scale = _mm512_set1_ps(1.0f);
+    if (o_scale != nullptr)
+        scale = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(kept, o_scale)), 16));
+    for (int64_t r = 0; r < 16; ++r) {
+        const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_load_ps(sums + 16 * r), scale));
+        __m256i bits;
+        std::memcpy(&bits, &rounded, 32);
+        _mm256_mask_storeu_epi16(out + r * r_stride, kept, bits);
+    }
+}
+
+void outer(const bf16 *u, int64_t u_stride, const float *t_scale, int64_t R, const bf16 *g, int64_t g_stride, int64_t T, int64_t O,
+           const bf16 *o_scale, bf16 *out, int64_t r_stride, int64_t o_stride, int threads) {
+    const int64_t padded = (T + 31) / 32 * 32;
+    std::vector<bf16> &turned_buffer = scratch(1);
+    turned_buffer.resize(R * padded);
+    pack_turned(u, u_stride, t_scale, T, padded, R, turned_buffer.data());
+    const bf16 *turned = turned_buffer.data();
+#pragma omp parallel for num_threads(T * O < 32768 ? 1 : threads)
+    for (int64_t o = 0; o < O; o += 32) {
+        Session tiles;
+        tiles.rows(0, 16);
+        alignas(64) bf16 low[512], high[512];
+        alignas(64) float sums[256];
+        const int64_t columns = O - o < 32 ? O - o : 32;
+        const __mmask32 kept = columns == 32 ? 0xffffffffu : (1u << columns) - 1u;
+        for (int64_t r = 0; r < R; r += 48) {  // three ranks of sixteen at a time: six tiles of sums
+            const int64_t ranks = (R - r) / 16 < 3 ? (R - r) / 16 : 3;
+            _tile_zero(0);
+            _tile_zero(1);
+            _tile_zero(2);
+            _tile_zero(3);
+            _tile_zero(4);
+            _tile_zero(5);
+            for (int64_t t = 0; t < padded; t += 32) {
+                pair_rows(g + t * g_stride + o, g_stride, T - t, kept, low, high);
+                const bf16 *a = turned + r * padded + t;
+                _tile_loadd(6, a, padded * 2);
+                _tile_loadd(7, low, 64);
+                _tile_dpbf16ps(0, 6, 7);
+                if (ranks > 1) { _tile_loadd(6, a + 16 * padded, padded * 2); _tile_dpbf16ps(2, 6, 7); }
+                if (ranks > 2) { _tile_loadd(6, a + 32 * padded, padded * 2); _tile_dpbf16ps(4, 6, 7); }
+                _tile_loadd(7, high, 64);
+                if (ranks > 2) _tile_dpbf16ps(5, 6, 7);
+                if (ranks > 1) { _tile_loadd(6, a + 16 * padded, padded * 2); _tile_dpbf16ps(3, 6, 7); }
+                _tile_loadd(6, a, padded * 2);
+                _tile_dpbf16ps(1, 6, 7);
+            }
+            auto write = [&](int64_t rank, int64_t half) {
+                const int64_t at = o + 16 * half, width = O - at < 16 ? O - at : 16;
+                if (rank < ranks && width > 0)
+                    store_outer(sums, o_scale == nullptr ? nullptr : o_scale + at, out + (r + 16 * rank) * r_stride + at * o_stride, r_stride,
+                                o_stride, width);
+            };
+            _tile_stored(0, sums, 64); write(0, 0);
+            _tile_stored(1, sums, 64); write(0, 1);
+            _tile_stored(2, sums, 64); write(1, 0);
+            _tile_stored(3, sums, 64); write(1, 1);
+            _tile_stored(4, sums, 64); write(2, 0);
+            _tile_stored(5, sums, 64); write(2, 1);
+        }
+    }
+}
+
+}  // namespace
+
+// Linux hands out the tiles' 8 KB of state on request (ARCH_REQ_XCOMP_PERM, XTILEDATA).
+extern "C" int luthier_has_narrow() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+extern "C" void luthier_narrow(const bf16 *x, int64_t x_stride, int64_t T, int64_t K, const bf16 *w, int64_t k_stride, int64_t r_stride, int64_t R,
+                               float scale, bf16 *out, int64_t out_stride, int threads) {
+    narrow(x, x_stride, T, K, w, k_stride, r_stride, R, scale, out, out_stride, threads);
+}
+extern "C" void luthier_outer(const bf16 *u, int64_t u_stride, const float *t_scale, int64_t R, const bf16 *g, int64_t g_stride, int64_t T,
+                              int64_t O, const bf16 *o_scale, bf16 *out, int64_t r_stride, int64_t o_stride, int threads) {
+    outer(u, u_stride, t_scale, R, g, g_stride, T, O, o_scale, out, r_stride, o_stride, threads);
+}
+#else
+extern "C" int luthier_has_narrow() { return 0; }
+extern "C" void luthier_narrow(const void *, int64_t, int64_t, int64_t, const void *, int64_t, int64_t, int64_t, float, void *, int64_t, int) {}
+extern "C" void luthier_outer(const void *, int64_t, const void *, int64_t, const void *, int64_t, int64_t, int64_t, const void *, void *, int64_t,
+                              int64_t, int) {}
+#endif
