@@ -28,7 +28,7 @@ from luthier.generate.store import NoStore
 from luthier.metrics.refusal import DETECTOR, answer_kind, refuses, repeats_itself
 from luthier.models.catalogue import resolve
 from luthier.pipeline.open import open_local
-from luthier.pipeline.probes import TEXTS, _general  # pyright: ignore[reportPrivateUsage]
+from luthier.pipeline.probes import TEXTS, general_probes
 from luthier.stats.intervals import mean_estimate
 from luthier.train.precision import choose_precision
 
@@ -85,7 +85,7 @@ def incoherent(data: Path) -> dict[str, Any]:
     ]
     own = generate(local, asked, batch=64, store=NoStore(), on_progress=lambda done, total: None)
     own_losses = mean_losses(local.voices, [answer_row(local, p, g.text) for p, g in zip(probes, own, strict=True)])
-    people = [p for p in _general() if p.kind == "instruct"]
+    people = [p for p in general_probes() if p.kind == "instruct"]
     people_losses = mean_losses(local.voices, [general_row(local, p) for p in people])
     limit, own_limit = strange_above([*own_losses, *people_losses]), strange_above(own_losses)
     assert limit is not None and own_limit is not None

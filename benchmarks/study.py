@@ -2,7 +2,7 @@
 
     python benchmarks/study.py [--data DIR] [--runs DIR] [--only NAME ...] [--budget-factor X] [--fresh] [--table]
 
-DIR holds the folders of ../shared/data. Each task (study_tasks.py) is one `luthier run` with a time budget; one cut off by its budget or by a
+DIR holds the folders of ../shared/data. Each task (study_tasks.py) is one `luthier run` with a time budget; one cut off by it or by a
 signal goes on at the next call, and a finished one is not run again. Budgets are for two quiet cores: `--budget-factor 4` gives four times
 as long on a slower or shared machine; what is measured stays the same. Writes benchmarks/results/study.json after every task, and the table
 in benchmarks/README.md. `--table` only decides anew, from what was recorded, and writes the table.

@@ -14,6 +14,7 @@ from statistics import fmean
 from luthier.core.types import ArmResult, Estimate
 from luthier.metrics.refusal import DETECTOR
 from luthier.stats.intervals import mean_estimate
+from luthier.stats.prevalence import corrected_interval
 
 KINDS: Mapping[str, str] = {"unsafe": "unsafe requests", "safe": "safe requests", "text": "general text", "instruct": "general answers"}
 
@@ -77,7 +78,8 @@ def detector_words() -> str:
         f"The detector looks for English phrases in the first words of an answer. On {d.refusals + d.others:,} answers labelled by people "
         f"and held out, it finds {100 * d.sensitivity:.1f} % of {d.refusals:,} refusals, whole or partial, and leaves "
         f"{100 * d.specificity:.1f} % of {d.others:,} others alone ({d.source}). Corrected is the share that would give the observed one "
-        "with these errors (Rogan and Gladen 1978)."
+        "with these errors (Rogan and Gladen 1978); its interval holds what is not known of them (Lang and Reiczigel 2014). Where fewer "
+        "are called refusals than false alarms alone would give, it is 0, and the errors are not the same on these answers."
     )
 
 
@@ -123,7 +125,17 @@ def _corrected(found: Estimate, is_refusal: bool) -> str:
         return "not measured"
     refused = found.value if is_refusal else 1 - found.value
     true = DETECTOR.corrected(refused)
-    return f"{100 * (true if is_refusal else 1 - true):.1f} %"
+    low, high = corrected_interval(
+        refused * found.n,
+        found.n,
+        found=DETECTOR.found,
+        positives=DETECTOR.refusals,
+        left_alone=DETECTOR.left_alone,
+        negatives=DETECTOR.others,
+    )
+    if not is_refusal:
+        true, low, high = 1 - true, 1 - high, 1 - low
+    return f"{100 * true:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def _words(found: Estimate) -> str:
