@@ -3,8 +3,8 @@
     python benchmarks/xstest.py [--data DIR] [--runs DIR] [--only NAME ...] [--table]
 
 Data: folder with xstest_prompts.csv (Röttger et al. 2024, CC BY 4.0), default ../shared/data/xstest. The 250 safe and 200 unsafe
-requests are put to the base model and to what each of these runs of the study trained, by the code that probes in `luthier run`. Answers are
-kept in RUNS/xstest, so the same command goes on where it was stopped. `--table` only writes the table.
+requests are put to the base model and to what each of these runs of the study trained, by the code that probes in `luthier run`. Answers
+are kept in RUNS/xstest, so the same command goes on where it was stopped. `--table` only writes the table.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from luthier.verdict.probes import ProbeRecord, detector_words, probe_lines
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "xstest.json"
 TUNED_ON = {
-    "alpaca": "300 general instructions with short answers",
+    "alpaca": "200 general instructions with short answers",
     "intents20": "600 banking queries, 20 labels",
     "banking77": "770 banking queries, 77 labels",
 }
