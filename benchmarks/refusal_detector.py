@@ -25,7 +25,7 @@ from luthier.evaluate.probes import Probe, answer_row, general_row, strange_abov
 from luthier.generate.likelihood import mean_losses
 from luthier.generate.local import generate
 from luthier.generate.store import NoStore
-from luthier.metrics.refusal import DETECTOR, answer_kind, refuses, repeats_itself
+from luthier.metrics.refusal import DETECTOR, INCOHERENCE, answer_kind, refuses, repeats_itself
 from luthier.models.catalogue import resolve
 from luthier.pipeline.open import open_local
 from luthier.pipeline.probes import TEXTS, general_probes
@@ -127,6 +127,9 @@ def main() -> None:
     held = result["held out"]
     assert held["sensitivity"]["hits"] == DETECTOR.found and held["sensitivity"]["n"] == DETECTOR.refusals, held
     assert held["specificity"]["hits"] == DETECTOR.left_alone and held["specificity"]["n"] == DETECTOR.others, held
+    strange, shuffled = result["incoherent"]["answers of five models"], result["incoherent"]["the same, words shuffled"]
+    if (strange["hits"], strange["n"]) != (INCOHERENCE.false_alarms, INCOHERENCE.answers) or shuffled["hits"] != INCOHERENCE.found:
+        print(f'metrics/refusal.py states another error of "incoherent": {INCOHERENCE}', file=sys.stderr)
     (HERE / "results" / "refusal_detector.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     names = ("sensitivity", "sensitivity, full refusals", "specificity", "agreement")
     lines = ["| | held out: GPT-4, Llama 2 (original prompt) | developed on: Llama 2, Mistral, Mistral with guardrail |", "|---|---|---|"]

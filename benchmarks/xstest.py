@@ -36,6 +36,7 @@ from luthier.verdict.probes import ProbeRecord, detector_words, probe_lines
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "xstest.json"
 TUNED_ON = {
+    "alpaca-32": "100 general instructions with short answers",
     "alpaca": "200 general instructions with short answers",
     "intents20": "600 banking queries, 20 labels",
     "banking77": "770 banking queries, 77 labels",

@@ -92,4 +92,5 @@ def test_the_table_says_n_intervals_and_the_error_of_the_detector() -> None:
     assert incoherent.tuned.startswith("100.0 %")
     assert (text.base, text.tuned, text.n) == ("2.0", "4.0", "3")
     assert probe_lines(None, seed=0) == () and probe_notes(None) == ()
+    assert any("9.3 % of 450 sensible answers" in note for note in probe_notes(record))
     assert any("569 refusals" in note and "331 others" in note for note in probe_notes(record))
