@@ -110,7 +110,7 @@ class IncoherenceError:
     source: str
 
 
-# benchmarks/refusal_detector.py: the first 32 tokens of every fifth labelled answer of XSTest's five models; and these with their words shuffled.
+# benchmarks/refusal_detector.py: every fifth labelled answer of XSTest, 32 tokens of it; and the same with the words shuffled.
 INCOHERENCE = IncoherenceError(
     false_alarms=42, answers=450, found=450, shuffled=450, source="XSTest's answers of five larger models, with SmolLM2-135M as the base"
 )
