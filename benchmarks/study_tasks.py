@@ -34,7 +34,7 @@ TASKS = (
         hypothesis="fine-tune: the form and the closed sets of values are what a small model learns",
         prepare=None,
         flags=("--config", "examples/quickstart.yaml"),
-        budget_s=420,
+        budget_s=360,
     ),
     Task(
         name="banking77",
@@ -45,7 +45,7 @@ TASKS = (
             "train.csv", "--test", "test.csv", *LABELS, "--output", "category", "--train-rows", "770", "--dev-rows", "154",
             "--test-rows", "231", "--set", "arms.dev_items=40", "--lr", "2e-3", "--epochs", "3", *SMALL,
         ),
-        budget_s=660,
+        budget_s=600,
     ),
     Task(
         name="intents20",
@@ -57,7 +57,7 @@ TASKS = (
             "--test-rows", "240", "--set", "arms.dev_items=40", "--lr", "1e-3", "--epochs", "2", "--learning-curve",
             "--set", "arms.consistency_items=20", *SMALL,
         ),
-        budget_s=360,
+        budget_s=300,
     ),
     Task(
         name="e2e",
@@ -68,7 +68,7 @@ TASKS = (
             "train.jsonl", "--dev", "dev.jsonl", "--test", "test.jsonl", "--set", "arms.dev_items=30", "--lr", "1e-3", "--epochs", "2",
             *SMALL,
         ),
-        budget_s=480,
+        budget_s=420,
     ),
     Task(
         name="alpaca",
@@ -80,7 +80,7 @@ TASKS = (
             "--epochs", "1", "--set", "arms.skip=[few-shot,tuned + retrieval]", "--set", "arms.shots=[2]",
             "--set", "arms.latency_items=2", "--set", "arms.consistency_items=10",
         ),
-        budget_s=300,
+        budget_s=210,
     ),
     Task(
         name="alpaca-32",
@@ -92,7 +92,7 @@ TASKS = (
             "--epochs", "1", "--set", "arms.skip=[few-shot,tuned + retrieval]", "--set", "arms.shots=[2]",
             "--set", "arms.latency_items=2", "--set", "arms.consistency_items=10", "--set", "probes.safety_items=20",
         ),
-        budget_s=120,
+        budget_s=90,
     ),
     Task(
         name="gsm8k",
@@ -139,6 +139,6 @@ TASKS = (
             "--test-rows", "154", "--set", "arms.dev_items=20", "--lr", "2e-3", "--epochs", "1",
             "--set", "arms.skip=[few-shot,tuned + retrieval]", "--set", "arms.shots=[2]", "--set", "arms.latency_items=1",
         ),
-        budget_s=240,
+        budget_s=180,
     ),
 )  # fmt: skip
