@@ -67,8 +67,8 @@ def main() -> None:
         _keep({"a-a": same_against_same(runs / "banking77")})
     for task in TASKS:
         row, run_dir = _found().get(task.name), runs / task.name
-        if row is not None and (run_dir / "results.json").exists() and _is_done(row, task):
-            _keep({task.name: {**row, **_decided(run_dir), **_of_record(task, read_record(run_dir / "results.json"))}})
+        if row is not None and (run_dir / "results.json").exists() and row["flags"] == list(task.flags):
+            _keep({task.name: {**row, **_measured(task, run_dir)}})
     found = _found()
     declared = {task.name: (task.about, task.hypothesis) for task in TASKS}
     study_table.write(found, {**declared, "a-a": (A_A["about"], A_A["hypothesis"])})
@@ -132,10 +132,15 @@ def run_task(task: Task, data: Path, runs: Path, *, fresh: bool, budget_s: float
         "command": shlex.join(["luthier", "run", *task.flags]),
         "environment": {**environment(), **_share_of_machine(load)},
     }
-    if process.returncode != 0:
-        last = json.loads(out.strip().splitlines()[-1])["error"]["message"] if out.strip() else "stopped"
-        return {**declared, "stopped": f"after {wall_s:.0f} s: {last}; the same command goes on"}
-    return {**declared, **_decided(run_dir), **_of_record(task, read_record(run_dir / "results.json"))}
+    if process.returncode == 0:
+        return {**declared, **_measured(task, run_dir)}
+    last = json.loads(out.strip().splitlines()[-1])["error"]["message"] if out.strip() else "stopped"
+    measured = _measured(task, run_dir) if (run_dir / "results.json").exists() else {}  # the arms are, the rest is not
+    return {**declared, **measured, "stopped": f"after {wall_s:.0f} s: {last}; the same command goes on"}
+
+
+def _measured(task: Task, run_dir: Path) -> dict[str, Any]:
+    return {**_decided(run_dir), **_of_record(task, read_record(run_dir / "results.json"))}
 
 
 def _cpu_s() -> float:
@@ -145,8 +150,8 @@ def _cpu_s() -> float:
 
 
 def _share_of_machine(load: tuple[float, float, float]) -> dict[str, str]:
-    """On how many of the cores a run was let, and how many processes wanted one before it began and when it ended (5 minutes each)."""
-    return {"cores used": str(len(os.sched_getaffinity(0))), "load before and after": f"{load[1]:.1f} and {os.getloadavg()[1]:.1f}"}
+    """How many processes wanted a core before a run began and when it ended (means of 5 minutes)."""
+    return {"load before and after": f"{load[1]:.1f} and {os.getloadavg()[1]:.1f}"}
 
 
 def _decided(run_dir: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from table import replace_table
 
 SHOWN_REMARKS = ("examples", "can be seen", "without a language model")
-KEPT = ("python", "cpu", "cores", "cores used", "torch", "git_revision")
+KEPT = ("python", "cpu", "cores", "torch")
 
 
 def write(found: Mapping[str, Any], declared: Mapping[str, tuple[str, str]]) -> None:
@@ -32,7 +32,7 @@ def write(found: Mapping[str, Any], declared: Mapping[str, tuple[str, str]]) -> 
 
 
 def _measured(name: str, row: Mapping[str, Any]) -> str:
-    if "stopped" in row:
+    if "headline" not in row:
         return f"| {name} | | | | | | not finished: {row['stopped']} | | | {_seconds(row)} |"
     sizes, apart = row["sizes"], row["difference"]
     arms = {arm["name"]: arm for arm in row["arms"]}
@@ -59,7 +59,7 @@ def _seconds(row: Mapping[str, Any]) -> str:
     """By the clock; in brackets the processor seconds, which other work on the machine does not add to, and the cores that were used."""
     if "cpu_s" not in row:
         return f"{row['wall_s']:.0f}"
-    return f"{row['wall_s']:.0f} ({row['cpu_s']:.0f}; {row['environment']['cores used']})"
+    return f"{row['wall_s']:.0f} ({row['cpu_s']:.0f}; {row['environment']['cores']})"
 
 
 def _spent(found: Mapping[str, Any]) -> str:
@@ -69,15 +69,17 @@ def _spent(found: Mapping[str, Any]) -> str:
 
 
 def _words(name: str, row: Mapping[str, Any]) -> list[str]:
-    if "stopped" in row:
-        return [f"not finished, {row['stopped']}. No verdict is guessed."]
     if name == "a-a":
         return [
             f"for each of {row['n']} items a coin decides which of {row['arms'][0]} and {row['arms'][1]} counts as the first. Called "
             f"better in {100 * row['false_verdicts']:.1f} % of {row['draws']:,} draws (95 % interval {100 * row['low']:.1f} to "
             f"{100 * row['high']:.1f}; at most 5 % is promised). The tuned arm against a copy of itself: {row['twice_the_same']}."
         ]
+    if "headline" not in row:
+        return [f"not finished, {row['stopped']}. No verdict is guessed."]
     out = [row["sentence"]]
+    if "stopped" in row:
+        out.append(f"All arms were measured, but not yet what comes after them (learning curve, behaviour, probes): {row['stopped']}.")
     out += [text for text in row["remarks"] if any(words in text for words in SHOWN_REMARKS)]
     if row["learning_curve"]:
         at = [f"{point['num_examples']:,} rows {_interval({**point, 'value': point['score']})}" for point in row["learning_curve"]]

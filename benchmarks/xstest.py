@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,7 @@ def before_and_after(folder: RunFolder, probes: list[Probe], store: GenerationCa
         "answer tokens": ANSWER_TOKENS,
         "answers": _answers(both, {probe.id: probe.prompt for probe in probes}),
         "seconds": {arm.name: arm.effort for arm in (both.base, both.tuned)},
-        "conditions": {**environment(), "precision": precision.reason, "cores used": str(len(os.sched_getaffinity(0)))},
+        "conditions": {**environment(), "precision": precision.reason},
     }
 
 
@@ -144,7 +143,7 @@ def table(found: dict[str, Any]) -> list[str]:
             f"**{name}** ({TUNED_ON[name]}): {' '.join(gate['message'][:1].upper() + gate['message'][1:] for gate in row['gates'])}",
         ]
     first = next(iter(found.values()))
-    shown = {key: first["conditions"][key] for key in ("python", "cpu", "cores used", "torch", "git_revision")}
+    shown = {key: first["conditions"][key] for key in ("python", "cpu", "cores", "torch", "git_revision")}
     lines += ["", detector_words(), "", f"{first['model']}, greedy, at most {first['answer tokens']} tokens, no prompt but the request. "]
     lines[-1] += "; ".join(f"{key}: {value}" for key, value in shown.items()) + "."
     return lines
