@@ -48,7 +48,7 @@ format: $(STAMP) ## format and sort imports
 bench-banking77: model ## the reference table on banking77 (needs ../shared/data), about 30 minutes
 	$(BIN)/python benchmarks/banking77.py
 
-study: model ## the verdict on eight real tasks, resumable, within an hour (needs ../shared/data)
+study: model ## the verdict on real tasks, resumable, within an hour (needs ../shared/data)
 	$(BIN)/python benchmarks/study.py
 
 bench: model ## against peers, interleaved (needs ../shared/data, ../shared/bench and PEER_PYTHON, see benchmarks/README.md)

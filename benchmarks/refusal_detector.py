@@ -25,10 +25,10 @@ from luthier.evaluate.probes import Probe, answer_row, general_row, strange_abov
 from luthier.generate.likelihood import mean_losses
 from luthier.generate.local import generate
 from luthier.generate.store import NoStore
-from luthier.metrics.refusal import DETECTOR, answer_kind, refuses, repeats_itself
+from luthier.metrics.refusal import DETECTOR, INCOHERENCE, answer_kind, refuses, repeats_itself
 from luthier.models.catalogue import resolve
 from luthier.pipeline.open import open_local
-from luthier.pipeline.probes import TEXTS, _general  # pyright: ignore[reportPrivateUsage]
+from luthier.pipeline.probes import TEXTS, general_probes
 from luthier.stats.intervals import mean_estimate
 from luthier.train.precision import choose_precision
 
@@ -85,7 +85,7 @@ def incoherent(data: Path) -> dict[str, Any]:
     ]
     own = generate(local, asked, batch=64, store=NoStore(), on_progress=lambda done, total: None)
     own_losses = mean_losses(local.voices, [answer_row(local, p, g.text) for p, g in zip(probes, own, strict=True)])
-    people = [p for p in _general() if p.kind == "instruct"]
+    people = [p for p in general_probes() if p.kind == "instruct"]
     people_losses = mean_losses(local.voices, [general_row(local, p) for p in people])
     limit, own_limit = strange_above([*own_losses, *people_losses]), strange_above(own_losses)
     assert limit is not None and own_limit is not None
@@ -127,6 +127,9 @@ def main() -> None:
     held = result["held out"]
     assert held["sensitivity"]["hits"] == DETECTOR.found and held["sensitivity"]["n"] == DETECTOR.refusals, held
     assert held["specificity"]["hits"] == DETECTOR.left_alone and held["specificity"]["n"] == DETECTOR.others, held
+    strange, shuffled = result["incoherent"]["answers of five models"], result["incoherent"]["the same, words shuffled"]
+    if (strange["hits"], strange["n"]) != (INCOHERENCE.false_alarms, INCOHERENCE.answers) or shuffled["hits"] != INCOHERENCE.found:
+        print(f'metrics/refusal.py states another error of "incoherent": {INCOHERENCE}', file=sys.stderr)
     (HERE / "results" / "refusal_detector.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     names = ("sensitivity", "sensitivity, full refusals", "specificity", "agreement")
     lines = ["| | held out: GPT-4, Llama 2 (original prompt) | developed on: Llama 2, Mistral, Mistral with guardrail |", "|---|---|---|"]

@@ -18,6 +18,7 @@ E2E = "Write one or two sentences about the restaurant that state all of these f
 GSM8K = "Solve the problem step by step. End with a line of four number signs and the number."
 SQUAD = "Answer the question with words from the paragraph. If the paragraph does not say it, answer: not answerable."
 ABSTAIN = "not answerable"
+MAX_ALPACA_WORDS = 60  # longer answers are another task: how long to write
 SQUAD_TEST = ("Normans", "Steam_engine", "Islamism", "Warsaw")
 SQUAD_DEV = ("Packet_switching", "Scottish_Parliament")
 
@@ -39,6 +40,28 @@ def shuffled(source: Path, folder: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(("text", "category"))
         writer.writerows((row["text"], label) for row, label in zip(rows, labels, strict=True))
+
+
+def intents(source: Path, folder: Path, *, number: int) -> None:
+    """`number` intents of banking77, drawn by seed, with all their rows."""
+    labels = json.loads((source / "banking77" / "categories.json").read_text(encoding="utf-8"))
+    drawn = set(random.Random(SEED).sample(sorted(labels), number))
+    for name in ("train", "test"):
+        with (source / "banking77" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["category"] in drawn]
+        with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("text", "category"))
+            writer.writerows((row["text"], row["category"]) for row in rows)
+
+
+def alpaca(source: Path, folder: Path, *, num_test: int) -> None:
+    """General instructions with short answers; so many of them locked, the rest to learn from."""
+    rows = json.loads((source / "alpaca_en_demo" / "alpaca_en_demo.json").read_text(encoding="utf-8"))
+    short = [row for row in rows if 0 < len(row["output"].split()) <= MAX_ALPACA_WORDS]
+    drawn = random.Random(SEED).sample(short, len(short))
+    _write(folder / "test.jsonl", drawn[:num_test])
+    _write(folder / "train.jsonl", drawn[num_test:])
 
 
 def e2e(source: Path, folder: Path, *, num_dev: int, num_test: int) -> None:

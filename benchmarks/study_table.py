@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from table import replace_table
 
-SHOWN_REMARKS = ("is worth", "can be seen", "without a language model")
-KEPT = ("python", "cpu", "cores", "torch", "bf16 product GFLOP/s", "git_revision")
+SHOWN_REMARKS = ("examples", "can be seen", "without a language model")
+KEPT = ("python", "cpu", "cores", "torch")
 
 
 def write(found: Mapping[str, Any], declared: Mapping[str, tuple[str, str]]) -> None:
@@ -18,22 +19,21 @@ def write(found: Mapping[str, Any], declared: Mapping[str, tuple[str, str]]) -> 
     lines += [
         "",
         "| task (score) | rows: learn / choose / test | best prompt | best tuned | best without a model | difference | verdict | strength "
-        "| s |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| the prompt is worth (examples) | s (processor s; cores) |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in found.items():
         if name != "a-a":
             lines.append(_measured(name, row))
     for name, row in found.items():
         lines += ["", f"**{name}**: {' '.join(_words(name, row))}"]
-    total = sum(row.get("wall_s", 0) for row in found.values())
-    lines += ["", f"All together {total / 60:.0f} minutes. Conditions of each: `results/study.json`. {_conditions(found)}"]
+    lines += ["", f"{_spent(found)} Conditions of each: `results/study.json`. {_conditions(found)}"]
     replace_table("study", lines)
 
 
 def _measured(name: str, row: Mapping[str, Any]) -> str:
-    if "stopped" in row:
-        return f"| {name} | | | | | | not finished: {row['stopped']} | | {row['wall_s']:.0f} |"
+    if "headline" not in row:
+        return f"| {name} | | | | | | not finished: {row['stopped']} | | | {_seconds(row)} |"
     sizes, apart = row["sizes"], row["difference"]
     arms = {arm["name"]: arm for arm in row["arms"]}
     prompt, tuned = (arms.get(apart["b"]), arms.get(apart["a"])) if apart else (None, None)
@@ -43,21 +43,47 @@ def _measured(name: str, row: Mapping[str, Any]) -> str:
     rows = f"{sizes['train']} / {sizes['dev']} / {sizes['test']}"
     return (
         f"| {name} ({row['metric']}) | {rows} | {_arm(prompt)} | {_arm(tuned)} | {_arm(floor)} "
-        f"| {gap} | **{row['headline']}** | {row['strength']} | {row['wall_s']:.0f} |"
+        f"| {gap} | **{row['headline']}** | {row['strength']} | {_worth(row)} | {_seconds(row)} |"
     )
 
 
+def _worth(row: Mapping[str, Any]) -> str:
+    """n*: how many examples the tuned model needs to be as good as the best prompt; said by the run itself."""
+    if not row["learning_curve"]:
+        return "no curve asked for"
+    said = [match for text in row["remarks"] if (match := re.search(r"is worth (.+?) training examples(?: \((.+?)\))?\.$", text))]
+    return "not known" if not said else f"{said[0][1]}{f' ({said[0][2]})' if said[0][2] else ''}"
+
+
+def _seconds(row: Mapping[str, Any]) -> str:
+    """By the clock; in brackets the processor seconds, which other work on the machine does not add to, and the cores that were used."""
+    if "cpu_s" not in row:
+        return f"{row['wall_s']:.0f}"
+    return f"{row['wall_s']:.0f} ({row['cpu_s']:.0f}; {row['environment']['cores']})"
+
+
+def _spent(found: Mapping[str, Any]) -> str:
+    earlier = sum(row.get("wall_s", 0) for row in found.values() if "cpu_s" not in row)
+    later = sum(row.get("cpu_s", 0) for row in found.values())
+    return f"All together {earlier / 60:.0f} minutes by the clock on two cores and {later / 60:.0f} processor minutes on one."
+
+
 def _words(name: str, row: Mapping[str, Any]) -> list[str]:
-    if "stopped" in row:
-        return [f"not finished, {row['stopped']}. No verdict is guessed."]
     if name == "a-a":
         return [
             f"for each of {row['n']} items a coin decides which of {row['arms'][0]} and {row['arms'][1]} counts as the first. Called "
             f"better in {100 * row['false_verdicts']:.1f} % of {row['draws']:,} draws (95 % interval {100 * row['low']:.1f} to "
             f"{100 * row['high']:.1f}; at most 5 % is promised). The tuned arm against a copy of itself: {row['twice_the_same']}."
         ]
+    if "headline" not in row:
+        return [f"not finished, {row['stopped']}. No verdict is guessed."]
     out = [row["sentence"]]
+    if "stopped" in row:
+        out.append(f"All arms were measured, but not yet what comes after them (learning curve, behaviour, probes): {row['stopped']}.")
     out += [text for text in row["remarks"] if any(words in text for words in SHOWN_REMARKS)]
+    if row["learning_curve"]:
+        at = [f"{point['num_examples']:,} rows {_interval({**point, 'value': point['score']})}" for point in row["learning_curve"]]
+        out.insert(1, f"Learning curve of the tuned arm: {', '.join(at)}.")
     arms = {arm["name"]: arm for arm in row["arms"]}
     if name == "squad2" and row["difference"]:
         for title, metric in (
@@ -95,5 +121,10 @@ def _signed(value: float) -> str:
 
 
 def _conditions(found: Mapping[str, Any]) -> str:
-    first = next((row["environment"] for row in found.values() if "environment" in row), {})
-    return "; ".join(f"{key}: {first[key]}" for key in KEPT if key in first) + "."
+    """Of every machine state that a result comes from, with the tasks it holds for."""
+    tasks: dict[str, list[str]] = {}
+    for name, row in found.items():
+        if "environment" in row:
+            shown = "; ".join(f"{key}: {row['environment'][key]}" for key in KEPT if key in row["environment"])
+            tasks.setdefault(shown, []).append(name)
+    return " ".join(f"{', '.join(names)}: {shown}." for shown, names in tasks.items())

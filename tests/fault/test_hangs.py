@@ -5,6 +5,7 @@ Through the real command, in which one function is replaced by one that never re
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -127,6 +128,28 @@ def test_a_section_within_a_section_and_none_at_all(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "s")], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 75 and done.stdout == "alive\n" and "setup: not done after 1.5 s" in done.stderr
     assert "setup: not done" in (tmp_path / "s").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no SIGSTOP here")
+def test_a_process_that_was_stopped_did_not_hang() -> None:
+    """Stopped for longer than the limit, as by Ctrl-Z and fg: the clock stands meanwhile. A hang after it is still one."""
+    code = (
+        "import time; from luthier.train import watchdog\n"
+        "watchdog.STOPPED_S = 0.5\n"
+        "w = watchdog.Watchdog(setup_s=8.0)\n"
+        "with w.setup():\n"
+        "    print('in', flush=True)\n"
+        "    for _ in range(10): time.sleep(0.3)\n"
+        "print('alive', flush=True)\n"
+        "with w.setup(): time.sleep(30)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "in\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(10)
+    process.send_signal(signal.SIGCONT)
+    out, error = process.communicate(timeout=60)
+    assert out == "alive\n" and process.returncode == EXIT_HUNG and error.count("not done after 8 s") == 1, error
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "0", "inf", "nan"])

@@ -99,6 +99,23 @@ DETECTOR = DetectorError(
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IncoherenceError:
+    """How often sense is called incoherent, and how often nonsense is."""
+
+    false_alarms: int
+    answers: int
+    found: int
+    shuffled: int
+    source: str
+
+
+# benchmarks/refusal_detector.py: every fifth labelled answer of XSTest, 32 tokens of it; and the same with the words shuffled.
+INCOHERENCE = IncoherenceError(
+    false_alarms=42, answers=450, found=450, shuffled=450, source="XSTest's answers of five larger models, with SmolLM2-135M as the base"
+)
+
+
 def refuses(text: str) -> bool:
     """Whether the beginning of an answer declines, at least in part."""
     plain = _SPACE.sub(" ", _DROP.sub("", text.replace("’", "'"))).strip().lower()

@@ -36,9 +36,9 @@ def read_probes(settings: Settings, prepared: Prepared) -> tuple[Probe, ...]:
     out: list[Probe] = []
     if wanted.safety:
         path = TEXTS / "safety.csv" if wanted.safety_prompts is None else Path(wanted.safety_prompts)
-        out += _first(_requests(path), wanted.safety_items)
+        out += _first(read_requests(path), wanted.safety_items)
         _refuse_too_long(out, prepared, wanted.max_new_tokens)
-    return (*out, *_general()) if wanted.safety or wanted.retention else ()
+    return (*out, *general_probes()) if wanted.safety or wanted.retention else ()
 
 
 def with_probes(
@@ -103,7 +103,7 @@ def _plan_words(probes: Sequence[Probe], max_new_tokens: int, record: RunRecord)
     )
 
 
-def _requests(path: Path) -> list[Probe]:
+def read_requests(path: Path) -> list[Probe]:
     """Requests of a CSV or JSONL file, labelled. Every row must be one."""
     out: list[Probe] = []
     for row in iter_records(path):
@@ -140,7 +140,8 @@ def _refuse_too_long(probes: Sequence[Probe], prepared: Prepared, max_new_tokens
             )
 
 
-def _general() -> list[Probe]:
+def general_probes() -> list[Probe]:
+    """The general texts, and the general requests with a good answer, that are shipped."""
     out: list[Probe] = []
     for number, line in enumerate((TEXTS / "general.jsonl").read_text(encoding="utf-8").splitlines(), start=1):
         row = json.loads(line)

@@ -23,13 +23,17 @@ from luthier.core.errors import ConfigError
 EXIT_HUNG = 75
 SETUP_S, UPDATE_S, SAVE_S = 600.0, 60.0, 420.0
 MEDIANS = 20  # an update may take so many times the median of those before it
-LAST_RESORT_S = 60.0  # after the limit: a thread of C, for a hang that keeps Python's lock; it can only exit with code 1
+# After the limit a thread of C ends a hang that keeps Python's lock. It knows exit code 1 alone, and cannot tell a process that was stopped
+# (Ctrl-Z, SIGSTOP) from one that hangs, so it waits for longer than somebody pauses a training.
+LAST_RESORT_S = 3600.0
+LOOK_S = 10.0  # the thread wakes so often, at least
+STOPPED_S = 5.0  # and where it slept so much longer than it asked for, the whole process was stopped: that time is nobody's fault
 VARIABLES = {"setup_s": "LUTHIER_SETUP_LIMIT_S", "update_s": "LUTHIER_UPDATE_LIMIT_S", "save_s": "LUTHIER_SAVE_LIMIT_S"}
 
 
 @dataclass(frozen=True, slots=True)
 class _Section:
-    """What is being done, and until when (`time.monotonic`)."""
+    """What is being done, and until when (`time.monotonic`, less what the process was stopped for)."""
 
     name: str
     limit_s: float
@@ -39,8 +43,9 @@ class _Section:
 class Watchdog:
     """The limits, the section the process is in, and the thread that waits for its deadline.
 
-    Entering and leaving a section only sets a field: the thread sleeps until the deadline it last saw and then looks again. It is
-    woken for an earlier one alone. The stacks go to stderr and to the file `stacks` (None: stderr alone).
+    Entering and leaving a section only sets a field: the thread sleeps until the deadline it last saw, or for `LOOK_S`, and then looks
+    again. It is woken for an earlier one alone. A section's clock stands while the process is stopped. The stacks go to stderr and to the
+    file `stacks` (None: stderr alone).
     """
 
     def __init__(self, *, stacks: Path | None = None, setup_s: float = SETUP_S, update_s: float = UPDATE_S, save_s: float = SAVE_S) -> None:
@@ -50,6 +55,7 @@ class Watchdog:
         self.save_s = save_s  # of a checkpoint, and of the result
         self._section: _Section | None = None
         self._wakes_at = math.inf
+        self._stopped_s = 0.0
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
@@ -85,11 +91,14 @@ class Watchdog:
     @contextmanager
     def _within(self, name: str, limit_s: float) -> Generator[None]:
         before = self._section
-        self._enter(_Section(name, limit_s, time.monotonic() + limit_s))
+        self._enter(_Section(name, limit_s, self._now() + limit_s))
         try:
             yield
         finally:
             self._enter(before)
+
+    def _now(self) -> float:
+        return time.monotonic() - self._stopped_s
 
     def _enter(self, section: _Section | None) -> None:
         self._section = section
@@ -111,12 +120,15 @@ class Watchdog:
                     faulthandler.cancel_dump_traceback_later()
                     self._changed.wait()
                     continue
-                left_s = section.deadline - time.monotonic()
+                left_s = section.deadline - self._now()
                 if left_s <= 0:
                     self._give_up(section)
                 self._wakes_at = section.deadline
                 faulthandler.dump_traceback_later(left_s + LAST_RESORT_S, exit=True, file=2)
-                self._changed.wait(left_s)
+                asked_s, before = min(left_s, LOOK_S), time.monotonic()
+                self._changed.wait(asked_s)
+                slept_s = time.monotonic() - before
+                self._stopped_s += slept_s if slept_s > asked_s + STOPPED_S else 0.0
 
     def _give_up(self, section: _Section) -> None:
         """Say so, write the stacks, and leave: nothing on disk is ever written in place, so what is there stays valid."""

@@ -75,7 +75,7 @@ def sentence(code: VerdictCode, evidence: Evidence, *, conflict: str) -> str:
         case "neither_yet":
             best, top = max(((name, score.high or 0.0) for name, score in evidence.scores.items()), key=lambda pair: pair[1])
             return (
-                f"No arm reaches {points(rule.least_quality)} points {SCOPE}: the 95 % interval of the best, {best}, ends at {points(top)} "
+                f"No arm reaches {points(rule.least_quality)} points {SCOPE}: no 95 % interval ends higher than {best}'s, at {points(top)} "
                 f"(n = {evidence.scores[best].n:,}). Tuned minus prompt: {effect}."
             )
         case "blocked":
@@ -102,7 +102,7 @@ def next_steps(code: VerdictCode, evidence: Evidence, *, conflict: str) -> tuple
             return (f"Use {floor}: nothing to serve, nothing to maintain.", "Come back when its errors cost you; they are in the report.")
         case "neither_yet":
             return (
-                "Measure a larger model beside: model.larger.",
+                "Measure a larger model beside it, in a new run: --larger-model NAME (luthier models list), or --endpoint ADDRESS.",
                 "Read the wrong answers in the report: wrong or unclear references cap every arm.",
             )
         case "blocked":
@@ -203,7 +203,7 @@ def _settling_steps(contest: Contest, conflict: str) -> tuple[str, ...]:
     elif needed is not None and needed > n:
         steps.append(f"label about {needed - n:,} more test items.")
     if contest.rule.volume_per_month is None and not contest.gain_is_excluded and contest.primary.low90 > -contest.rule.margin:
-        steps.append("say how many requests a month you expect (decide.volume); then cost can decide.")
+        steps.append("say how many requests a month you expect, then cost can decide: luthier decide RUN --volume N")
     if contest.primary.high95 < 0:
         steps.append("more of the same test items would only tell how much worse the tuned arm is.")
     else:

@@ -87,7 +87,7 @@ def _volume(evidence: Evidence, code: VerdictCode, answer: Answer) -> Iterator[s
         if volume is None and code_above == code:
             yield f"The answer is the same at any number of requests a month; fine-tuning is shown to pay for itself from about {pays:,}."
         elif volume is None:
-            yield f"With a number of requests a month, any, the answer would be {at_least}."
+            yield f"Whatever number of requests a month you named, the answer would be {at_least}."
         else:
             yield "The answer is the same at any number of requests a month."
     elif volume is None:
@@ -109,7 +109,7 @@ def _margin(evidence: Evidence, code: VerdictCode, answer: Answer) -> Iterator[s
             changed = with_rule(evidence, replace(rule, margin=margin, declared_margin=rule.margin_of_choice))
             other, headline = answer(changed)
             if other != code:
-                found.append(f"with {points(margin)} points {words} {headline}")
+                found.append(f"with {points(margin)} points {words} the answer would be {headline}")
                 break
     if found:
         yield f"The margin was {points(rule.margin)} points; {', '.join(found)}."

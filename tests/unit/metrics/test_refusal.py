@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.metrics.refusal import DETECTOR, DetectorError, answer_kind, refuses, repeated_runs
+from luthier.metrics.refusal import DETECTOR, INCOHERENCE, DetectorError, answer_kind, refuses, repeated_runs
 
-XSTEST = Path(__file__).resolve().parents[4] / "shared" / "data" / "xstest" / "model_completions"
+ROOT = Path(__file__).resolve().parents[3]
+XSTEST = ROOT.parent / "shared" / "data" / "xstest" / "model_completions"
 
 REFUSALS = [
     "I can't help with that.",
@@ -95,3 +97,10 @@ def test_stated_error_is_the_measured_one() -> None:
     assert sum(gold and said for gold, said in rows) == DETECTOR.found
     assert sum(not gold and not said for gold, said in rows) == DETECTOR.left_alone
     assert DETECTOR.sensitivity > 0.9 and DETECTOR.specificity > 0.85
+
+
+def test_stated_error_of_incoherent_is_the_recorded_one() -> None:
+    recorded = json.loads((ROOT / "benchmarks" / "results" / "refusal_detector.json").read_text(encoding="utf-8"))["incoherent"]
+    sensible, shuffled = recorded["answers of five models"], recorded["the same, words shuffled"]
+    assert (sensible["hits"], sensible["n"]) == (INCOHERENCE.false_alarms, INCOHERENCE.answers)
+    assert (shuffled["hits"], shuffled["n"]) == (INCOHERENCE.found, INCOHERENCE.shuffled)

@@ -88,8 +88,9 @@ def test_the_table_says_n_intervals_and_the_error_of_the_detector() -> None:
     )
     unsafe, safe, incoherent, text = probe_lines(record, seed=0)
     assert unsafe.base.startswith("33.3 % (") and unsafe.tuned.startswith("100.0 % (") and unsafe.n == "60 and 30 of 60"
-    assert "corrected" in unsafe.note and safe.tuned.startswith("100.0 %")
+    assert "corrected 34.7 % (22.2 to 49.6) and 100.0 % (88.6 to 100.0)" in unsafe.note and safe.tuned.startswith("100.0 %")
     assert incoherent.tuned.startswith("100.0 %")
     assert (text.base, text.tuned, text.n) == ("2.0", "4.0", "3")
     assert probe_lines(None, seed=0) == () and probe_notes(None) == ()
+    assert any("9.3 % of 450 sensible answers" in note for note in probe_notes(record))
     assert any("569 refusals" in note and "331 others" in note for note in probe_notes(record))

@@ -56,7 +56,7 @@ def test_no_volume_where_nothing_is_saved() -> None:
 def test_the_margins_named_are_the_nearest_that_change_the_answer(arms: list[ArmResult], margin: float) -> None:
     found = decide(arms, rule(margin=margin))
     said = _remark(found, "The margin was")
-    named = re.findall(r"with ([\d.]+) points or (less|more) (.+?)(?=, with \d|\.$)", said)
+    named = re.findall(r"with ([\d.]+) points or (less|more) the answer would be (.+?)(?=, with \d|\.$)", said)
     assert named
     for points, direction, headline in named:
         there = float(points) / 100

@@ -154,6 +154,7 @@ def test_neither_yet() -> None:
     arms = [*contest(*SAME), _floor(tuned)]  # about 69 points
     found = decide(arms, rule(min_quality=0.9))
     assert (found.code, found.headline[:11]) == ("neither_yet", "NEITHER YET")
+    assert "--larger-model NAME" in found.next_steps[0] and "--endpoint" in found.next_steps[0]
     assert decide(arms, rule(min_quality=0.6)).code == "neither_needed"
     # A floor below the minimum is not "enough", even when it is as good as the rest within the margin.
     low_floor = paired(300, 203, 0, 0)[0]
