@@ -22,6 +22,7 @@ class AboutExport:
     rank: int | None
     system: str  # shared by all training rows; "": none, or several
     instruction: str
+    num_labels: int  # answers were held to so many in the test; 0: they were free
 
 
 def render_readme(about: AboutExport, parity: Parity) -> str:
@@ -52,6 +53,9 @@ def use_lines(about: AboutExport) -> list[str]:
     if about.system:
         where = " (in the Modelfile)" if about.kind == "ollama" else ""
         lines += ["", f"The system text of all its training rows{where}: {_md(about.system)}"]
+    if about.num_labels:
+        held = f"In the test, answers were held to the {about.num_labels:,} labels while they were written."
+        lines += ["", f"{held} A program that is not told to do so may write something else; the scores below are not of such answers."]
     return lines
 
 

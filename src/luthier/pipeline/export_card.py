@@ -41,6 +41,7 @@ def _about(tested: Tested, record: ExportRecord, name: str) -> AboutExport:
         rank=tested.rank,
         system=tested.system,
         instruction=tested.instruction,
+        num_labels=len(tested.conditions.choices),
     )
 
 

@@ -50,9 +50,9 @@ PARITY = Parity(
 )
 
 
-def _about(kind: ExportKind, storage: str, **changes: str) -> AboutExport:
+def _about(kind: ExportKind, storage: str, num_labels: int = 0, **changes: str) -> AboutExport:
     texts = {"licence": "Gemma", "notice": "Subject to terms.", "system": "Be brief.", "instruction": "Name the kind.", **changes}
-    return AboutExport(kind=kind, storage=storage, name="rows-base", base_model="org/base", rank=8, **texts)
+    return AboutExport(kind=kind, storage=storage, name="rows-base", base_model="org/base", rank=8, num_labels=num_labels, **texts)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,11 @@ def test_each_kind_has_its_commands_its_prompt_and_its_terms(kind: ExportKind, s
     ):
         assert part in text
     assert "12 of 40 locked test items" in text and "The same by llama.cpp by llama-cpp-python 1: 10 the same, 1 ties, 1 different" in text
+
+
+def test_answers_that_were_held_to_labels_are_said_to_have_been() -> None:
+    assert "answers were held to the 77 labels" in render_readme(_about("gguf", "F16", num_labels=77), PARITY)
+    assert "held to" not in render_readme(_about("gguf", "F16"), PARITY)
 
 
 def test_what_is_not_known_is_not_claimed() -> None:
