@@ -1,6 +1,7 @@
 """Generation against transformers, the same prompts, greedy, in turns on two cores.
 
     python benchmarks/generation.py WORK [--rows 300] [--data DIR]      WORK: 8-shot, zero-shot or single
+    python benchmarks/generation.py single --llama PYTHON               … with llama.cpp, see peers/llama_generate.py
     python benchmarks/generation.py table
 
 Each work adds to benchmarks/results/generation.json; `table` writes the table in benchmarks/README.md between its markers.
@@ -18,6 +19,7 @@ import json
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +29,9 @@ import torch
 from table import environment, median, replace_table, shown
 
 from luthier.core.types import Message, Order
+from luthier.export.folders import open_merged
+from luthier.export.gguf_file import About, write_gguf
+from luthier.export.gguf_vocab import read_vocabulary
 from luthier.generate.engine import Engine
 from luthier.models.backbone import use_layout_attention
 from luthier.models.catalogue import resolve
@@ -41,6 +46,7 @@ INSTRUCTION = "Classify the intent of this banking customer query. Answer with t
 MAX_NEW = {"8-shot": 12, "zero-shot": 24, "single": 128}
 BATCHES = (16, 32)
 PARTS = 3
+LLAMA_TYPES = ("BF16", "F16", "Q8_0")
 CONTINUOUS_ROWS = 12  # generate_batch answers so many only: on a CPU it takes seconds an item
 THREADS = 2
 Prompts = list[tuple[int, ...]]
@@ -123,6 +129,38 @@ def openvino(gguf: Path, packages: Path, eos: frozenset[int], max_new: int) -> P
     return run
 
 
+def llama_cpp(gguf: Path, python: Path, eos: frozenset[int], max_new: int) -> Program:
+    def run(prompts: Prompts) -> Answers:
+        child = HERE.parent / "src" / "luthier" / "export"
+        given = {
+            "gguf": str(gguf),
+            "child": str(child),
+            "prompts": prompts,
+            "max_new_tokens": max_new,
+            "eos": sorted(eos),
+            "threads": THREADS,
+        }
+        command = [python, "-E", HERE / "peers" / "llama_generate.py"]
+        done = subprocess.run(
+            command, input=json.dumps(given), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True, timeout=600
+        )
+        found = json.loads(done.stdout.strip().splitlines()[-1])
+        TOOK_S.append(found["s"])
+        return [cut(answer, eos) for answer in found["answers"]]
+
+    return run
+
+
+def written_as_gguf(storage: str, folder: Path) -> Path:
+    """The model of this benchmark as a GGUF file, by Luthier's own writer."""
+    path, encoder = resolve("smollm2-135m"), open_chat(open_tokenizer(resolve("smollm2-135m")))
+    model = open_merged(path, None)
+    vocabulary = read_vocabulary(encoder, num_rows=int(model.config.vocab_size), where="smollm2-135m")
+    about = About(name="smollm2-135m", base_model="smollm2-135m", licence="Apache-2.0", description="benchmark")
+    write_gguf(model, vocabulary, folder / f"{storage}.gguf", storage=storage, about=about)
+    return folder / f"{storage}.gguf"
+
+
 def one_by_one(program: Program) -> Program:
     return lambda prompts: [answer for prompt in prompts for answer in program([prompt])]
 
@@ -157,7 +195,7 @@ def same_in_fp32(work: str, data: Path) -> dict[str, int]:
     return {"n": len(prompts), "same": sum(a == b for a, b in zip(found, want, strict=True))}
 
 
-def measure(work: str, data: Path, rows: int, gguf: Path | None, packages: Path | None) -> dict[str, Any]:
+def measure(work: str, data: Path, rows: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     voices, encoder, peer = open_both(torch.bfloat16)
     max_new, eos = MAX_NEW[work], encoder.eos_ids
     prompts = prompts_of(work, encoder, data, rows)
@@ -165,8 +203,10 @@ def measure(work: str, data: Path, rows: int, gguf: Path | None, packages: Path 
     programs = {"luthier": ours(voices, encoder, max_new), "transformers.generate": static_batches(peer, eos, max_new, 1)}
     if work == "single":
         programs = {name: one_by_one(program) for name, program in programs.items()}
-        if gguf is not None and packages is not None:
-            programs["OpenVINO GenAI, 8-bit weights"] = openvino(gguf, packages, eos, max_new)
+        if options.gguf is not None and options.openvino is not None:
+            programs["OpenVINO GenAI, 8-bit weights"] = openvino(options.gguf, options.openvino, eos, max_new)
+        for storage in LLAMA_TYPES if options.llama is not None else ():
+            programs[f"llama.cpp, {storage}"] = llama_cpp(written_as_gguf(storage, folder), options.llama, eos, max_new)
     else:
         programs["transformers.generate_batch"] = continuous(peer, eos, max_new)
         trial = {batch: timed(static_batches(peer, eos, max_new, batch), prompts[:batch], max_new)[0] for batch in BATCHES}
@@ -219,6 +259,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int)
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data" / "banking77")
     parser.add_argument("--gguf", type=Path, help="single: the model as GGUF, for OpenVINO GenAI")
+    parser.add_argument("--llama", type=Path, help="single: a Python that has llama.cpp (see peers/llama_generate.py)")
     parser.add_argument("--openvino", type=Path, help="single: the folder its packages were installed to (see peers/openvino_generate.py)")
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
@@ -226,7 +267,8 @@ def main() -> None:
     if options.work != "table":
         rows = options.rows or (6 if options.work == "single" else 300)
         results = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
-        results[options.work] = measure(options.work, options.data, rows, options.gguf, options.openvino)
+        with tempfile.TemporaryDirectory() as folder:
+            results[options.work] = measure(options.work, options.data, rows, options, Path(folder))
         RESULT.parent.mkdir(exist_ok=True)
         RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if RESULT.is_file():

@@ -18,17 +18,19 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 from tests.e2e.test_run import LUTHIER, _command, _env, _go, _rows
+from tests.fixtures.fake_llama import make_fake_llama
 from tests.fixtures.tiny_model import make_tiny_model
 from tests.unit.test_untrusted import ollama_values
 
 from luthier.core.console import quiet
-from luthier.core.errors import ConfigError, RunError
-from luthier.export import gguf_file
+from luthier.core.errors import ConfigError, ModelError, RunError
+from luthier.export import gguf_file, llama_client
 from luthier.export.folders import open_merged
 from luthier.export.gguf_vocab import read_vocabulary
 from luthier.pipeline import artefact, export
 from luthier.pipeline.export import ExportRequest
 
+VARIABLE = llama_client.VARIABLE  # where llama.cpp is, as a second reader
 TITLE = "tr'ain{{ .System }}.jsonl"  # ends up in names, README and GGUF
 
 
@@ -61,6 +63,7 @@ def test_each_kind_by_the_real_command(kind: str, storage: str, run: Path, tmp_p
     more = ["--type", storage] if storage else []
     done = _go([*LUTHIER, "export", str(run), "--to", kind, "--out", str(out), *more, "--json", "--parity-items", "0"])
     assert done.returncode == 0, done.stderr
+    assert "de-quantizing" not in done.stderr and "it/s" not in done.stderr  # no bars of other programs
     found = json.loads(done.stdout.strip().splitlines()[-1])
     parity = found["parity"]
     assert parity["n"] == parity["num_locked"] == 40 and parity["passed"] and not parity["failures"]
@@ -267,3 +270,63 @@ def test_requests_that_cannot_be_met_are_refused_by_name(run: Path, tmp_path: Pa
     finally:
         weights.write_bytes(before)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sound_file_passes_both_readers(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, make_fake_llama(tmp_path / "llama"))
+    found = _export(run, "gguf", tmp_path / "out", "F16", items=6)
+    second = found["parity"]["llama_cpp"]
+    assert not found["is_refused"] and second["num_exact"] + second["num_ties"] == 6 and all(second["checks"].values())
+    assert second["program"] == "llama.cpp by llama-cpp-python 0.0-fake" and 0 <= second["mean_kl"] < 1e-5
+    assert second["artefact"]["n"] == second["difference"]["n"] == 6 and second["num_tokens"] == found["parity"]["num_tokens"]
+    assert any("read by llama.cpp by llama-cpp-python 0.0-fake too" in line for line in found["lines"])
+    assert "the same file in llama.cpp" in (run / "report.html").read_text(encoding="utf-8")
+    assert "The same by llama.cpp" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    manifest = (tmp_path / "out" / "luthier-export.json").read_text(encoding="utf-8")
+    assert json.loads(manifest)["parity"]["llama_cpp"]["num_exact"] == second["num_exact"] and '"different"' not in manifest
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("louder", "in llama.cpp: mean KL divergence"),
+        ("no end", "in llama.cpp: the artefact does not stop"),
+        ("other tokens", "in llama.cpp: the tokenizer cuts the items"),
+    ],
+)
+def test_what_only_llama_cpp_finds_refuses_the_export(
+    fault: str, why: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, make_fake_llama(tmp_path / "llama", fault))
+    found = _export(run, "ollama", tmp_path / "out", "F16", items=4)
+    assert found["is_refused"] and found["exit_code"] == 2 and any(why in failure for failure in found["parity"]["failures"])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("abort", "llama.cpp: ended with signal 6: GGML_ASSERT"),
+        ("abort later", "llama.cpp: ended with signal 6"),
+        ("refuse", "llama.cpp does not open the file"),
+        ("hang", "llama.cpp: did not answer within 2 s"),
+    ],
+)
+def test_a_llama_cpp_that_ends_or_hangs_refuses_the_export_and_harms_nothing(
+    fault: str, why: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, make_fake_llama(tmp_path / "llama", fault))
+    if fault == "hang":
+        monkeypatch.setattr(llama_client, "WALL_S", 2.0)
+    with pytest.raises(ModelError, match=why) as error:
+        _export(run, "gguf", tmp_path / "out", "F16", items=4)
+    assert f"{VARIABLE}=none" in error.value.fix
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["llama"]
+
+
+def test_it_can_be_left_out_and_must_be_a_program(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "none")
+    assert _export(run, "gguf", tmp_path / "out", "F16", items=4)["parity"]["llama_cpp"] is None
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "nothing"))
+    with pytest.raises(ConfigError, match="a Python that has llama-cpp-python"):
+        _export(run, "gguf", tmp_path / "out", "F16", items=4)

@@ -26,6 +26,26 @@ class DifferentAnswer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SecondReading:
+    """The same file and the same items in llama.cpp, which computes in number formats of its own. Held against the tested model too."""
+
+    program: str
+    num_exact: int
+    num_ties: int
+    num_tokens: int
+    mean_kl: float
+    max_kl: float
+    max_logit_difference: float
+    tolerance: Mapping[str, float]
+    tolerance_words: str
+    artefact: Estimate
+    difference: Estimate  # artefact minus tested, paired
+    checks: Mapping[str, bool]
+    different: tuple[DifferentAnswer, ...]  # the first few
+    failures: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
     """An exported artefact, read back from disk, against the tested model on the same locked items. It ships without `failures` only."""
 
@@ -47,7 +67,8 @@ class Parity:
     num_as_recorded: int | None  # of the tested model's answers in fp32; None: the record has none
     checks: Mapping[str, bool]  # what must be equal: special tokens, end of turn, template, tokens
     different: tuple[DifferentAnswer, ...]  # the first few
-    failures: tuple[str, ...]
+    failures: tuple[str, ...]  # of both readings
+    llama_cpp: SecondReading | None = None  # None: no GGUF file, or no llama.cpp here
 
     @property
     def exact_agreement(self) -> float:

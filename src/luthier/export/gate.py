@@ -56,6 +56,11 @@ TOLERANCES: Mapping[str, Tolerance] = {
 }  # fmt: skip
 
 
+def in_llama(tolerance: Tolerance) -> Tolerance:
+    """The same limits for llama.cpp, which rounds activations as it rounds weights: to fp16 at best."""
+    return Tolerance(mean_kl=max(tolerance.mean_kl, _HALF.mean_kl), logit=None, tie_gap=0.05, same_answers=tolerance.same_answers)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """What was measured, as far as the gate looks at it."""
@@ -73,6 +78,7 @@ CHECK_WORDS: Mapping[str, str] = {
     "end of turn": "the artefact does not stop where the tested model was trained to stop",
     "chat template": "the chat template writes other text than the tested model's",
     "tokens": "the tokenizer cuts the items into other tokens than in the test",
+    "spelling": "its tokens spell another text than in the test",
     "modelfile": "the Modelfile does not read back as what was meant",
 }
 

@@ -6,7 +6,9 @@ Weights are opened in fp32, whatever they are stored in: rounding of the computa
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -119,7 +121,8 @@ def reload_gguf(path: Path) -> Reloaded:
             config.head_dim = int(metadata["qwen3.attention.key_length"])
         dequantise = getattr(transformers, "GgufConfig", None)  # before 5.23 there was no other way than to dequantise
         extra = {"quantization_config": dequantise(dequantize=True)} if dequantise is not None else {}
-        model = _model(path.parent, gguf_file=path.name, config=config, **extra)
+        with redirect_stderr(StringIO()):  # a progress bar that is not one of those transformers can be told to leave out
+            model = _model(path.parent, gguf_file=path.name, config=config, **extra)
     _scale_rope(model, path)
     stops = frozenset(index for index in (vocabulary.eos_id, vocabulary.eot_id) if index is not None)
     name = f"transformers {transformers.__version__} reading GGUF, dequantised to fp32"

@@ -64,15 +64,22 @@ class Written:
     text: str
 
 
+Reader = Callable[[Sequence[int], Sequence[int]], Tensor]  # tokens, places among them -> logits behind those, [places, tokens]
+
+
+def reader(model: nn.Module) -> Reader:
+    """How a model of transformers reads."""
+    return lambda ids, at: _logits(model, torch.tensor([list(ids)]))[list(at)]
+
+
 @torch.no_grad()
-def distances(tested: nn.Module, artefact: nn.Module, items: Sequence[ParityItem], on_item: Callable[[], None]) -> Distances:
+def distances(tested: Reader, artefact: Reader, items: Sequence[ParityItem], on_item: Callable[[], None]) -> Distances:
     """Teacher-forced on the reference answers: KL(tested || artefact) in nats, and the largest difference of any logit."""
     kls: list[float] = []
     largest = 0.0
     for item in items:
-        ids = torch.tensor([item.reference_ids])
         at = [t - 1 for t, is_label in enumerate(item.reference_labels) if is_label]
-        ours, theirs = _logits(tested, ids)[at], _logits(artefact, ids)[at]
+        ours, theirs = tested(item.reference_ids, at), artefact(item.reference_ids, at)
         p_log, q_log = ours.log_softmax(-1), theirs.log_softmax(-1)
         kls += (p_log.exp() * (p_log - q_log)).sum(-1).tolist()
         largest = max(largest, float((ours - theirs).abs().max()))
@@ -128,25 +135,28 @@ def write_answers(
             prefix_allowed_tokens_fn=_holder(held, width, reloaded.stop_ids) if held is not None else None,
         )
         for i, row in zip(rows, written[:, width:].tolist(), strict=True):
-            out[i] = _cut(row, reloaded.stop_ids, encoder, stop)
+            out[i] = cut_answer(row, reloaded.stop_ids, encoder, stop)
             on_item()
     return [out[i] for i in range(len(items))]
 
 
 def _holder(held: Choices, width: int, stop_ids: frozenset[int]) -> Callable[[int, Tensor], list[int]]:
+    ended = sorted(stop_ids)
+
     def allowed(row: int, ids: Tensor) -> list[int]:
         del row
         spelled = b""
         for token in ids[width:].tolist():
-            if token in stop_ids:
-                return [token]  # this answer is over, and waits for longer ones of its batch
+            if token in stop_ids:  # a row that has ended is filled up while others are still written
+                return ended
             spelled = held.after(spelled, token)
         return held.allowed(spelled).tolist()
 
     return allowed
 
 
-def _cut(row: list[int], stop_ids: frozenset[int], encoder: ChatEncoder, stop: str) -> Written:
+def cut_answer(row: list[int], stop_ids: frozenset[int], encoder: ChatEncoder, stop: str) -> Written:
+    """The answer in what was written: up to its end, or its stop text."""
     end = next((t for t, token in enumerate(row) if token in stop_ids), None)
     ids = row if end is None else row[: end + 1]
     text = encoder.decode(ids if end is None else ids[:-1])

@@ -13,16 +13,16 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from luthier.core.console import Progress
 from luthier.core.errors import LuthierError, RunError
 from luthier.core.exports import ExportKind, ExportRecord
 from luthier.core.hashing import sha256_file
 from luthier.core.stop import stop_on_signals
-from luthier.export.readme import render_readme
 from luthier.pipeline.artefact import Artefact, check_request, needed_bytes, reload_artefact, write_artefact
 from luthier.pipeline.decide import decision_rule, verdict_of
-from luthier.pipeline.export_card import hub_card
+from luthier.pipeline.export_card import export_readme, hub_card
 from luthier.pipeline.parity import measure_parity
 from luthier.pipeline.record import read_exports, read_record, with_export
 from luthier.pipeline.report import write_report
@@ -147,18 +147,7 @@ def _hand_over(tested: Tested, artefact: Artefact, record: ExportRecord, out: Pa
     from dataclasses import replace
 
     try:
-        if record.kind == "hub-folder":
-            text = hub_card(tested, record)
-        else:
-            text = render_readme(
-                kind=record.kind,
-                name=artefact.name,
-                base_model=tested.base_name,
-                licence=tested.licence,
-                storage=record.storage,
-                parity=record.parity,
-                rank=tested.rank,
-            )
+        text = hub_card(tested, record) if record.kind == "hub-folder" else export_readme(tested, record, artefact.name)
         (tmp / "README.md").write_text(text, encoding="utf-8")
         files = {path.name: path.stat().st_size for path in sorted(tmp.iterdir())}
         record = replace(record, files=files)
@@ -168,7 +157,10 @@ def _hand_over(tested: Tested, artefact: Artefact, record: ExportRecord, out: Pa
             "parity": _parity_json(record),
             "files": {name: {"size": size, "sha256": sha256_file(tmp / name)} for name, size in files.items()},
         }
-        del about["parity"]["different"]  # pyright: ignore[reportIndexIssue, reportArgumentType]  texts of users' rows stay in the run folder
+        parity: dict[str, Any] = about["parity"]  # pyright: ignore[reportAssignmentType]
+        for reading in (parity, parity["llama_cpp"]):  # texts of users' rows stay in the run folder
+            if reading is not None:
+                del reading["different"]
         atomic_write_json(tmp / MANIFEST, about)
         if out.exists() and not any(out.iterdir()):
             out.rmdir()

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from luthier.core.exports import ExportRecord
+from luthier.export.readme import AboutExport, render_readme, use_lines
 from luthier.pipeline.decide import decision_rule, verdict_of
 from luthier.pipeline.report import report_model
 from luthier.pipeline.tested import Tested
-from luthier.report.card import render_card
+from luthier.report.card import Shipped, render_card
 from luthier.report.model import ReportModel
 
 
@@ -19,7 +20,29 @@ def hub_card(tested: Tested, record: ExportRecord) -> str:
     verdict = verdict_of(tested.settings, tested.record)
     model = report_model(tested.record, verdict, decision_rule(tested.settings, tested.record), tested.settings)
     library = "peft" if record.storage == "adapter" else "transformers"
-    return render_card(_published(model, tested, record), library=library, licence=tested.licence)
+    use = use_lines(_about(tested, record, tested.name))
+    shipped = Shipped(library=library, use=tuple(use), licence=tested.licence, notice=tested.licence_notice)
+    return render_card(_published(model, tested, record), shipped)
+
+
+def export_readme(tested: Tested, record: ExportRecord, name: str) -> str:
+    """The README of every other kind of export."""
+    return render_readme(_about(tested, record, name), record.parity)
+
+
+def _about(tested: Tested, record: ExportRecord, name: str) -> AboutExport:
+    return AboutExport(
+        kind=record.kind,
+        storage=record.storage,
+        name=name,
+        base_model=tested.base_name,
+        licence=tested.licence,
+        notice=tested.licence_notice,
+        rank=tested.rank,
+        system=tested.system,
+        instruction=tested.instruction,
+        num_labels=len(tested.conditions.choices),
+    )
 
 
 def _published(model: ReportModel, tested: Tested, record: ExportRecord) -> ReportModel:

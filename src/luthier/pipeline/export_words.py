@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from luthier.core.exports import DifferentAnswer, ExportRecord
+from luthier.core.exports import DifferentAnswer, ExportRecord, SecondReading
 from luthier.core.types import Estimate
 from luthier.report import numbers
 
@@ -36,13 +36,26 @@ def lines_of(record: ExportRecord, out: Path) -> list[str]:
         f"  allowed: {parity.tolerance_words}",
         *([f"  the same in both: {', '.join(holds)}"] if holds else []),
         f"  read back by: {record.loader}",
+        *(_second(parity.llama_cpp, parity.n) if parity.llama_cpp else []),
         *(f"  note: {note}" for note in record.notes),
     ]
-    shown = [one for one in parity.different if not one.is_tie or not parity.failures][:MAX_DIFFERENT]
+    second = parity.llama_cpp.different if parity.llama_cpp and parity.llama_cpp.failures else ()
+    shown = [one for one in (*parity.different, *second) if not one.is_tie or not parity.failures][:MAX_DIFFERENT]
     for one in shown:
         lines += _different(one)
-    left = len(parity.different) - len(shown)
+    left = len(parity.different) + len(second) - len(shown)
     return [*lines, *([f"  {left} more in exports.json of the run folder"] if left > 0 else [])]
+
+
+def _second(found: SecondReading, n: int) -> list[str]:
+    holds = [name for name, is_held in found.checks.items() if is_held]
+    return [
+        f"  read by {found.program} too: {found.num_exact:,} of {n:,} answers the same, {found.num_ties:,} ties, "
+        f"{n - found.num_exact - found.num_ties:,} different; scores {_score(found.artefact)}, difference "
+        f"{numbers.signed_points(found.difference.value)} {_signed_interval(found.difference)}",
+        f"    mean KL {found.mean_kl:.2g}, largest {found.max_kl:.2g}; largest difference of a logit {found.max_logit_difference:.2g}; "
+        f"the same in both: {', '.join(holds) or 'nothing'}; allowed: {found.tolerance_words}",
+    ]
 
 
 def _as_recorded(record: ExportRecord) -> list[str]:

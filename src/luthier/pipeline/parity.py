@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
 
 from luthier.core.errors import LuthierError
-from luthier.core.exports import DifferentAnswer, Parity
+from luthier.core.exports import DifferentAnswer, Parity, SecondReading
 from luthier.core.types import Estimate, Generation, ItemScore
 from luthier.evaluate.run import score_generations
 from luthier.export.folders import open_tested
-from luthier.export.gate import TOLERANCES, Found, judge
+from luthier.export.gate import TOLERANCES, Found, Tolerance, in_llama, judge
+from luthier.export.llama_client import find_llama_python, open_in_llama
+from luthier.export.llama_parity import llama_checks, num_positions, write_in_llama
 from luthier.export.loaders import Reloaded
 from luthier.export.modelfile import expected_prompt, read_modelfile, run_template
-from luthier.export.parity import ParityItem, Written, distances, explain, write_answers
+from luthier.export.parity import Distances, ParityItem, Written, distances, explain, reader, write_answers
 from luthier.pipeline.artefact import Artefact
 from luthier.pipeline.tested import Tested
 from luthier.stats.intervals import mean_estimate, paired_difference
@@ -30,13 +36,57 @@ def measure_parity(tested: Tested, artefact: Artefact, reloaded: Reloaded, step:
     tolerance = TOLERANCES[artefact.storage]
     model = open_tested(tested.path, tested.adapter)
     total = len(tested.items)
-    apart = distances(model, reloaded.model, tested.items, _counter(step, "distributions on reference answers", total))
+    apart = distances(reader(model), reader(reloaded.model), tested.items, _counter(step, "distributions on reference answers", total))
     written = write_answers(reloaded, encoder, tested.items, tested.conditions, _counter(step, "answers of the artefact", total))
-    different = [
+    found = _compare(tested, model, apart, written, tolerance, checks)
+    second = None if artefact.gguf is None else _in_llama(tested, model, artefact.gguf, tolerance, step)
+    return Parity(
+        n=total,
+        num_locked=tested.num_locked,
+        num_exact=found.num_exact,
+        num_ties=found.num_ties,
+        num_tokens=apart.num_tokens,
+        mean_kl=apart.mean_kl,
+        max_kl=apart.max_kl,
+        max_logit_difference=apart.max_logit_difference,
+        tolerance=tolerance.as_mapping(),
+        tolerance_words=tolerance.words,
+        metric=tested.record.metric,
+        tested=found.tested,
+        artefact=found.artefact,
+        difference=found.difference,
+        recorded=_recorded(tested),
+        num_as_recorded=None
+        if tested.recorded is None
+        else sum(item.tested == text for item, text in zip(tested.items, tested.recorded, strict=True)),
+        checks=checks,
+        different=_worst_first(found.different)[:MAX_SHOWN],
+        failures=(*found.failures, *(f"in llama.cpp: {failure}" for failure in (second.failures if second else ()))),
+        llama_cpp=second,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Compared:
+    """One reading of the artefact against the tested model."""
+
+    num_exact: int
+    num_ties: int
+    tested: Estimate
+    artefact: Estimate
+    difference: Estimate
+    different: tuple[DifferentAnswer, ...]
+    failures: tuple[str, ...]
+
+
+def _compare(
+    tested: Tested, model: nn.Module, apart: Distances, written: Sequence[Written], tolerance: Tolerance, checks: Mapping[str, bool]
+) -> _Compared:
+    different = tuple(
         explain(model, tested.encoder, item, answer, tested.conditions, tolerance.tie_gap)
         for item, answer in zip(tested.items, written, strict=True)
         if answer.text != item.tested
-    ]
+    )
     ours, theirs, difference = _scores(tested, written)
     num_ties = sum(one.is_tie for one in different)
     found = Found(
@@ -47,28 +97,45 @@ def measure_parity(tested: Tested, artefact: Artefact, reloaded: Reloaded, step:
         margin=tested.settings.decide.margin / 100,
         checks=checks,
     )
-    return Parity(
-        n=total,
-        num_locked=tested.num_locked,
-        num_exact=total - len(different),
+    return _Compared(
+        num_exact=len(written) - len(different),
         num_ties=num_ties,
+        tested=ours,
+        artefact=theirs,
+        difference=difference,
+        different=different,
+        failures=judge(found, tolerance),
+    )
+
+
+def _in_llama(tested: Tested, model: nn.Module, gguf: Path, tolerance: Tolerance, step: Step) -> SecondReading | None:
+    """The file once more, by llama.cpp where there is one. A file that it does not open, or that ends it, has failed."""
+    python = find_llama_python()
+    if python is None:
+        return None
+    tolerance = in_llama(tolerance)
+    how, total = tested.conditions, len(tested.items)
+    with open_in_llama(python, gguf, num_positions=num_positions(tested.items, how, tested.encoder)) as llama:
+        apart = distances(reader(model), llama.logits, tested.items, _counter(step, "distributions in llama.cpp", total))
+        written = write_in_llama(llama, tested.encoder, tested.items, how, _counter(step, "answers of llama.cpp", total))
+        checks = llama_checks(llama, tested.encoder, tested.items, written)
+        program = llama.program
+    found = _compare(tested, model, apart, written, tolerance, checks)
+    return SecondReading(
+        program=program,
+        num_exact=found.num_exact,
+        num_ties=found.num_ties,
         num_tokens=apart.num_tokens,
         mean_kl=apart.mean_kl,
         max_kl=apart.max_kl,
         max_logit_difference=apart.max_logit_difference,
         tolerance=tolerance.as_mapping(),
         tolerance_words=tolerance.words,
-        metric=tested.record.metric,
-        tested=ours,
-        artefact=theirs,
-        difference=difference,
-        recorded=_recorded(tested),
-        num_as_recorded=None
-        if tested.recorded is None
-        else sum(item.tested == text for item, text in zip(tested.items, tested.recorded, strict=True)),
+        artefact=found.artefact,
+        difference=found.difference,
         checks=checks,
-        different=_worst_first(different)[:MAX_SHOWN],
-        failures=judge(found, tolerance),
+        different=_worst_first(found.different)[:MAX_SHOWN],
+        failures=found.failures,
     )
 
 

@@ -57,6 +57,7 @@ class Tested:
     recorded: tuple[str, ...] | None  # the answers of the run's record, computed in `dtype`; None: the arm was left out
     num_locked: int
     system: str  # the system text all training rows share
+    instruction: str  # the instruction all training rows share
 
     @property
     def conditions(self) -> Conditions:
@@ -80,6 +81,14 @@ class Tested:
         except ModelError:
             return ""
         return "" if licence == "see the hub" else licence
+
+    @property
+    def licence_notice(self) -> str:
+        """What that licence wants said to everyone who gets the weights, where the catalogue knows it."""
+        try:
+            return find_entry(str(read_manifest(self.base).get("name") or "")).licence_notice
+        except ModelError:
+            return ""
 
     @property
     def name(self) -> str:
@@ -140,6 +149,7 @@ def open_tested_run(folder: RunFolder, *, max_items: int | None) -> Tested:
         recorded=_texts(arm, chosen),
         num_locked=len(split.test),
         system=shared.system or "",
+        instruction=shared.instruction or "",
     )
 
 

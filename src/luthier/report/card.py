@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from luthier.core.types import Estimate
 from luthier.core.untrusted import render_untrusted
@@ -14,35 +15,46 @@ MAX_ARMS = 24
 HUB_LICENCES = {"Apache-2.0": "apache-2.0", "MIT": "mit", "Gemma": "gemma", "Llama 3.2 Community": "llama3.2"}  # as the hub spells them
 
 
-def render_card(model: ReportModel, *, library: str = "peft", licence: str = "") -> str:
-    """The model card of the tuned arm, for weights that `library` opens. A run without a tuned arm gets a card that says so.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shipped:
+    """What the card of handed-over weights says besides: how to use them, and under which terms."""
 
-    `licence` is the base model's, in the catalogue's words; "": not known, and not claimed.
-    """
+    library: str  # what opens them: peft, transformers
+    use: tuple[str, ...]  # Markdown
+    licence: str  # of the base model, in the catalogue's words; "": not known, and not claimed
+    notice: str  # what its licence wants said to everyone who gets the weights
+
+
+HOME = Shipped(library="peft", use=(), licence="", notice="")  # the card beside the run's own adapter
+
+
+def render_card(model: ReportModel, shipped: Shipped = HOME) -> str:
+    """The model card of the tuned arm. A run without a tuned arm gets a card that says so."""
     tuned = model.row(model.verdict.best_tuned)
     sections = [
-        _front_matter(model, tuned, library, licence),
+        _front_matter(model, tuned, shipped),
         _summary(model, tuned),
+        "\n".join(("## Use", "", *shipped.use)) if shipped.use else "",
         _results(model),
         _gates(model),
         _probes(model),
         _data(model),
         _training(model),
         _parity(model),
-        _licence(model, licence),
+        _licence(model, shipped),
         _limits(model),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _front_matter(model: ReportModel, tuned: ArmRow | None, library: str, licence: str) -> str:
+def _front_matter(model: ReportModel, tuned: ArmRow | None, shipped: Shipped) -> str:
     lines = ["---"]
     if tuned is not None:
-        lines += [f"base_model: {_yaml(model.base_model)}", f"library_name: {library}", "pipeline_tag: text-generation"]
-    if licence:
-        name = HUB_LICENCES.get(licence, "other")
-        lines += [f"license: {name}", *([f"license_name: {_yaml(licence)}"] if name == "other" else [])]
-    lines += ["tags:", '- "luthier"', '- "lora"' if tuned is not None else '- "evaluation"']
+        lines += [f"base_model: {_yaml(model.base_model)}", f"library_name: {shipped.library}", "pipeline_tag: text-generation"]
+    if shipped.licence:
+        name = HUB_LICENCES.get(shipped.licence, "other")
+        lines += [f"license: {name}", *([f"license_name: {_yaml(shipped.licence)}"] if name == "other" else [])]
+    lines += ["tags:", '- "luthier"', *(['- "evaluation"'] if tuned is None else ['- "lora"'] if _is_adapter(model) else [])]
     if tuned is not None and tuned.score.value is not None and math.isfinite(tuned.score.value):
         lines += [
             "model-index:",
@@ -60,6 +72,11 @@ def _front_matter(model: ReportModel, tuned: ArmRow | None, library: str, licenc
             f"      name: {_yaml(f'{model.verdict.metric}, {_interval_words(tuned.score)}')}",
         ]
     return "\n".join([*lines, "---"])
+
+
+def _is_adapter(model: ReportModel) -> bool:
+    """Whether adapters were trained, and no weights of the base model."""
+    return "LoRA" in model.training.get("method", "") or "DoRA" in model.training.get("method", "")
 
 
 def _summary(model: ReportModel, tuned: ArmRow | None) -> str:
@@ -172,13 +189,22 @@ def _parity(model: ReportModel) -> str:
             f"| {numbers.points(parity.artefact.value)} {numbers.interval(parity.artefact)} "
             f"| {numbers.signed_points(parity.difference.value)} {numbers.interval(parity.difference)} |"
         )
+        if second := parity.llama_cpp:
+            lines.append(
+                f"| {_md(export.kind)}, in {_md(second.program)} | {_md(export.storage)} | {parity.n:,} | {second.num_exact:,} "
+                f"| {second.num_ties:,} | {parity.n - second.num_exact - second.num_ties:,} | {second.mean_kl:.2g} "
+                f"| {numbers.points(parity.tested.value)} {numbers.interval(parity.tested)} "
+                f"| {numbers.points(second.artefact.value)} {numbers.interval(second.artefact)} "
+                f"| {numbers.signed_points(second.difference.value)} {numbers.interval(second.difference)} |"
+            )
     return "\n".join(lines)
 
 
-def _licence(model: ReportModel, licence: str) -> str:
-    if not licence:
+def _licence(model: ReportModel, shipped: Shipped) -> str:
+    if not shipped.licence:
         return ""
-    return f"## Licence\n\nThe base model {_md(model.base_model)} is under {_md(licence)}, which binds what is made from it."
+    text = f"## Licence\n\nThe base model {_md(model.base_model)} is under {_md(shipped.licence)}, which binds what is made from it."
+    return f"{text}\n\n{_md(shipped.notice)}" if shipped.notice else text
 
 
 def _limits(model: ReportModel) -> str:

@@ -15,7 +15,7 @@ from tests.fixtures import reports
 from tests.fixtures.hostile import HOSTILE
 
 from luthier.core.untrusted import reveal
-from luthier.report.card import render_card
+from luthier.report.card import Shipped, render_card
 from luthier.report.model import ReportModel
 from luthier.report.terminal import verdict_lines
 
@@ -87,6 +87,16 @@ def test_card_states_results_data_and_limits() -> None:
     ):
         assert part in card
     assert "| failed |" in render_card(MODELS["failed"])
+
+
+def test_card_of_weights_that_are_handed_over_says_how_to_use_them_and_under_which_terms() -> None:
+    whole = dataclasses.replace(reports.clear_win(), training={"method": "all weights, 135,000,000 weights"})
+    shipped = Shipped(library="transformers", use=("    vllm serve .",), licence="Gemma", notice="Gemma is provided under its terms <b>.")
+    card = render_card(whole, shipped)
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert (front["library_name"], front["license"], front["tags"]) == ("transformers", "gemma", ["luthier"])  # no adapter, no "lora"
+    assert "## Use\n\n    vllm serve ." in card and "## Licence" in card and "Gemma is provided under its terms &lt;b&gt;." in card
+    assert yaml.safe_load(render_card(reports.clear_win()).split("---\n")[1])["tags"] == ["luthier", "lora"]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
