@@ -10,6 +10,7 @@ from luthier.core.errors import ConfigError
 from luthier.core.types import Example, TaskProfile
 from luthier.metrics.closed_world import ClosedWorld, fabrication, over_abstention, unsupported_facts
 from luthier.metrics.number import number_match
+from luthier.metrics.own import OwnMetric
 from luthier.metrics.refusal import repeats_itself
 from luthier.metrics.structure import find_json_object, json_exact, json_fields, json_valid, label_valid, parse_json_answer
 from luthier.metrics.text import exact_match, rouge_l, token_f1
@@ -62,21 +63,23 @@ def metrics_of(profile: TaskProfile) -> tuple[str, ...]:
 
 
 def check_metric(name: str, profile: TaskProfile) -> str:
-    """`name`, if a verdict on this task can rest on it. Raises ConfigError with the nearest name."""
+    """`name`, if a verdict on this task can rest on it; for one of your own see `own.py`. Raises ConfigError with the nearest name."""
     usable = [metric for metric in metrics_of(profile) if metric not in LOWER_IS_BETTER]
     if name in usable:
         return name
     lower = f" ({name} is better when lower)" if name in LOWER_IS_BETTER else ""
     nearest = get_close_matches(name, usable, n=1, cutoff=0.5) or [primary_metric(profile)]
     raise ConfigError(
-        f"found {name!r}{lower}, expected one of {', '.join(usable)} for answers of kind {profile.kind}",
+        f"found {name!r}{lower}, expected one of {', '.join(usable)} for answers of kind {profile.kind}, or your own as module:function",
         where="decide.metric",
         fix=f"--metric {nearest[0]}",
     )
 
 
-def score_answer(example: Example, text: str, *, profile: TaskProfile, world: ClosedWorld, markers: frozenset[str]) -> Scored:
-    """Every applicable metric of one answer against `example.response`, with a note on what went wrong.
+def score_answer(
+    example: Example, text: str, *, profile: TaskProfile, world: ClosedWorld, markers: frozenset[str], own: OwnMetric | None = None
+) -> Scored:
+    """Every applicable metric of one answer against `example.response`, with a note on what went wrong; the user's own comes last.
 
     With several references the overlap scores and the number are those of the reference that fits best.
 
@@ -120,6 +123,8 @@ def score_answer(example: Example, text: str, *, profile: TaskProfile, world: Cl
         notes.append("abstained where the reference answers")
     if values["incoherent"] == 1.0:
         notes.append("empty, or repeats itself")
+    if own is not None:
+        values[own.name] = own.score(example, text)
     return Scored(values=values, note="; ".join(notes))
 
 

@@ -20,6 +20,7 @@ from luthier.generate.endpoint import Endpoint
 from luthier.generate.local import LocalModel
 from luthier.metrics.catalogue import score_answer
 from luthier.metrics.closed_world import abstention_markers, known_facts
+from luthier.metrics.own import is_own, open_own_metric
 from luthier.pipeline.propose import Proposer, measure_proposed, num_proposals
 from luthier.pipeline.settings import Settings
 from luthier.store.cache import GenerationCache
@@ -45,7 +46,8 @@ class MeasureInputs:
 def make_bench(settings: Settings, folder: RunFolder, inputs: MeasureInputs) -> Bench:
     """The same bench for every arm; facts and abstention phrases are learnt from train alone."""
     train = inputs.split.train
-    score = partial(score_answer, profile=inputs.profile, world=known_facts(train), markers=abstention_markers(train))
+    own = open_own_metric(inputs.metric) if is_own(inputs.metric) else None
+    score = partial(score_answer, profile=inputs.profile, world=known_facts(train), markers=abstention_markers(train), own=own)
     return Bench(
         score=score,
         metric=inputs.metric,

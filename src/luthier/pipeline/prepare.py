@@ -15,6 +15,7 @@ from luthier.core.types import Example, Finding, Split, TokenRow
 from luthier.data.documents import Documents, read_documents
 from luthier.kernels.device import choose_device
 from luthier.metrics.catalogue import check_metric, primary_metric
+from luthier.metrics.own import KEY, OwnMetric, is_own, open_own_metric, try_own_metric
 from luthier.models.catalogue import resolve
 from luthier.models.load import ModelInfo, inspect_folder
 from luthier.models.tokenizer import open_tokenizer
@@ -47,6 +48,8 @@ class Prepared:
     chars_per_token: float  # of the data, cautiously
     findings: tuple[Finding, ...]  # of encoding: rows cut or left out
     documents: Documents | None = None
+    own_metric: OwnMetric | None = None
+    own_metric_note: str = ""  # what the right answers themselves score by it
 
 
 def prepare(settings: Settings, folder: RunFolder, progress: Progress, data: PreparedData | None = None) -> Prepared:
@@ -78,7 +81,9 @@ def prepare(settings: Settings, folder: RunFolder, progress: Progress, data: Pre
     # long answers must not leave a model with a short window no room for the prompts
     max_new_tokens = settings.arms.max_new_tokens or min(typical + max(8, typical // 4), info.context // 2)
     profile = data.profile
-    metric = primary_metric(profile) if settings.decide.metric is None else check_metric(settings.decide.metric, profile)
+    own, own_note = _own_metric(settings, data.split)
+    named = settings.decide.metric
+    metric = own.name if own else primary_metric(profile) if named is None else check_metric(named, profile)
     precision = precision_of(settings, folder)
     larger = _inspect_larger(settings, max_new_tokens)
     _inspect_endpoint(settings, max_new_tokens)
@@ -87,6 +92,8 @@ def prepare(settings: Settings, folder: RunFolder, progress: Progress, data: Pre
     hold_to(folder, {"model.sha256": info.sha256, **chosen, **{f"{name}.sha256": sha for name, sha in larger.items()}})
     if documents is not None:
         hold_to(folder, {"arms.documents": f"sha256 {documents.digest}"})  # it could have changed since the settings were looked at
+    if own is not None:
+        hold_to(folder, {f"{KEY}.sha256": own.sha256})
     split, too_long = _measurable(encoder, data.split, info.context - max_new_tokens)
     cut = _cut_references(encoder, split.test, max_new_tokens)
     return Prepared(
@@ -101,7 +108,27 @@ def prepare(settings: Settings, folder: RunFolder, progress: Progress, data: Pre
         chars_per_token=_chars_per_token(encoder, split.train),
         findings=(*encoded.findings, *(replace(f, message=f"dev: {f.message}") for f in dev.findings), *too_long, *cut),
         documents=documents,
+        own_metric=own,
+        own_metric_note=own_note,
     )
+
+
+def _own_metric(settings: Settings, split: Split) -> tuple[OwnMetric | None, str]:
+    """The user's own score, if one was named, tried on dev's right answers; and what these score."""
+    name = settings.decide.metric
+    if name is None or not is_own(name):
+        return None, ""
+    own = open_own_metric(name)
+    found = try_own_metric(own, split.dev or split.train)
+    tried = (
+        "gives the right answers no score" if found is None else f"gives {found[1]} right answers {100 * found[0]:.1f} points on average"
+    )
+    where = "dev" if split.dev else "train"
+    note = (
+        f"The score is a function of your own, {own.name} in {Path(own.file).name}, SHA-256 {own.sha256}; what that file "
+        f"imports is not in the digest. It ran unchecked, with all rights, and {tried} ({where}). Scores are recorded: verdict and report do not run it again."
+    )
+    return own, note
 
 
 def precision_of(settings: Settings, folder: RunFolder) -> Precision:

@@ -14,6 +14,7 @@ from luthier.metrics.catalogue import metrics_of
 from luthier.metrics.cost import cost_per_1000, cost_per_1000_correct
 from luthier.metrics.form import BEHAVIOUR_MEANINGS
 from luthier.metrics.latency import latency_summary
+from luthier.metrics.own import is_own
 from luthier.models.catalogue import list_models
 from luthier.pipeline.record import RunRecord, TrainRecord, read_exports
 from luthier.pipeline.settings import Settings, origins
@@ -64,7 +65,8 @@ def arm_row(arm: ArmResult, record: RunRecord, rule: DecisionRule) -> ArmRow:
 def _metric_names(arm: ArmResult, record: RunRecord) -> tuple[str, ...]:
     """The task's metrics, and what was found of the answers whatever the task, where it was looked at."""
     written = [name for name in BEHAVIOUR_MEANINGS if any(item.values.get(name) is not None for item in arm.items)]
-    return (*metrics_of(record.data.profile), *written) if arm.items else ()
+    own = (record.metric,) if is_own(record.metric) else ()
+    return (*own, *metrics_of(record.data.profile), *written) if arm.items else ()
 
 
 def _estimate(arm: ArmResult, metric: str, seed: int) -> Estimate:

@@ -253,7 +253,9 @@ class ProbeSettings(Group):
 class DecideSettings(Group):
     """What the verdict weighs. All but the metric can be changed afterwards: `luthier decide RUN`."""
 
-    metric: str | None = Field(default=None, description="score the verdict is about; null: as the task asks for")
+    metric: str | None = Field(
+        default=None, description="score the verdict is about, or your own code as module:function; null: as the task asks for"
+    )
     margin: Real = Field(default=5.0, gt=0, lt=100, description="smallest difference that matters to you, in points (0 to 100)")
     min_quality: Annotated[Real, Field(ge=0, le=100)] | None = Field(
         default=None, description="score in points below which neither way is good enough"

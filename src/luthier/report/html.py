@@ -62,6 +62,8 @@ def render_html(model: ReportModel) -> str:
     css = _style()
     digest = base64.b64encode(hashlib.sha256(css.encode("utf-8")).digest()).decode("ascii")
     items = pair_items(model)
+    own = {name: "a score of your own" for row in model.rows for name in row.metrics if name not in ALL_MEANINGS}
+    meanings = {**own, **ALL_MEANINGS}
     return (
         _environment()
         .get_template("report.html")
@@ -84,8 +86,8 @@ def render_html(model: ReportModel) -> str:
             findings=sorted(model.findings, key=lambda finding: ("error", "warning", "info").index(finding.severity)),
             item_groups=_item_groups(items),
             figures=_figures(model),
-            metric_names=[name for name in ALL_MEANINGS if any(name in row.metrics for row in model.rows)],
-            meanings=ALL_MEANINGS,
+            metric_names=[name for name in meanings if any(name in row.metrics for row in model.rows)],
+            meanings=meanings,
             behaviour_summary=behaviour.summary(model.behaviour) if model.behaviour else (),
             lower_is_better=[name for name in MEANINGS if name in LOWER_IS_BETTER],
             num_bad_losses=sum(
