@@ -170,7 +170,7 @@ class GenerationRequest:
     """One prompt to complete, greedily unless `temperature` > 0.
 
     `stop` ends the answer of a model without chat training, which has never learnt to end a turn; other models do not need it.
-    A local model is held to `choices` while it writes, where there are any.
+    A local model is held to `choices` while it writes, where there are any, or to a JSON schema.
     """
 
     item_id: str
@@ -180,6 +180,7 @@ class GenerationRequest:
     seed: int = 0
     stop: str = ""
     choices: tuple[str, ...] = ()
+    json_schema: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,7 +267,7 @@ class Piece:
 
 # ---------------------------------------------------------------- scores and arms
 
-HELD = "held to the"  # how `ArmResult.params["answers"]` begins where a model could write nothing but a label
+HELD = "held to the"  # how `ArmResult.params["answers"]` begins where a model could write nothing but a label, or an object of the schema
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

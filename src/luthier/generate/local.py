@@ -21,6 +21,7 @@ from luthier.core.types import Generation, GenerationRequest, Sampling
 from luthier.generate.batching import plan_batches
 from luthier.generate.choices import Choices, ChoiceStep, open_choices
 from luthier.generate.decode import decode
+from luthier.generate.held import HeldToGrammar, can_hold_to_schema, hold_to_schema
 from luthier.generate.rows import Prefix, read_prefix
 from luthier.generate.store import GenerationStore
 from luthier.models.voices import Voices
@@ -64,6 +65,7 @@ def generate(
         digest(
             [local.fingerprint, num_prefix, list(ids), request.max_new_tokens, request.temperature, request.seed, _stop(local, request)]
             + ([list(request.choices)] if choices_of(local, request) is not None else [])
+            + ([request.json_schema] if request.json_schema and can_hold_to_schema(local.encoder) else [])
         )
         for request, ids in zip(requests, prompts, strict=True)
     ]
@@ -109,23 +111,34 @@ def _decode_batch(
     num_prefix = len(prefix.ids)
     stops = [_stop(local, request) for request in requests]
     choices = [choices_of(local, request) for request in requests]
+    schemas = [schema_of(local, request) for request in requests]
+    is_complete = [False] * len(requests)
     spelled = [b""] * len(requests)
     tails: list[list[int]] = [[] for _ in requests]
     steps: list[list[ChoiceStep]] = [[] for _ in requests]
 
     def allowed(row: int) -> Tensor | None:
-        held = choices[row]
+        held, schema = choices[row], schemas[row]
+        if schema is not None:
+            return schema.allowed()
         return None if held is None else held.allowed(spelled[row])
+
+    def accepts(row: int, token: int) -> bool:
+        schema = schemas[row]
+        return schema is None or schema.accepts(token)
 
     def on_choice(row: int, ids: Tensor, logprobs: Tensor) -> None:
         steps[row].append(ChoiceStep(spelled[row], ids, logprobs))
 
     def goes_on(row: int, token: int) -> bool:
-        held = choices[row]
+        held, schema = choices[row], schemas[row]
         if held is not None:
             spelled[row] = held.after(spelled[row], token)
-            if held.is_complete(spelled[row]):
-                return False
+            is_complete[row] = held.is_complete(spelled[row])
+        elif schema is not None:
+            is_complete[row] = schema.write(token)
+        if is_complete[row]:
+            return False
         tails[row] = [*tails[row][1 - STOP_TOKENS :], token]
         return not stops[row] or stops[row] not in local.encoder.decode(tails[row]).lstrip()
 
@@ -136,8 +149,9 @@ def _decode_batch(
         max_new_tokens=[request.max_new_tokens for request in requests],
         eos_ids=local.encoder.eos_ids,
         sampling=[Sampling(temperature=request.temperature, seed=request.seed) for request in requests],
-        on_token=goes_on if any(stops) or any(choices) else None,
-        allowed=allowed if any(choices) else None,
+        on_token=goes_on if any(stops) or any(choices) or any(schemas) else None,
+        allowed=allowed if any(choices) or any(schemas) else None,
+        accepts=accepts if any(schemas) and not any(choices) else None,
         on_choice=on_choice if any(choices) else None,
     )
     share_s = (time.perf_counter() - started) / len(requests) + prefix_share_s
@@ -145,7 +159,7 @@ def _decode_batch(
         Generation(
             item_id=request.item_id,
             text=_before(local.encoder.decode(ids), stop),
-            finish="length" if len(ids) >= request.max_new_tokens and not (held and held.is_complete(spelled[row])) else "stop",
+            finish="length" if len(ids) >= request.max_new_tokens and not is_complete[row] else "stop",
             num_prompt_tokens=len(prompt),
             num_cached_tokens=num_prefix,
             num_new_tokens=len(ids),
@@ -159,6 +173,11 @@ def _decode_batch(
 def choices_of(local: LocalModel, request: GenerationRequest) -> Choices | None:
     """What the answer is held to while it is written; None where it is free, or the tokenizer's bytes are not known."""
     return open_choices(local.encoder.tokenizer, request.choices, _stop(local, request), local.encoder.eos_ids)
+
+
+def schema_of(local: LocalModel, request: GenerationRequest) -> HeldToGrammar | None:
+    """A fresh guide for one answer; None where the answer is free, or this tokenizer is none it could be held by."""
+    return hold_to_schema(request.json_schema, local.encoder, local.voices.head_VE.shape[0])
 
 
 def _stop(local: LocalModel, request: GenerationRequest) -> str:

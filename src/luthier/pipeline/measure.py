@@ -14,6 +14,7 @@ from luthier.arms.proposals import NAME as OPTIMISED
 from luthier.arms.proposals import PROPOSAL_TOKENS
 from luthier.core.hashing import digest
 from luthier.core.types import ArmResult, Example, Split, TaskProfile
+from luthier.data.answer_schema import AnswerSchema, learn_schema
 from luthier.data.documents import Documents
 from luthier.evaluate.run import Bench, Chosen, Model, choose_candidate, measure, measure_latencies
 from luthier.generate.endpoint import Endpoint
@@ -54,6 +55,7 @@ def make_bench(settings: Settings, folder: RunFolder, inputs: MeasureInputs) -> 
         max_new_tokens=inputs.max_new_tokens,
         stop=stop_text(train),
         choices=held_to(settings, inputs),
+        json_schema=schema_of(settings, inputs).text,
         batch=settings.arms.batch,
         store=GenerationCache(folder.journal_generations),
         clusters=inputs.split.clusters,
@@ -65,6 +67,11 @@ def make_bench(settings: Settings, folder: RunFolder, inputs: MeasureInputs) -> 
 def held_to(settings: Settings, inputs: MeasureInputs) -> tuple[str, ...]:
     """The labels every arm of a local model is held to: prompted and tuned alike, or none of them."""
     return inputs.profile.labels if settings.arms.constrained and inputs.profile.kind == "label" else ()
+
+
+def schema_of(settings: Settings, inputs: MeasureInputs) -> AnswerSchema:
+    """The same for JSON answers: a schema learnt from train, which every arm of a local model is held to, or why there is none."""
+    return learn_schema(inputs.split.train, inputs.profile) if settings.arms.constrained else AnswerSchema()
 
 
 def stop_text(train: Sequence[Example]) -> str:
@@ -166,6 +173,7 @@ def with_latencies(
             max_new_tokens=inputs.max_new_tokens,
             stop=stop_text(inputs.split.train),
             choices=held_to(settings, inputs),
+            json_schema=schema_of(settings, inputs).text,
             on_progress=lambda done, total: inputs.on_progress("latency", done, total, "one request at a time"),
             should_stop=inputs.should_stop,
         )

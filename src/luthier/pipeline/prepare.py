@@ -126,7 +126,8 @@ def _own_metric(settings: Settings, split: Split) -> tuple[OwnMetric | None, str
     where = "dev" if split.dev else "train"
     note = (
         f"The score is a function of your own, {own.name} in {Path(own.file).name}, SHA-256 {own.sha256}; what that file "
-        f"imports is not in the digest. It ran unchecked, with all rights, and {tried} ({where}). Scores are recorded: verdict and report do not run it again."
+        f"imports is not in the digest. It ran unchecked, with all rights, and {tried} ({where}). "
+        "Scores are recorded: verdict and report do not run it again."
     )
     return own, note
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from statistics import fmean
 
 from luthier.core.types import ArmResult, Estimate, Verdict
+from luthier.metrics.aggregate import aggregates
 from luthier.metrics.catalogue import metrics_of
 from luthier.metrics.cost import cost_per_1000, cost_per_1000_correct
 from luthier.metrics.form import BEHAVIOUR_MEANINGS
@@ -49,7 +50,8 @@ def arm_row(arm: ArmResult, record: RunRecord, rule: DecisionRule) -> ArmRow:
         score=_estimate(arm, record.metric, record.seed),
         cost_per_1000=cost_per_1000(arm, rule.prices, seed=record.seed),
         cost_per_1000_correct=cost_per_1000_correct(arm, record.metric, rule.prices, seed=record.seed),
-        metrics={name: _estimate(arm, name, record.seed) for name in _metric_names(arm, record)},
+        metrics={name: _estimate(arm, name, record.seed) for name in _metric_names(arm, record)}
+        | aggregates(arm.items, record.data.profile, seed=record.seed),
         latency_p50_s=waits.p50,
         latency_p95_s=waits.p95,
         prompt_tokens=_mean([i.num_prompt_tokens for i in arm.items]),

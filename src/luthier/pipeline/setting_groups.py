@@ -190,7 +190,9 @@ class ArmSettings(Group):
         default="none", description="who proposes instructions for the arm instruction optimised: the model itself, the endpoint's, nobody"
     )
     constrained: bool = Field(
-        default=True, strict=True, description="where answers are labels, hold local models to these while they write, in every arm alike"
+        default=True,
+        strict=True,
+        description="hold local models to the labels, or to the JSON schema of the training answers, while they write, in every arm alike",
     )
     latency_items: Count = Field(default=10, description="test rows sent one at a time to measure waiting time")
     batch: Count = Field(default=64, description="prompts answered at once")

@@ -62,7 +62,9 @@ class Tested:
     @property
     def conditions(self) -> Conditions:
         """How the tested answers were written."""
-        return Conditions(max_new_tokens=self.bench.max_new_tokens, stop=self.bench.stop, choices=self.bench.choices)
+        return Conditions(
+            max_new_tokens=self.bench.max_new_tokens, stop=self.bench.stop, choices=self.bench.choices, json_schema=self.bench.json_schema
+        )
 
     @property
     def base_name(self) -> str:

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from luthier.core.untrusted import render_untrusted
+from luthier.metrics.aggregate import AGGREGATE_MEANINGS
 from luthier.metrics.catalogue import LOWER_IS_BETTER, MEANINGS
 from luthier.metrics.form import BEHAVIOUR_MEANINGS
 from luthier.report import behaviour, numbers, plots
@@ -31,7 +32,7 @@ MAX_ROWS = {
     "exports": 24,
     "behaviour": 16,
 }  # fmt: skip
-ALL_MEANINGS = {**MEANINGS, **BEHAVIOUR_MEANINGS}
+ALL_MEANINGS = {**MEANINGS, **AGGREGATE_MEANINGS, **BEHAVIOUR_MEANINGS}
 FAMILY_ORDER = {"floor": 0, "prompt": 1, "tuned": 2}
 STRENGTH = {"strong": "strong evidence", "clear": "clear evidence", "leaning": "leaning one way, not settled", "none": "not settled"}
 TONE = {
