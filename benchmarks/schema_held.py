@@ -1,4 +1,4 @@
-"""What holding answers to a JSON schema changes: the same items, free and held, for prompted and tuned arms of a finished run.
+"""What holding answers to a JSON schema changes: the same items, free and held, for prompted and tuned arms of a trained run.
 
     python benchmarks/schema_held.py RUN --items 24
 
@@ -19,12 +19,12 @@ from pydantic import TypeAdapter
 from luthier.arms.catalogue import plan_arms
 from luthier.core.types import Example, GenerationRequest
 from luthier.data.answer_schema import keeps_schema, learn_schema
+from luthier.data.profile import profile_task
 from luthier.generate.local import LocalModel, generate
 from luthier.generate.store import NoStore
 from luthier.metrics.structure import json_fields, json_valid
 from luthier.models.catalogue import resolve
 from luthier.pipeline.open import open_local, open_tuned
-from luthier.pipeline.record import read_record
 from luthier.store.layout import RunFolder
 from luthier.train.precision import choose_precision
 
@@ -39,17 +39,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--items", type=int, default=24)
+    parser.add_argument("--arms", nargs="+", default=["zero-shot", "instructed", "few-shot retrieved", "tuned"])
+    parser.add_argument("--max-new-tokens", type=int, default=80)
+    parser.add_argument("--model", default="smollm2-135m")
     given = parser.parse_args()
     folder = RunFolder(given.run)
-    record = read_record(folder.results)
-    train, test, profile = _rows(folder, "train"), _rows(folder, "test")[: given.items], record.data.profile
+    train, test = _rows(folder, "train"), _rows(folder, "test")[: given.items]
+    profile = profile_task(train)
     schema = learn_schema(train, profile)
     precision = choose_precision("auto")
-    base = open_local(resolve(record.model), precision)
-    arms = {arm.name: arm for arm in plan_arms(train, profile, seed=record.seed, shots=(2,), max_prompt_chars=3000)}
-    plans: list[tuple[str, LocalModel, str]] = [(name, base, name) for name in ("zero-shot", "instructed", "few-shot retrieved")]
-    plans.append(("tuned", open_tuned(folder, resolve(record.model), precision), "zero-shot"))
-    write = partial(generate, batch=8, store=NoStore(), on_progress=lambda done, total: None)
+    arms = {arm.name: arm for arm in plan_arms(train, profile, seed=0, shots=(2,), max_prompt_chars=3000)}
+    plans: list[tuple[str, LocalModel, str]] = []
+    for name in given.arms:
+        is_tuned = name == "tuned"
+        model = open_tuned(folder, resolve(given.model), precision) if is_tuned else open_local(resolve(given.model), precision)
+        plans.append((name, model, "zero-shot" if is_tuned else name))
+    write = partial(generate, batch=16, store=NoStore(), on_progress=lambda done, total: None)
     for name, model, prompt in plans:
         candidate = arms[prompt].candidates[0]
         texts: dict[str, list[str]] = {}
@@ -58,7 +63,7 @@ def main() -> None:
                 GenerationRequest(
                     item_id=item.id,
                     messages=candidate.build(item),
-                    max_new_tokens=record.max_new_tokens,
+                    max_new_tokens=given.max_new_tokens,
                     json_schema=schema.text if way == "held" else "",
                 )
                 for item in test

@@ -288,6 +288,22 @@ class ItemScore:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """One request on its own, as one user waits for it. `first_s`: until the first token; None where nothing was written."""
+
+    seconds: float
+    first_s: float | None = None
+    num_new_tokens: int = 0
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Behind the first token (1 / TPOT); None for fewer than two tokens."""
+        if self.first_s is None or self.num_new_tokens < 2 or self.seconds <= self.first_s:
+            return None
+        return (self.num_new_tokens - 1) / (self.seconds - self.first_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """A number with its interval and its n. `value` None: not measured."""
 
@@ -314,6 +330,8 @@ class ArmResult:
     train_seconds: float | None = None  # tuned arms: one-off, the search of the learning rate included
     peak_mem_gib: float | None = None  # of the process; of the GPU where one computes
     latencies_s: tuple[float, ...] = ()  # single requests one after another, shared prefix warm; unlike ItemScore.latency_s
+    first_tokens_s: tuple[float, ...] = ()  # of these requests: until the first token
+    token_rates: tuple[float, ...] = ()  # and tokens a second behind it
     seed: int = 0
     failed: str | None = None
 

@@ -16,7 +16,7 @@ from statistics import fmean
 from luthier.arms.prompts import Arm, Candidate
 from luthier.arms.search import Effort, choose
 from luthier.core.errors import EndpointError, InputError
-from luthier.core.types import HELD, ArmResult, Example, Generation, GenerationRequest, ItemScore, Message
+from luthier.core.types import HELD, ArmResult, Example, Generation, GenerationRequest, ItemScore, Message, Wait
 from luthier.generate.choices import open_choices
 from luthier.generate.endpoint import Endpoint, ask
 from luthier.generate.held import can_hold_to_schema
@@ -275,22 +275,22 @@ def measure_latencies(
     json_schema: str = "",
     on_progress: Callable[[int, int], None],
     should_stop: Callable[[], bool] = lambda: False,
-) -> dict[str, tuple[float, ...]]:
+) -> dict[str, tuple[Wait, ...]]:
     """Single-request latencies of every arm, interleaved item by item so that a drift of the machine hits all arms alike.
 
     The first item warms up, with a few tokens, and is not counted. Raises KeyboardInterrupt when asked to stop (between items).
     """
     held = partial(requests_of, stop=stop, choices=choices, json_schema=json_schema)
     prefixes = {name: shared_prefix(local, held(candidate, items, max_new_tokens=max_new_tokens)) for name, candidate, local in plans}
-    out: dict[str, list[float]] = {name: [] for name, _, _ in plans}
+    out: dict[str, list[Wait]] = {name: [] for name, _, _ in plans}
     for number, item in enumerate(items):
         if should_stop():
             raise KeyboardInterrupt
         for name, candidate, local in plans:
             longest = max_new_tokens if number else WARM_UP_TOKENS
             [request] = held(candidate, [item], max_new_tokens=longest)
-            seconds = next(single_latencies(local, [request], prefixes[name]))
+            wait = next(single_latencies(local, [request], prefixes[name]))
             if number:
-                out[name].append(seconds)
+                out[name].append(wait)
         on_progress(number + 1, len(items))
-    return {name: tuple(seconds) for name, seconds in out.items()}
+    return {name: tuple(waits) for name, waits in out.items()}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from luthier.core.errors import InputError
 from luthier.core.hashing import digest
-from luthier.core.types import Generation, GenerationRequest, Sampling
+from luthier.core.types import Generation, GenerationRequest, Sampling, Wait
 from luthier.generate.batching import plan_batches
 from luthier.generate.choices import Choices, ChoiceStep, open_choices
 from luthier.generate.decode import decode
@@ -105,8 +105,15 @@ def check_fits(local: LocalModel, request: GenerationRequest, num_prompt_tokens:
 
 
 def _decode_batch(
-    local: LocalModel, requests: Sequence[GenerationRequest], prompts: Sequence[Sequence[int]], prefix: Prefix, prefix_share_s: float
+    local: LocalModel,
+    requests: Sequence[GenerationRequest],
+    prompts: Sequence[Sequence[int]],
+    prefix: Prefix,
+    prefix_share_s: float,
+    *,
+    on_first: Callable[[], None] | None = None,
 ) -> list[Generation]:
+    """One batch to its end. `on_first` is called when the first token is there."""
     started = time.perf_counter()
     num_prefix = len(prefix.ids)
     stops = [_stop(local, request) for request in requests]
@@ -131,6 +138,10 @@ def _decode_batch(
         steps[row].append(ChoiceStep(spelled[row], ids, logprobs))
 
     def goes_on(row: int, token: int) -> bool:
+        nonlocal on_first
+        if on_first is not None:
+            on_first()
+            on_first = None
         held, schema = choices[row], schemas[row]
         if held is not None:
             spelled[row] = held.after(spelled[row], token)
@@ -149,7 +160,7 @@ def _decode_batch(
         max_new_tokens=[request.max_new_tokens for request in requests],
         eos_ids=local.encoder.eos_ids,
         sampling=[Sampling(temperature=request.temperature, seed=request.seed) for request in requests],
-        on_token=goes_on if any(stops) or any(choices) or any(schemas) else None,
+        on_token=goes_on if any(stops) or any(choices) or any(schemas) or on_first is not None else None,
         allowed=allowed if any(choices) or any(schemas) else None,
         accepts=accepts if any(schemas) and not any(choices) else None,
         on_choice=on_choice if any(choices) else None,
@@ -193,11 +204,15 @@ def _before(text: str, stop: str) -> str:
     return text[:start] + text[start:].partition(stop)[0]
 
 
-def single_latencies(local: LocalModel, requests: Sequence[GenerationRequest], prefix: Prefix) -> Iterator[float]:
-    """Seconds of each request on its own, one after another, its shared prefix warm: what one user waits."""
+def single_latencies(local: LocalModel, requests: Sequence[GenerationRequest], prefix: Prefix) -> Iterator[Wait]:
+    """Each request on its own, one after another, its shared prefix warm: what one user waits."""
     for request in requests:
         ids = local.encoder.encode_prompt(request.messages)
-        yield _decode_batch(local, [request], [ids], prefix, 0.0)[0].latency_s
+        first: list[float] = []
+        started = time.perf_counter()
+        [found] = _decode_batch(local, [request], [ids], prefix, 0.0, on_first=lambda at=first: at.append(time.perf_counter()))
+        first_s = first[0] - started if first else None
+        yield Wait(seconds=found.latency_s, first_s=first_s, num_new_tokens=found.num_new_tokens or 0)
 
 
 def shared_prefix(local: LocalModel, requests: Sequence[GenerationRequest]) -> Prefix:

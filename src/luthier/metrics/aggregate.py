@@ -10,7 +10,7 @@ from luthier.stats.intervals import mean_estimate
 from luthier.stats.macro_f1 import macro_f1
 
 AGGREGATE_MEANINGS: Mapping[str, str] = {
-    "macro_f1": "mean of the F1 of each label, rare and frequent ones alike; an invalid label is wrong",
+    "macro_f1": "mean of the F1 of each label, rare and frequent ones alike; an invalid label is wrong; no interval below 10 items a label",
     "abstention_precision": "of the answers that decline: share whose reference declines too",
     "abstention_recall": "of the items whose reference declines: share that were declined",
 }

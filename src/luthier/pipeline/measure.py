@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from luthier.arms.prompts import Arm, Candidate
 from luthier.arms.proposals import NAME as OPTIMISED
 from luthier.arms.proposals import PROPOSAL_TOKENS
 from luthier.core.hashing import digest
-from luthier.core.types import ArmResult, Example, Split, TaskProfile
+from luthier.core.types import ArmResult, Example, Split, TaskProfile, Wait
 from luthier.data.answer_schema import AnswerSchema, learn_schema
 from luthier.data.documents import Documents
 from luthier.evaluate.run import Bench, Chosen, Model, choose_candidate, measure, measure_latencies
@@ -165,9 +165,9 @@ def with_latencies(
     ]
     key = digest([[name, dict(c.params), local.fingerprint] for name, c, local in plans] + [item.id for item in items])
     path = folder.latency
-    seconds = _kept_latencies(path, key)
-    if seconds is None:
-        seconds = measure_latencies(
+    waits = _kept_latencies(path, key)
+    if waits is None:
+        waits = measure_latencies(
             plans,
             items,
             max_new_tokens=inputs.max_new_tokens,
@@ -177,15 +177,27 @@ def with_latencies(
             on_progress=lambda done, total: inputs.on_progress("latency", done, total, "one request at a time"),
             should_stop=inputs.should_stop,
         )
-        atomic_write_json(path, {"key": key, "seconds": {name: list(s) for name, s in seconds.items()}})
+        atomic_write_json(path, {"key": key, "waits": {name: [asdict(one) for one in found] for name, found in waits.items()}})
     floors = {result.name: tuple(i.latency_s for i in result.items if i.latency_s is not None) for result, _ in results if not result.model}
-    return tuple(replace(result, latencies_s=tuple(seconds.get(result.name, floors.get(result.name, ())))) for result, _ in results)
+    out: list[ArmResult] = []
+    for result, _ in results:
+        found = waits.get(result.name, ())
+        out.append(
+            replace(
+                result,
+                latencies_s=tuple(one.seconds for one in found) or floors.get(result.name, ()),
+                first_tokens_s=tuple(one.first_s for one in found if one.first_s is not None),
+                token_rates=tuple(one.tokens_per_s for one in found if one.tokens_per_s is not None),
+            )
+        )
+    return tuple(out)
 
 
-def _kept_latencies(path: Path, key: str) -> dict[str, tuple[float, ...]] | None:
+def _kept_latencies(path: Path, key: str) -> dict[str, tuple[Wait, ...]] | None:
+    """Those of an earlier call; None where they are of other arms, or of a version that took no first tokens."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        return {name: tuple(s) for name, s in stored["seconds"].items()} if stored["key"] == key else None
+        return {name: tuple(Wait(**one) for one in found) for name, found in stored["waits"].items()} if stored["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

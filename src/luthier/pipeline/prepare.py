@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -48,6 +48,7 @@ class Prepared:
     chars_per_token: float  # of the data, cautiously
     findings: tuple[Finding, ...]  # of encoding: rows cut or left out
     documents: Documents | None = None
+    model_sizes: Mapping[str, int] = field(default_factory=dict[str, int])  # parameters, by the name the user gave
     own_metric: OwnMetric | None = None
     own_metric_note: str = ""  # what the right answers themselves score by it
 
@@ -89,7 +90,7 @@ def prepare(settings: Settings, folder: RunFolder, progress: Progress, data: Pre
     _inspect_endpoint(settings, max_new_tokens)
     _refuse_unknown_arms(settings.arms.skip)
     chosen = {DTYPE_FACT: precision.name, DEVICE_FACT: precision.device.type}
-    hold_to(folder, {"model.sha256": info.sha256, **chosen, **{f"{name}.sha256": sha for name, sha in larger.items()}})
+    hold_to(folder, {"model.sha256": info.sha256, **chosen, **{f"{Path(name).name}.sha256": one.sha256 for name, one in larger.items()}})
     if documents is not None:
         hold_to(folder, {"arms.documents": f"sha256 {documents.digest}"})  # it could have changed since the settings were looked at
     if own is not None:
@@ -108,6 +109,7 @@ def prepare(settings: Settings, folder: RunFolder, progress: Progress, data: Pre
         chars_per_token=_chars_per_token(encoder, split.train),
         findings=(*encoded.findings, *(replace(f, message=f"dev: {f.message}") for f in dev.findings), *too_long, *cut),
         documents=documents,
+        model_sizes={settings.model.name: info.num_params, **{name: one.num_params for name, one in larger.items()}},
         own_metric=own,
         own_metric_note=own_note,
     )
@@ -138,20 +140,20 @@ def precision_of(settings: Settings, folder: RunFolder) -> Precision:
     return choose_precision(settings.model.dtype, device=device, settled=known_fact(folder, DTYPE_FACT))
 
 
-def _inspect_larger(settings: Settings, max_new_tokens: int) -> dict[str, str]:
-    """Name -> digest of the weights of each larger model. Raises for one that is not there, too small, or named like another."""
-    found: dict[str, str] = {}
+def _inspect_larger(settings: Settings, max_new_tokens: int) -> dict[str, ModelInfo]:
+    """Name -> what each larger model's folder holds. Raises for one that is not there, too small, or named like another."""
+    found: dict[str, ModelInfo] = {}
     for given in settings.model.larger:
         path = resolve(given)
         name, info = Path(given).name, inspect_folder(path)
         open_chat(open_tokenizer(path))  # a template that cannot be used is refused here, not after the training
-        if name in found:
+        if any(Path(other).name == name for other in found):
             fix = "copy or link one of them under another name"
             raise ConfigError(f"two larger models are called {name}, and their arms could not be told apart", where="model.larger", fix=fix)
         if info.context <= max_new_tokens:
             problem = f"{name} sees {info.context:,} tokens, and an answer may take {max_new_tokens:,}"
             raise ConfigError(problem, where="model.larger", fix="leave it out, or --set arms.max_new_tokens=64")
-        found[name] = info.sha256
+        found[given] = info
     return found
 
 

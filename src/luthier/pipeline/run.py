@@ -177,6 +177,7 @@ def make_record(settings: Settings, prepared: Prepared, trained: TrainRecord | N
         config=origins(settings),
         environment={**environment, "device": device_words(prepared.precision.device), "precision": prepared.precision.reason},
         num_folds=settings.data.folds,
+        model_sizes=prepared.model_sizes,
         metric_sha256=prepared.own_metric.sha256 if prepared.own_metric else "",
         notes=(
             *((prepared.own_metric_note,) if prepared.own_metric_note else ()),

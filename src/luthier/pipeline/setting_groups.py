@@ -245,6 +245,13 @@ class ProbeSettings(Group):
         default=True, strict=True, description="compare how likely both find general text and general answers: what was forgotten?"
     )
 
+    constraint_prompts: str | None = Field(
+        default=None,
+        description="JSONL file in IFEval's form (prompt, instruction_id_list, kwargs): does the tuned model still follow instructions?",
+    )
+    constraint_items: Count = Field(default=50, description="the first so many of these requests whose constraints can be checked")
+    constraint_tokens: Count = Field(default=256, description="tokens of each of these answers")
+
     @model_validator(mode="after")
     def _file_is_used(self) -> Self:
         if self.safety_prompts is not None and not self.safety:
