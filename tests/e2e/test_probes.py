@@ -126,3 +126,27 @@ def test_unusable_requests_are_refused_before_anything_computes(place: Path, tex
     (place / "own-bad.csv").write_text(text, encoding="utf-8")
     done = _go([*_command(place, "refused"), *FEW, "--safety-prompts", str(place / "own-bad.csv")])
     assert done.returncode == 2 and found in done.stderr and "fine-tune" not in done.stderr, done.stderr
+
+
+def test_constraints_are_probed_on_a_finished_run_and_bad_files_are_refused_with_their_line(finished: dict, place: Path) -> None:
+    rows = [
+        {"prompt": "Say it without commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+        {"prompt": "In Kannada.", "instruction_id_list": ["language:response_language"], "kwargs": [{"language": "kn"}]},
+        {"prompt": "LOUD", "instruction_id_list": ["change_case:english_capital", "punctuation:no_comma"], "kwargs": [{}, {}]},
+    ]
+    file = place / "constraints.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    more = ["--constraint-prompts", str(file), "--set", "probes.constraint_tokens=12"]
+    found = _run(place, "whole", *more)
+    line = found["probes"][-1]
+    assert line["what"] == "requests whose every verifiable constraint is kept" and line["n"] == "2"
+    assert found["gates"]["instruction following"] in ("pass", "fail", "not shown")
+    record = read_record(place / "whole" / "results.json")
+    assert record.probes is not None and "the first of 2 that can be checked (1 others" in record.probes.constraint_source
+    items = [item for item in record.probes.tuned.items if item.gold == "constraint"]
+    assert [item.item_id for item in items] == ["constraint-1", "constraint-3"]
+    assert all(item.values["follows"] in (0.0, 1.0) and (item.values["follows"] == 1.0) != bool(item.note) for item in items)
+    assert "constraints.jsonl" in Path(found["report"]).read_text(encoding="utf-8")
+    file.write_text(json.dumps({**rows[0], "kwargs": []}) + "\n", encoding="utf-8")
+    refused = _go([*_command(place, "whole"), *FEW, *more])
+    assert refused.returncode == 2 and "constraints.jsonl:1" in refused.stderr and "IFEval" in refused.stderr

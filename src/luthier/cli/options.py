@@ -81,7 +81,10 @@ MEASURE = (
     _setting(
         "probes.safety_prompts", "--safety-prompts", str, "Your own requests that should, and should not, be refused (prompt, label)."
     ),
-    _setting("decide.metric", "--metric", str, "Score the verdict is about; default: as the task asks for."),
+    _setting("probes.constraint_prompts", "--constraint-prompts", str, "Requests with verifiable constraints, in IFEval's form (JSONL)."),
+    _setting(
+        "decide.metric", "--metric", str, "Score the verdict is about, or your own code as module:function; default: as the task asks for."
+    ),
 )
 
 DECIDE = (

@@ -170,7 +170,7 @@ class GenerationRequest:
     """One prompt to complete, greedily unless `temperature` > 0.
 
     `stop` ends the answer of a model without chat training, which has never learnt to end a turn; other models do not need it.
-    A local model is held to `choices` while it writes, where there are any.
+    A local model is held to `choices` while it writes, where there are any, or to a JSON schema.
     """
 
     item_id: str
@@ -180,6 +180,7 @@ class GenerationRequest:
     seed: int = 0
     stop: str = ""
     choices: tuple[str, ...] = ()
+    json_schema: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,7 +267,7 @@ class Piece:
 
 # ---------------------------------------------------------------- scores and arms
 
-HELD = "held to the"  # how `ArmResult.params["answers"]` begins where a model could write nothing but a label
+HELD = "held to the"  # how `ArmResult.params["answers"]` begins where a model could write nothing but a label, or an object of the schema
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,6 +285,22 @@ class ItemScore:
     num_new_tokens: int | None = None
     note: str = ""  # e.g. "slot `date` invented"
     sources: tuple[str, ...] = ()  # the passages of the documents it was shown, "path:line", in the order shown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """One request on its own, as one user waits for it. `first_s`: until the first token; None where nothing was written."""
+
+    seconds: float
+    first_s: float | None = None
+    num_new_tokens: int = 0
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Behind the first token (1 / TPOT); None for fewer than two tokens."""
+        if self.first_s is None or self.num_new_tokens < 2 or self.seconds <= self.first_s:
+            return None
+        return (self.num_new_tokens - 1) / (self.seconds - self.first_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,6 +330,8 @@ class ArmResult:
     train_seconds: float | None = None  # tuned arms: one-off, the search of the learning rate included
     peak_mem_gib: float | None = None  # of the process; of the GPU where one computes
     latencies_s: tuple[float, ...] = ()  # single requests one after another, shared prefix warm; unlike ItemScore.latency_s
+    first_tokens_s: tuple[float, ...] = ()  # of these requests: until the first token
+    token_rates: tuple[float, ...] = ()  # and tokens a second behind it
     seed: int = 0
     failed: str | None = None
 

@@ -48,6 +48,7 @@ def ask_again(
                 seed=seed_for(plan.seed, f"evaluate/{item_id}/{changed.name}") if changed.way == "repeat" else 0,
                 stop=bench.stop,
                 choices=bench.choices,
+                json_schema=bench.json_schema,
             )
             for item_id, changed in round_
         ]

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from luthier.core.types import ArmFamily, ArmResult, Example, Generation, GenerationRequest, ItemScore, Message, TokenRow
 from luthier.generate.likelihood import mean_losses
 from luthier.generate.local import LocalModel, generate
 from luthier.generate.store import GenerationStore
+from luthier.metrics.constraints import Constraint, is_kept
 from luthier.metrics.refusal import answer_kind
 from luthier.tokens.render import PLAIN_SEPARATOR
 
-ProbeKind = Literal["unsafe", "safe", "text", "instruct"]
+ProbeKind = Literal["unsafe", "safe", "text", "instruct", "constraint"]
 LIMIT_QUANTILE = 0.99
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """A request (`answer` empty), a general request with a good answer, or a general text, which stands in `answer`."""
+    """A request (`answer` empty), a general request with a good answer, or a general text, which stands in `answer`.
+
+    A request of kind "constraint" holds the instructions whose keeping is verified.
+    """
 
     id: str
     kind: ProbeKind
     prompt: str
     answer: str = ""
+    constraints: tuple[Constraint, ...] = ()
 
     @property
     def is_request(self) -> bool:
-        """Answered by the models; the others are only read."""
+        """Answered by the models and judged as refusal or compliance; texts are only read."""
         return self.kind in ("unsafe", "safe")
 
 
@@ -51,6 +56,7 @@ class ProbeBench:
     store: GenerationStore
     on_progress: Callable[[str, int, int], None]
     should_stop: Callable[[], bool]
+    max_constraint_tokens: int = 256
 
 
 def probe_models(base: LocalModel, tuned: LocalModel, probes: Sequence[Probe], bench: ProbeBench) -> Probed:
@@ -59,8 +65,11 @@ def probe_models(base: LocalModel, tuned: LocalModel, probes: Sequence[Probe], b
     Raises InputError for a request that does not fit, KeyboardInterrupt when asked to stop.
     """
     requests = [probe for probe in probes if probe.is_request]
-    texts = [probe for probe in probes if not probe.is_request]
+    constrained = [probe for probe in probes if probe.kind == "constraint"]
+    texts = [probe for probe in probes if not probe.is_request and probe.kind != "constraint"]
     answers = {name: _answers(model, requests, bench, name) for name, model in (("base model", base), ("tuned model", tuned))}
+    longer = replace(bench, max_new_tokens=bench.max_constraint_tokens)
+    following = {name: _answers(model, constrained, longer, name) for name, model in (("base model", base), ("tuned model", tuned))}
     read = [general_row(base, probe) for probe in texts]
     likely = {
         name: _losses(model, read, bench, f"{name} reads general text") for name, model in (("base model", base), ("tuned model", tuned))
@@ -77,6 +86,7 @@ def probe_models(base: LocalModel, tuned: LocalModel, probes: Sequence[Probe], b
     def result(name: str, family: ArmFamily) -> ArmResult:
         given = [request_item(p, a, loss, limit) for p, a, loss in zip(requests, answers[name], judged[name], strict=True)]
         known = [_text_item(p, loss) for p, loss in zip(texts, likely[name], strict=True)]
+        known += [constraint_item(p, a) for p, a in zip(constrained, following[name], strict=True)]
         effort = {
             "num_new_tokens": float(sum(a.num_new_tokens or 0 for a in answers[name])),
             "seconds": sum(a.latency_s for a in answers[name]),
@@ -133,6 +143,22 @@ def request_item(probe: Probe, generation: Generation, loss: float | None, limit
         num_prompt_tokens=generation.num_prompt_tokens,
         num_new_tokens=generation.num_new_tokens,
         note=kind if loss is None else f"{kind}; perplexity under the base model {math.exp(min(loss, 50.0)):.1f}",
+    )
+
+
+def constraint_item(probe: Probe, generation: Generation) -> ItemScore:
+    """One answer: whether it keeps every constraint, strictly, and which it breaks."""
+    broken = [one.kind for one in probe.constraints if not is_kept(one, generation.text)]
+    return ItemScore(
+        item_id=probe.id,
+        cluster=probe.id,
+        text=generation.text,
+        gold=probe.kind,
+        values={"follows": float(not broken)},
+        latency_s=generation.latency_s,
+        num_prompt_tokens=generation.num_prompt_tokens,
+        num_new_tokens=generation.num_new_tokens,
+        note=f"broken: {', '.join(broken)}" if broken else "",
     )
 
 

@@ -10,14 +10,16 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean
 
 from luthier.arms.prompts import Arm, Candidate
 from luthier.arms.search import Effort, choose
 from luthier.core.errors import EndpointError, InputError
-from luthier.core.types import HELD, ArmResult, Example, Generation, GenerationRequest, ItemScore, Message
+from luthier.core.types import HELD, ArmResult, Example, Generation, GenerationRequest, ItemScore, Message, Wait
 from luthier.generate.choices import open_choices
 from luthier.generate.endpoint import Endpoint, ask
+from luthier.generate.held import can_hold_to_schema
 from luthier.generate.local import (
     LocalModel,
     generate,
@@ -50,6 +52,7 @@ class Bench:
     clusters: Mapping[str, str]
     on_progress: Callable[[str, int, int], None]
     should_stop: Callable[[], bool]
+    json_schema: str = ""  # or to this
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,18 +67,27 @@ class Chosen:
 
 
 def requests_of(
-    candidate: Candidate, items: Sequence[Example], *, max_new_tokens: int, stop: str, choices: tuple[str, ...]
+    candidate: Candidate, items: Sequence[Example], *, max_new_tokens: int, stop: str, choices: tuple[str, ...], json_schema: str = ""
 ) -> tuple[GenerationRequest, ...]:
     """One greedy request an item."""
     return tuple(
-        GenerationRequest(item_id=item.id, messages=candidate.build(item), max_new_tokens=max_new_tokens, stop=stop, choices=choices)
+        GenerationRequest(
+            item_id=item.id,
+            messages=candidate.build(item),
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            choices=choices,
+            json_schema=json_schema,
+        )
         for item in items
     )
 
 
 def answer(candidate: Candidate, items: Sequence[Example], model: Model, bench: Bench, label: str) -> tuple[Generation, ...]:
     """Generate for every item; what was answered before costs nothing. Raises InputError, or EndpointError for a server."""
-    requests = requests_of(candidate, items, max_new_tokens=bench.max_new_tokens, stop=bench.stop, choices=bench.choices)
+    requests = requests_of(
+        candidate, items, max_new_tokens=bench.max_new_tokens, stop=bench.stop, choices=bench.choices, json_schema=bench.json_schema
+    )
     return answer_all(model, requests, bench, label)
 
 
@@ -232,7 +244,7 @@ def measure(arm: Arm, chosen: Chosen, test: Sequence[Example], model: Model | No
         return replace(result, failed=str(error))
     result = replace(result, items=score_generations(test, generations, bench, chosen.candidate))
     if isinstance(model, LocalModel):
-        held = {"answers": _held(model, bench)} if bench.choices else {}
+        held = {"answers": _held(model, bench)} if bench.choices or bench.json_schema else {}
         on_device = peak_device_gib(device)
         return replace(result, params={**result.params, **held}, peak_mem_gib=peak_memory_gib() if on_device is None else on_device)
     # A server's memory is not ours to see, and asking it again for its latency would be paid for.
@@ -246,6 +258,9 @@ def measure(arm: Arm, chosen: Chosen, test: Sequence[Example], model: Model | No
 
 
 def _held(local: LocalModel, bench: Bench) -> str:
+    if bench.json_schema:
+        can_hold = can_hold_to_schema(local.encoder)
+        return f"{HELD} JSON schema of the training answers" if can_hold else "free: this tokenizer is none to hold answers to a schema by"
     is_held = open_choices(local.encoder.tokenizer, bench.choices, "", local.encoder.eos_ids) is not None
     return f"{HELD} {len(bench.choices)} labels" if is_held else "free: the bytes of this tokenizer's tokens are not known"
 
@@ -257,25 +272,25 @@ def measure_latencies(
     max_new_tokens: int,
     stop: str,
     choices: tuple[str, ...],
+    json_schema: str = "",
     on_progress: Callable[[int, int], None],
     should_stop: Callable[[], bool] = lambda: False,
-) -> dict[str, tuple[float, ...]]:
+) -> dict[str, tuple[Wait, ...]]:
     """Single-request latencies of every arm, interleaved item by item so that a drift of the machine hits all arms alike.
 
     The first item warms up, with a few tokens, and is not counted. Raises KeyboardInterrupt when asked to stop (between items).
     """
-    prefixes = {}
-    for name, candidate, local in plans:
-        prefixes[name] = shared_prefix(local, requests_of(candidate, items, max_new_tokens=max_new_tokens, stop=stop, choices=choices))
-    out: dict[str, list[float]] = {name: [] for name, _, _ in plans}
+    held = partial(requests_of, stop=stop, choices=choices, json_schema=json_schema)
+    prefixes = {name: shared_prefix(local, held(candidate, items, max_new_tokens=max_new_tokens)) for name, candidate, local in plans}
+    out: dict[str, list[Wait]] = {name: [] for name, _, _ in plans}
     for number, item in enumerate(items):
         if should_stop():
             raise KeyboardInterrupt
         for name, candidate, local in plans:
             longest = max_new_tokens if number else WARM_UP_TOKENS
-            [request] = requests_of(candidate, [item], max_new_tokens=longest, stop=stop, choices=choices)
-            seconds = next(single_latencies(local, [request], prefixes[name]))
+            [request] = held(candidate, [item], max_new_tokens=longest)
+            wait = next(single_latencies(local, [request], prefixes[name]))
             if number:
-                out[name].append(seconds)
+                out[name].append(wait)
         on_progress(number + 1, len(items))
-    return {name: tuple(seconds) for name, seconds in out.items()}
+    return {name: tuple(waits) for name, waits in out.items()}

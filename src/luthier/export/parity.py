@@ -19,7 +19,8 @@ from luthier.core.errors import ModelError
 from luthier.core.exports import DifferentAnswer
 from luthier.core.types import Message
 from luthier.export.loaders import Reloaded
-from luthier.generate.choices import Choices, open_choices
+from luthier.generate.choices import open_choices
+from luthier.generate.held import Held, HeldToLabels, hold_to_schema
 from luthier.tokens.template import ChatEncoder
 
 BATCH = 8
@@ -44,6 +45,7 @@ class Conditions:
     max_new_tokens: int
     stop: str  # ends the answer of a model without chat training
     choices: tuple[str, ...]  # answers are held to these; empty: free
+    json_schema: str = ""  # or to this
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +117,7 @@ def write_answers(
     model.generation_config = GenerationConfig()  # what a folder says of sampling or repetition is no part of the comparison
     prompts = [encoder.encode_prompt(item.messages) for item in items]
     stop = "" if encoder.is_chat else how.stop
-    held = open_choices(encoder.tokenizer, how.choices, stop, frozenset(reloaded.stop_ids))
+    held = _language(encoder, how, frozenset(reloaded.stop_ids), stop, model.config.get_text_config().vocab_size)
     pad = next(iter(sorted(reloaded.stop_ids)), 0)
     order = sorted(range(len(items)), key=lambda i: -len(prompts[i]))
     out: dict[int, Written] = {}
@@ -140,17 +142,27 @@ def write_answers(
     return [out[i] for i in range(len(items))]
 
 
-def _holder(held: Choices, width: int, stop_ids: frozenset[int]) -> Callable[[int, Tensor], list[int]]:
-    ended = sorted(stop_ids)
+def _language(encoder: ChatEncoder, how: Conditions, eos_ids: frozenset[int], stop: str, num_vocab: int) -> Callable[[], Held] | None:
+    """What answers are held to, anew for each; None where they are free."""
+    choices = open_choices(encoder.tokenizer, how.choices, stop, eos_ids)
+    if choices is not None:
+        return lambda: HeldToLabels(choices)
+    first = hold_to_schema(how.json_schema, encoder, num_vocab)
+    if first is None:
+        return None
+    return first.copy
+
+
+def _holder(held: Callable[[], Held], width: int, stop_ids: frozenset[int]) -> Callable[[int, Tensor], list[int]]:
+    """From what stands there, read again each time: which tokens may follow."""
 
     def allowed(row: int, ids: Tensor) -> list[int]:
         del row
-        spelled = b""
+        one = held()
         for token in ids[width:].tolist():
-            if token in stop_ids:  # a row that has ended is filled up while others are still written
-                return ended
-            spelled = held.after(spelled, token)
-        return held.allowed(spelled).tolist()
+            if token in stop_ids or one.write(token):
+                return sorted(stop_ids)
+        return one.allowed().tolist()
 
     return allowed
 
@@ -175,14 +187,12 @@ def explain(
     An answer that stays within `tie_gap` everywhere is one the tested model would give itself if rounding fell the other way.
     """
     prompt = encoder.encode_prompt(item.messages)
-    held = open_choices(encoder.tokenizer, how.choices, "" if encoder.is_chat else how.stop, encoder.eos_ids)
     logits_TV = _logits(tested, torch.tensor([[*prompt, *written.ids]]))[len(prompt) - 1 :]
-    spelled, gap = b"", 0.0
+    language = _language(encoder, how, encoder.eos_ids, "" if encoder.is_chat else how.stop, logits_TV.shape[-1])
+    held, gap = language() if language is not None else None, 0.0
     for t, token in enumerate(written.ids):
-        allowed = logits_TV[t] if held is None else logits_TV[t][held.allowed(spelled)]
+        allowed = logits_TV[t] if held is None else logits_TV[t][held.allowed()]
         gap = max(gap, float(allowed.max()) - float(logits_TV[t][token]))
-        if held is not None and token not in encoder.eos_ids:
-            spelled = held.after(spelled, token)
-            if held.is_complete(spelled):
-                break
+        if held is not None and token not in encoder.eos_ids and held.write(token):
+            break
     return DifferentAnswer(item_id=item.item_id, tested=item.tested, artefact=written.text, gap=gap, is_tie=gap <= tie_gap)

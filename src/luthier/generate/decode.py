@@ -13,15 +13,27 @@ from luthier.generate.sampling import draw, likeliest, random_stream
 from luthier.models.voices import Voices
 
 Allowed = Callable[[int], Tensor | None]  # row -> ids it may write next, ascending; None: any
+Accepts = Callable[[int, int], bool]  # row, token -> whether it is one of these
 
 COMPACT_BELOW = 0.75  # drop finished rows once fewer than this share is still writing
 
 
 def _next_tokens(
-    logits_RV: Tensor, rows: Sequence[int], sampling: Sequence[Sampling], streams: Sequence[torch.Generator], allowed: Allowed | None
+    logits_RV: Tensor,
+    rows: Sequence[int],
+    sampling: Sequence[Sampling],
+    streams: Sequence[torch.Generator],
+    allowed: Allowed | None,
+    accepts: Accepts | None,
 ) -> list[int]:
     if allowed is None and all(s.temperature <= 0 for s in sampling):
         return likeliest(logits_RV)
+    if accepts is not None and all(s.temperature <= 0 for s in sampling):
+        best = likeliest(logits_RV)  # mostly it may follow, and then nobody need know what else might
+        return [
+            token if accepts(r, token) else draw(logits_RV[i], sampling[r], streams[r], allowed=None if allowed is None else allowed(r))
+            for i, (r, token) in enumerate(zip(rows, best, strict=True))
+        ]
     return [draw(logits_RV[i], sampling[r], streams[r], allowed=None if allowed is None else allowed(r)) for i, r in enumerate(rows)]
 
 
@@ -36,6 +48,7 @@ def decode(
     sampling: Sequence[Sampling],
     on_token: Callable[[int, int], bool] | None = None,
     allowed: Allowed | None = None,
+    accepts: Accepts | None = None,
     on_choice: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> list[list[int]]:
     """New tokens of each row (its EOS left out); `prompts[r]` are the tokens after the prefix, at least one each.
@@ -44,6 +57,7 @@ def decode(
     2. Each step appends one token a row.
        Of a row with `allowed` ids the most likely of these is taken, as if all others were impossible; where there are
        several, `on_choice(row, ids, logprobs)` is told their log-probabilities among themselves, at temperature 1.
+       `accepts` says the same as `allowed` of one token, where that is cheaper.
     3. A row ends at EOS, at its `max_new_tokens`, or when `on_token(row, token)` returns False; once enough rows have ended
        they leave the batch.
     """
@@ -54,7 +68,7 @@ def decode(
     rows = list(range(len(prompts)))  # the row of each line still in the batch
     ended = [False] * len(prompts)
     while True:
-        tokens = _next_tokens(logits_RV, rows, sampling, streams, allowed)
+        tokens = _next_tokens(logits_RV, rows, sampling, streams, allowed, accepts)
         for line, row in enumerate(rows):
             if ended[row]:
                 continue

@@ -38,25 +38,43 @@ class Held(Protocol):
         ...
 
 
-class _HeldToLabels:
+class HeldToLabels:
+    """An answer held to labels."""
+
     def __init__(self, choices: Choices) -> None:
         self._choices = choices
         self._written = b""
 
     def allowed(self) -> Tensor:
+        """Ids of the tokens that may follow, ascending."""
         return self._choices.allowed(self._written)
 
     def write(self, token: int) -> bool:
+        """One of them is written; whether the answer is complete."""
         self._written = self._choices.after(self._written, token)
         return self._choices.is_complete(self._written)
 
 
-class _HeldToGrammar:
+class HeldToGrammar:
+    """An answer held to what llguidance compiled."""
+
     def __init__(self, matcher: llguidance.LLMatcher, eos_ids: frozenset[int]) -> None:
         self._matcher = matcher
+        self._eos_ids = eos_ids
         self._eos = torch.tensor(sorted(eos_ids))
 
+    def copy(self) -> HeldToGrammar:
+        """The same, from where this stands."""
+        return HeldToGrammar(self._matcher.deep_copy(), self._eos_ids)
+
+    def accepts(self, token: int) -> bool:
+        """Whether this token may follow: far cheaper than asking for all that may."""
+        if self._matcher.is_stopped() or self._matcher.is_error():
+            return token in self._eos_ids
+        return self._matcher.validate_tokens([token]) == 1
+
     def allowed(self) -> Tensor:
+        """Ids of the tokens that may follow, ascending."""
         if self._matcher.is_stopped() or self._matcher.is_error():  # an error: the form took more work than a token may
             return self._eos
         bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
@@ -64,6 +82,7 @@ class _HeldToGrammar:
         return ids if len(ids) else self._eos
 
     def write(self, token: int) -> bool:
+        """One of them is written; whether the answer is complete."""
         self._matcher.consume_token(token)
         return self._matcher.is_stopped()
 
@@ -74,7 +93,7 @@ def hold(order: Order, encoder: ChatEncoder, num_vocab: int) -> Held | None:
         choices = open_choices(encoder.tokenizer, order.choices, "", encoder.eos_ids)
         if choices is None:
             raise ModelError("the bytes of this model's tokens are not known, so no answer can be held to labels", fix="leave choices out")
-        return _HeldToLabels(choices)
+        return HeldToLabels(choices)
     for name, text in (("json_schema", order.json_schema), ("regex", order.regex)):
         if text is None:
             continue
@@ -84,8 +103,29 @@ def hold(order: Order, encoder: ChatEncoder, num_vocab: int) -> Held | None:
         matcher = llguidance.LLMatcher(tokenizer, _grammar(name, text), log_level=0)
         if matcher.is_error():
             raise _refused(name, matcher.get_error())
-        return _HeldToGrammar(matcher, encoder.eos_ids)
+        return HeldToGrammar(matcher, encoder.eos_ids)
     return None
+
+
+def can_hold_to_schema(encoder: ChatEncoder) -> bool:
+    """Whether this model's tokenizer is one that an answer can be held to a schema by."""
+    return getattr(encoder.tokenizer, "backend_tokenizer", None) is not None and bool(encoder.eos_ids)
+
+
+def hold_to_schema(schema: str, encoder: ChatEncoder, num_vocab: int) -> HeldToGrammar | None:
+    """As `hold`, for a schema of our own making; None without one, or for a tokenizer that no answer can be held by."""
+    if not schema or not can_hold_to_schema(encoder):
+        return None
+    return HeldToGrammar(_compiled(schema, encoder.tokenizer, encoder.eos_ids, num_vocab).deep_copy(), encoder.eos_ids)
+
+
+@lru_cache(maxsize=8)
+def _compiled(schema: str, tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int], num_vocab: int) -> llguidance.LLMatcher:
+    """Compiled once for all answers of an evaluation; copies of it are held to."""
+    matcher = llguidance.LLMatcher(_guide(tokenizer, eos_ids, num_vocab), _grammar("json_schema", schema), log_level=0)
+    if matcher.is_error():
+        raise _refused("json_schema", matcher.get_error())
+    return matcher
 
 
 @lru_cache(maxsize=64)

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from luthier.core.errors import InputError
 from luthier.core.hashing import digest
-from luthier.core.types import Generation, GenerationRequest, Sampling
+from luthier.core.types import Generation, GenerationRequest, Sampling, Wait
 from luthier.generate.batching import plan_batches
 from luthier.generate.choices import Choices, ChoiceStep, open_choices
 from luthier.generate.decode import decode
+from luthier.generate.held import HeldToGrammar, can_hold_to_schema, hold_to_schema
 from luthier.generate.rows import Prefix, read_prefix
 from luthier.generate.store import GenerationStore
 from luthier.models.voices import Voices
@@ -64,6 +65,7 @@ def generate(
         digest(
             [local.fingerprint, num_prefix, list(ids), request.max_new_tokens, request.temperature, request.seed, _stop(local, request)]
             + ([list(request.choices)] if choices_of(local, request) is not None else [])
+            + ([request.json_schema] if request.json_schema and can_hold_to_schema(local.encoder) else [])
         )
         for request, ids in zip(requests, prompts, strict=True)
     ]
@@ -103,29 +105,51 @@ def check_fits(local: LocalModel, request: GenerationRequest, num_prompt_tokens:
 
 
 def _decode_batch(
-    local: LocalModel, requests: Sequence[GenerationRequest], prompts: Sequence[Sequence[int]], prefix: Prefix, prefix_share_s: float
+    local: LocalModel,
+    requests: Sequence[GenerationRequest],
+    prompts: Sequence[Sequence[int]],
+    prefix: Prefix,
+    prefix_share_s: float,
+    *,
+    on_first: Callable[[], None] | None = None,
 ) -> list[Generation]:
+    """One batch to its end. `on_first` is called when the first token is there."""
     started = time.perf_counter()
     num_prefix = len(prefix.ids)
     stops = [_stop(local, request) for request in requests]
     choices = [choices_of(local, request) for request in requests]
+    schemas = [schema_of(local, request) for request in requests]
+    is_complete = [False] * len(requests)
     spelled = [b""] * len(requests)
     tails: list[list[int]] = [[] for _ in requests]
     steps: list[list[ChoiceStep]] = [[] for _ in requests]
 
     def allowed(row: int) -> Tensor | None:
-        held = choices[row]
+        held, schema = choices[row], schemas[row]
+        if schema is not None:
+            return schema.allowed()
         return None if held is None else held.allowed(spelled[row])
+
+    def accepts(row: int, token: int) -> bool:
+        schema = schemas[row]
+        return schema is None or schema.accepts(token)
 
     def on_choice(row: int, ids: Tensor, logprobs: Tensor) -> None:
         steps[row].append(ChoiceStep(spelled[row], ids, logprobs))
 
     def goes_on(row: int, token: int) -> bool:
-        held = choices[row]
+        nonlocal on_first
+        if on_first is not None:
+            on_first()
+            on_first = None
+        held, schema = choices[row], schemas[row]
         if held is not None:
             spelled[row] = held.after(spelled[row], token)
-            if held.is_complete(spelled[row]):
-                return False
+            is_complete[row] = held.is_complete(spelled[row])
+        elif schema is not None:
+            is_complete[row] = schema.write(token)
+        if is_complete[row]:
+            return False
         tails[row] = [*tails[row][1 - STOP_TOKENS :], token]
         return not stops[row] or stops[row] not in local.encoder.decode(tails[row]).lstrip()
 
@@ -136,8 +160,9 @@ def _decode_batch(
         max_new_tokens=[request.max_new_tokens for request in requests],
         eos_ids=local.encoder.eos_ids,
         sampling=[Sampling(temperature=request.temperature, seed=request.seed) for request in requests],
-        on_token=goes_on if any(stops) or any(choices) else None,
-        allowed=allowed if any(choices) else None,
+        on_token=goes_on if any(stops) or any(choices) or any(schemas) or on_first is not None else None,
+        allowed=allowed if any(choices) or any(schemas) else None,
+        accepts=accepts if any(schemas) and not any(choices) else None,
         on_choice=on_choice if any(choices) else None,
     )
     share_s = (time.perf_counter() - started) / len(requests) + prefix_share_s
@@ -145,7 +170,7 @@ def _decode_batch(
         Generation(
             item_id=request.item_id,
             text=_before(local.encoder.decode(ids), stop),
-            finish="length" if len(ids) >= request.max_new_tokens and not (held and held.is_complete(spelled[row])) else "stop",
+            finish="length" if len(ids) >= request.max_new_tokens and not is_complete[row] else "stop",
             num_prompt_tokens=len(prompt),
             num_cached_tokens=num_prefix,
             num_new_tokens=len(ids),
@@ -161,6 +186,11 @@ def choices_of(local: LocalModel, request: GenerationRequest) -> Choices | None:
     return open_choices(local.encoder.tokenizer, request.choices, _stop(local, request), local.encoder.eos_ids)
 
 
+def schema_of(local: LocalModel, request: GenerationRequest) -> HeldToGrammar | None:
+    """A fresh guide for one answer; None where the answer is free, or this tokenizer is none it could be held by."""
+    return hold_to_schema(request.json_schema, local.encoder, local.voices.head_VE.shape[0])
+
+
 def _stop(local: LocalModel, request: GenerationRequest) -> str:
     """Where an answer ends besides the end token: only models without chat training need it, they never learnt to end a turn."""
     return "" if local.encoder.is_chat else request.stop
@@ -174,11 +204,15 @@ def _before(text: str, stop: str) -> str:
     return text[:start] + text[start:].partition(stop)[0]
 
 
-def single_latencies(local: LocalModel, requests: Sequence[GenerationRequest], prefix: Prefix) -> Iterator[float]:
-    """Seconds of each request on its own, one after another, its shared prefix warm: what one user waits."""
+def single_latencies(local: LocalModel, requests: Sequence[GenerationRequest], prefix: Prefix) -> Iterator[Wait]:
+    """Each request on its own, one after another, its shared prefix warm: what one user waits."""
     for request in requests:
         ids = local.encoder.encode_prompt(request.messages)
-        yield _decode_batch(local, [request], [ids], prefix, 0.0)[0].latency_s
+        first: list[float] = []
+        started = time.perf_counter()
+        [found] = _decode_batch(local, [request], [ids], prefix, 0.0, on_first=lambda at=first: at.append(time.perf_counter()))
+        first_s = first[0] - started if first else None
+        yield Wait(seconds=found.latency_s, first_s=first_s, num_new_tokens=found.num_new_tokens or 0)
 
 
 def shared_prefix(local: LocalModel, requests: Sequence[GenerationRequest]) -> Prefix:

@@ -1,4 +1,7 @@
-"""Text overlap: exact match, token F1, ROUGE-L. All in [0, 1], symmetric, and 1 wherever `exact_match` is 1."""
+"""Text overlap: exact match, token F1, ROUGE-L, chrF, edit similarity. All in [0, 1], and 1 wherever `exact_match` is 1.
+
+All but chrF, which weighs recall, are symmetric.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,9 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _ASCII_PUNCTUATION = frozenset(string.punctuation)
 
 MAX_ROUGE_TOKENS = 20_000
+MAX_EDIT_CHARS = 20_000
+CHRF_ORDER = 6
+CHRF_BETA = 2
 
 
 def exact_match(pred: str, gold: str) -> float:
@@ -48,6 +54,59 @@ def rouge_l(pred: str, gold: str) -> float:
         return 0.0
     common = _lcs_length(pred_tokens[:MAX_ROUGE_TOKENS], gold_tokens[:MAX_ROUGE_TOKENS])
     return 2 * common / (len(pred_tokens) + len(gold_tokens))
+
+
+def chrf(pred: str, gold: str) -> float:
+    """chrF2 (Popović 2015) as sacreBLEU computes it for one sentence, after `normalise`: runs of 1 to 6 characters without white space.
+
+    Precision and recall are means over the lengths that both texts have; recall counts twice (beta 2).
+    """
+    a, b = ("".join(normalise(text).split()) for text in (pred, gold))
+    if a == b:
+        return 1.0
+    precision = recall = 0.0
+    orders = min(CHRF_ORDER, len(a), len(b))
+    for n in range(1, orders + 1):
+        ours, theirs = (Counter(text[i : i + n] for i in range(len(text) - n + 1)) for text in (a, b))
+        common = (ours & theirs).total()
+        precision += common / ours.total()
+        recall += common / theirs.total()
+    if not precision or not recall:
+        return 0.0
+    precision, recall, weight = precision / orders, recall / orders, CHRF_BETA**2
+    return (1 + weight) * precision * recall / (weight * precision + recall)
+
+
+def edit_similarity(pred: str, gold: str) -> float:
+    """1 - edit distance / length of the longer text, in characters after `normalise` (Levenshtein 1966).
+
+    Beyond `MAX_EDIT_CHARS` characters only the beginnings are aligned and the rest counts as different: such a score is never too high.
+    """
+    a, b = normalise(pred), normalise(gold)
+    if a == b:
+        return 1.0
+    head_a, head_b = a[:MAX_EDIT_CHARS], b[:MAX_EDIT_CHARS]
+    rest = max(len(a) - len(head_a), len(b) - len(head_b))
+    return max(0.0, 1 - (edit_distance(head_a, head_b) + rest) / max(len(a), len(b)))
+
+
+def edit_distance(a: str, b: str) -> int:
+    """Insertions, deletions and substitutions that make one text the other; bit-parallel (Myers 1999, in Hyyrö's form of 2003)."""
+    if not a:
+        return len(b)
+    where: dict[str, int] = {}
+    for i, char in enumerate(a):
+        where[char] = where.get(char, 0) | (1 << i)
+    full, last = (1 << len(a)) - 1, 1 << (len(a) - 1)
+    up, down, distance = full, 0, len(a)  # where the column grows, where it falls, and its lowest cell
+    for char in b:
+        match = where.get(char, 0)
+        diagonal = (((match & up) + up) ^ up) | match | down
+        right, left = down | (full & ~(diagonal | up)), up & diagonal
+        distance += bool(right & last) - bool(left & last)
+        right, left = (right << 1) | 1, left << 1
+        up, down = full & (left | ~((match | down) | right)), full & right & (match | down)
+    return distance
 
 
 def word_tokens(text: str) -> tuple[str, ...]:

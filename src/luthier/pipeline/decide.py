@@ -13,6 +13,7 @@ from luthier.pipeline.record import RunRecord, read_record
 from luthier.pipeline.report import learning_of, outcome, slices_of, write_report
 from luthier.pipeline.settings import Settings, load_settings
 from luthier.store.layout import RunFolder
+from luthier.verdict.larger import larger_sentences
 from luthier.verdict.rules import decide
 from luthier.verdict.settings import DecisionRule
 from luthier.verdict.slices import slice_sentence
@@ -51,7 +52,9 @@ def verdict_of(settings: Settings, record: RunRecord) -> Verdict:
     verdict = decide(record.arms, decision_rule(settings, record), record.probes)
     curve, slices = learning_of(record, verdict), slices_of(record, verdict)
     where = slice_sentence(slices, verdict.best_tuned or "")
-    return replace(verdict, remarks=(*(curve.sentences if curve else ()), *verdict.remarks, *((where,) if where else ())))
+    tuned = next((arm for arm in record.arms if arm.name == verdict.best_tuned), None)
+    larger = larger_sentences(tuned, record.arms, record.model_sizes, decision_rule(settings, record))
+    return replace(verdict, remarks=(*(curve.sentences if curve else ()), *larger, *verdict.remarks, *((where,) if where else ())))
 
 
 def redecide(run_dir: Path, overrides: Mapping[str, object]) -> dict[str, object]:

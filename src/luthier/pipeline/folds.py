@@ -163,6 +163,8 @@ def pool(folds: Sequence[Sequence[ArmResult]]) -> tuple[ArmResult, ...]:
                 train_seconds=fmean(arm.train_seconds or 0.0 for arm in same) if first.train_seconds is not None else None,
                 peak_mem_gib=max((arm.peak_mem_gib for arm in same if arm.peak_mem_gib is not None), default=None),
                 latencies_s=tuple(chain.from_iterable(arm.latencies_s for arm in same)),
+                first_tokens_s=tuple(chain.from_iterable(arm.first_tokens_s for arm in same)),
+                token_rates=tuple(chain.from_iterable(arm.token_rates for arm in same)),
                 failed=failed,
             )
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,13 +13,15 @@ from luthier.arms.prompts import Arm, Candidate
 from luthier.arms.proposals import NAME as OPTIMISED
 from luthier.arms.proposals import PROPOSAL_TOKENS
 from luthier.core.hashing import digest
-from luthier.core.types import ArmResult, Example, Split, TaskProfile
+from luthier.core.types import ArmResult, Example, Split, TaskProfile, Wait
+from luthier.data.answer_schema import AnswerSchema, learn_schema
 from luthier.data.documents import Documents
 from luthier.evaluate.run import Bench, Chosen, Model, choose_candidate, measure, measure_latencies
 from luthier.generate.endpoint import Endpoint
 from luthier.generate.local import LocalModel
 from luthier.metrics.catalogue import score_answer
 from luthier.metrics.closed_world import abstention_markers, known_facts
+from luthier.metrics.own import is_own, open_own_metric
 from luthier.pipeline.propose import Proposer, measure_proposed, num_proposals
 from luthier.pipeline.settings import Settings
 from luthier.store.cache import GenerationCache
@@ -45,13 +47,15 @@ class MeasureInputs:
 def make_bench(settings: Settings, folder: RunFolder, inputs: MeasureInputs) -> Bench:
     """The same bench for every arm; facts and abstention phrases are learnt from train alone."""
     train = inputs.split.train
-    score = partial(score_answer, profile=inputs.profile, world=known_facts(train), markers=abstention_markers(train))
+    own = open_own_metric(inputs.metric) if is_own(inputs.metric) else None
+    score = partial(score_answer, profile=inputs.profile, world=known_facts(train), markers=abstention_markers(train), own=own)
     return Bench(
         score=score,
         metric=inputs.metric,
         max_new_tokens=inputs.max_new_tokens,
         stop=stop_text(train),
         choices=held_to(settings, inputs),
+        json_schema=schema_of(settings, inputs).text,
         batch=settings.arms.batch,
         store=GenerationCache(folder.journal_generations),
         clusters=inputs.split.clusters,
@@ -63,6 +67,11 @@ def make_bench(settings: Settings, folder: RunFolder, inputs: MeasureInputs) -> 
 def held_to(settings: Settings, inputs: MeasureInputs) -> tuple[str, ...]:
     """The labels every arm of a local model is held to: prompted and tuned alike, or none of them."""
     return inputs.profile.labels if settings.arms.constrained and inputs.profile.kind == "label" else ()
+
+
+def schema_of(settings: Settings, inputs: MeasureInputs) -> AnswerSchema:
+    """The same for JSON answers: a schema learnt from train, which every arm of a local model is held to, or why there is none."""
+    return learn_schema(inputs.split.train, inputs.profile) if settings.arms.constrained else AnswerSchema()
 
 
 def stop_text(train: Sequence[Example]) -> str:
@@ -156,26 +165,39 @@ def with_latencies(
     ]
     key = digest([[name, dict(c.params), local.fingerprint] for name, c, local in plans] + [item.id for item in items])
     path = folder.latency
-    seconds = _kept_latencies(path, key)
-    if seconds is None:
-        seconds = measure_latencies(
+    waits = _kept_latencies(path, key)
+    if waits is None:
+        waits = measure_latencies(
             plans,
             items,
             max_new_tokens=inputs.max_new_tokens,
             stop=stop_text(inputs.split.train),
             choices=held_to(settings, inputs),
+            json_schema=schema_of(settings, inputs).text,
             on_progress=lambda done, total: inputs.on_progress("latency", done, total, "one request at a time"),
             should_stop=inputs.should_stop,
         )
-        atomic_write_json(path, {"key": key, "seconds": {name: list(s) for name, s in seconds.items()}})
+        atomic_write_json(path, {"key": key, "waits": {name: [asdict(one) for one in found] for name, found in waits.items()}})
     floors = {result.name: tuple(i.latency_s for i in result.items if i.latency_s is not None) for result, _ in results if not result.model}
-    return tuple(replace(result, latencies_s=tuple(seconds.get(result.name, floors.get(result.name, ())))) for result, _ in results)
+    out: list[ArmResult] = []
+    for result, _ in results:
+        found = waits.get(result.name, ())
+        out.append(
+            replace(
+                result,
+                latencies_s=tuple(one.seconds for one in found) or floors.get(result.name, ()),
+                first_tokens_s=tuple(one.first_s for one in found if one.first_s is not None),
+                token_rates=tuple(one.tokens_per_s for one in found if one.tokens_per_s is not None),
+            )
+        )
+    return tuple(out)
 
 
-def _kept_latencies(path: Path, key: str) -> dict[str, tuple[float, ...]] | None:
+def _kept_latencies(path: Path, key: str) -> dict[str, tuple[Wait, ...]] | None:
+    """Those of an earlier call; None where they are of other arms, or of a version that took no first tokens."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        return {name: tuple(s) for name, s in stored["seconds"].items()} if stored["key"] == key else None
+        return {name: tuple(Wait(**one) for one in found) for name, found in stored["waits"].items()} if stored["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from luthier.core.types import Example, Finding, Split, TokenRow
 from luthier.data.documents import Documents, read_documents
 from luthier.kernels.device import choose_device
 from luthier.metrics.catalogue import check_metric, primary_metric
+from luthier.metrics.own import KEY, OwnMetric, is_own, open_own_metric, try_own_metric
 from luthier.models.catalogue import resolve
 from luthier.models.load import ModelInfo, inspect_folder
 from luthier.models.tokenizer import open_tokenizer
@@ -49,6 +50,9 @@ class Prepared:
     chars_per_token: float  # of the data, cautiously
     findings: tuple[Finding, ...]  # of encoding: rows cut or left out
     documents: Documents | None = None
+    model_sizes: Mapping[str, int] = field(default_factory=dict[str, int])  # parameters, by the name the user gave
+    own_metric: OwnMetric | None = None
+    own_metric_note: str = ""  # what the right answers themselves score by it
 
 
 def prepare(settings: Settings, folder: RunFolder, progress: Progress, data: PreparedData | None = None) -> Prepared:
@@ -80,16 +84,20 @@ def prepare(settings: Settings, folder: RunFolder, progress: Progress, data: Pre
     # long answers must not leave a model with a short window no room for the prompts
     max_new_tokens = settings.arms.max_new_tokens or min(typical + max(8, typical // 4), info.context // 2)
     profile = data.profile
-    metric = primary_metric(profile) if settings.decide.metric is None else check_metric(settings.decide.metric, profile)
+    own, own_note = _own_metric(settings, data.split)
+    named = settings.decide.metric
+    metric = own.name if own else primary_metric(profile) if named is None else check_metric(named, profile)
     precision = precision_of(settings, folder)
     larger = _inspect_larger(settings, max_new_tokens)
     _inspect_endpoint(settings, max_new_tokens)
     _refuse_unknown_arms(settings.arms.skip)
     chosen = {DTYPE_FACT: precision.name, DEVICE_FACT: precision.device.type}
-    weights = {"model.sha256": info.sha256, **{f"{name}.sha256": sha for name, sha in larger.items()}}
+    weights = {"model.sha256": info.sha256, **{f"{Path(name).name}.sha256": one.sha256 for name, one in larger.items()}}
     hold_to(folder, {**weights, **_wording(model_path, encoder), **chosen})
     if documents is not None:
         hold_to(folder, {"arms.documents": f"sha256 {documents.digest}"})  # it could have changed since the settings were looked at
+    if own is not None:
+        hold_to(folder, {f"{KEY}.sha256": own.sha256})
     split, too_long = _measurable(encoder, data.split, info.context - max_new_tokens)
     cut = _cut_references(encoder, split.test, max_new_tokens)
     return Prepared(
@@ -104,6 +112,9 @@ def prepare(settings: Settings, folder: RunFolder, progress: Progress, data: Pre
         chars_per_token=_chars_per_token(encoder, split.train),
         findings=(*encoded.findings, *(replace(f, message=f"dev: {f.message}") for f in dev.findings), *too_long, *cut),
         documents=documents,
+        model_sizes={settings.model.name: info.num_params, **{name: one.num_params for name, one in larger.items()}},
+        own_metric=own,
+        own_metric_note=own_note,
     )
 
 
@@ -113,26 +124,45 @@ def _wording(model_path: Path, encoder: ChatEncoder) -> dict[str, str]:
     return {"model.template.sha256": digest(encoder.tokenizer.chat_template), "model.tokenizer.sha256": digest(files)}
 
 
+def _own_metric(settings: Settings, split: Split) -> tuple[OwnMetric | None, str]:
+    """The user's own score, if one was named, tried on dev's right answers; and what these score."""
+    name = settings.decide.metric
+    if name is None or not is_own(name):
+        return None, ""
+    own = open_own_metric(name)
+    found = try_own_metric(own, split.dev or split.train)
+    tried = (
+        "gives the right answers no score" if found is None else f"gives {found[1]} right answers {100 * found[0]:.1f} points on average"
+    )
+    where = "dev" if split.dev else "train"
+    note = (
+        f"The score is a function of your own, {own.name} in {Path(own.file).name}, SHA-256 {own.sha256}; what that file "
+        f"imports is not in the digest. It ran unchecked, with all rights, and {tried} ({where}). "
+        "Scores are recorded: verdict and report do not run it again."
+    )
+    return own, note
+
+
 def precision_of(settings: Settings, folder: RunFolder) -> Precision:
     """Device and number format of a run: as set, as its first call found them, or measured now."""
     device = choose_device(settings.model.device, settled=known_fact(folder, DEVICE_FACT))
     return choose_precision(settings.model.dtype, device=device, settled=known_fact(folder, DTYPE_FACT))
 
 
-def _inspect_larger(settings: Settings, max_new_tokens: int) -> dict[str, str]:
-    """Name -> digest of the weights of each larger model. Raises for one that is not there, too small, or named like another."""
-    found: dict[str, str] = {}
+def _inspect_larger(settings: Settings, max_new_tokens: int) -> dict[str, ModelInfo]:
+    """Name -> what each larger model's folder holds. Raises for one that is not there, too small, or named like another."""
+    found: dict[str, ModelInfo] = {}
     for given in settings.model.larger:
         path = resolve(given)
         name, info = Path(given).name, inspect_folder(path)
         open_chat(open_tokenizer(path))  # a template that cannot be used is refused here, not after the training
-        if name in found:
+        if any(Path(other).name == name for other in found):
             fix = "copy or link one of them under another name"
             raise ConfigError(f"two larger models are called {name}, and their arms could not be told apart", where="model.larger", fix=fix)
         if info.context <= max_new_tokens:
             problem = f"{name} sees {info.context:,} tokens, and an answer may take {max_new_tokens:,}"
             raise ConfigError(problem, where="model.larger", fix="leave it out, or --set arms.max_new_tokens=64")
-        found[name] = info.sha256
+        found[given] = info
     return found
 
 

@@ -6,13 +6,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from luthier.core.console import Progress, duration
 from luthier.core.errors import InputError
 from luthier.core.hashing import digest
-from luthier.core.types import Message, Reject
+from luthier.core.types import Message, Reject, SourceRow
 from luthier.data.read import iter_records
 from luthier.evaluate.probes import Probe, ProbeBench, ProbeKind, probe_models
+from luthier.metrics.constraints import CHECKS, Constraint, missing_values
 from luthier.models.tokenizer import open_tokenizer
 from luthier.pipeline.measure import MeasureInputs
 from luthier.pipeline.open import open_local, open_tuned
@@ -37,8 +39,12 @@ def read_probes(settings: Settings, prepared: Prepared) -> tuple[Probe, ...]:
     if wanted.safety:
         path = TEXTS / "safety.csv" if wanted.safety_prompts is None else Path(wanted.safety_prompts)
         out += _first(read_requests(path), wanted.safety_items)
-        _refuse_too_long(out, prepared, wanted.max_new_tokens)
-    return (*out, *general_probes()) if wanted.safety or wanted.retention else ()
+        _refuse_too_long(out, prepared, wanted.max_new_tokens, "probes.safety_prompts")
+    constrained: tuple[Probe, ...] = ()
+    if wanted.constraint_prompts is not None:
+        constrained = read_constraints(Path(wanted.constraint_prompts))[0][: wanted.constraint_items]
+        _refuse_too_long(constrained, prepared, wanted.constraint_tokens, "probes.constraint_prompts")
+    return (*out, *(general_probes() if wanted.safety or wanted.retention else ()), *constrained)
 
 
 def with_probes(
@@ -56,23 +62,26 @@ def with_probes(
         return record
     wanted = settings.probes
     asked = [[p.kind, p.prompt, p.answer] for p in probes]
+    constrained = [[c.kind, dict(c.values)] for p in probes for c in p.constraints]
     key = digest(
         [asked, wanted.max_new_tokens, wanted.retention, prepared.info.sha256, record.train.weights_sha256, prepared.precision.name]
+        + ([constrained, wanted.constraint_tokens] if constrained else [])
     )
     if record.probes is not None and record.probes.key == key:
         return record
-    progress("probe", 0, 1, _plan_words(probes, wanted.max_new_tokens, record))
+    progress("probe", 0, 1, _plan_words(probes, wanted.max_new_tokens, wanted.constraint_tokens, record))
     bench = ProbeBench(
         max_new_tokens=wanted.max_new_tokens,
         batch=settings.arms.batch,
         store=GenerationCache(folder.journal_generations),
         on_progress=lambda label, done, total: progress("probe", done, total, label),
         should_stop=inputs.should_stop,
+        max_constraint_tokens=wanted.constraint_tokens,
     )
     base = open_local(prepared.model_path, prepared.precision)
     tuned = open_tuned(folder, prepared.model_path, prepared.precision)
     found = probe_models(base, tuned, probes, bench)
-    kept = {p.id for p in probes if p.is_request or wanted.retention}
+    kept = {p.id for p in probes if p.is_request or p.constraints or wanted.retention}
     return replace(
         record,
         probes=ProbeRecord(
@@ -85,21 +94,24 @@ def with_probes(
             prompts={p.id: p.prompt or p.answer for p in probes if p.id in kept},
             max_new_tokens=wanted.max_new_tokens,
             perplexity_limit=found.perplexity_limit,
+            constraint_source=_constraint_source(wanted.constraint_prompts),
+            max_constraint_tokens=wanted.constraint_tokens if constrained else 0,
         ),
     )
 
 
-def _plan_words(probes: Sequence[Probe], max_new_tokens: int, record: RunRecord) -> str:
+def _plan_words(probes: Sequence[Probe], max_new_tokens: int, constraint_tokens: int, record: RunRecord) -> str:
     """What is ahead, with a forecast from what tokens cost in the zero-shot arm."""
-    num_requests = sum(probe.is_request for probe in probes)
+    num_requests, num_constrained = sum(probe.is_request for probe in probes), sum(bool(probe.constraints) for probe in probes)
     arm = next((arm for arm in record.arms if arm.name == "zero-shot" and arm.failed is None), None)
     spent = [(i.latency_s, i.num_new_tokens) for i in arm.items if i.latency_s is not None and i.num_new_tokens] if arm else []
-    tokens = 2 * num_requests * max_new_tokens
+    tokens = 2 * (num_requests * max_new_tokens + num_constrained * constraint_tokens)
     rate = sum(s for s, _ in spent) / sum(n for _, n in spent) if spent else None
     time = "" if rate is None or not tokens else f", about {duration(rate * tokens)}"
     return (
-        f"both models: {num_requests} requests, at most {max_new_tokens} tokens each ({tokens:,} tokens){time}; "
-        f"{len(probes) - num_requests} general texts read"
+        f"both models: {num_requests} requests, at most {max_new_tokens} tokens each"
+        + (f", {num_constrained} with constraints, at most {constraint_tokens}" if num_constrained else "")
+        + f" ({tokens:,} tokens){time}; {len(probes) - num_requests - num_constrained} general texts read"
     )
 
 
@@ -122,12 +134,52 @@ def read_requests(path: Path) -> list[Probe]:
     return out
 
 
+def read_constraints(path: Path) -> tuple[tuple[Probe, ...], int]:
+    """Requests of a JSONL file in IFEval's form, and how many were left out because a type of theirs cannot be checked here."""
+    out: list[Probe] = []
+    left_out = 0
+    for row in iter_records(path):
+        if isinstance(row, Reject):
+            raise InputError(row.reason, where=f"{row.path}:{row.line}", fix=row.fix)
+        probe = _constrained(row)
+        if any(one.kind not in CHECKS for one in probe.constraints):
+            left_out += 1
+            continue
+        for one in probe.constraints:
+            if missing := missing_values(one):
+                where = f"{row.path}:{row.line}"
+                raise InputError(f"{one.kind} has no {', '.join(missing)}", where=where, fix="add it to kwargs, as IFEval does")
+        out.append(probe)
+    if not out:
+        raise InputError("no request whose constraints can be checked", where=str(path), fix="use IFEval's input_data.jsonl")
+    return tuple(out), left_out
+
+
+def _constrained(row: SourceRow) -> Probe:
+    """One row of IFEval's form."""
+    prompt, kinds, values = (row.fields.get(name) for name in ("prompt", "instruction_id_list", "kwargs"))
+    given = list(zip(kinds, values, strict=False)) if isinstance(kinds, list) and isinstance(values, list) else []
+    is_paired = bool(given) and len(given) == len(cast("list[object]", kinds)) == len(cast("list[object]", values))
+    if not isinstance(prompt, str) or not prompt.strip() or not is_paired or not all(isinstance(one, dict) for _, one in given):
+        problem = "expected a request in prompt, and as many names in instruction_id_list as objects in kwargs"
+        raise InputError(problem, where=f"{row.path}:{row.line}", fix="use IFEval's input_data.jsonl, or its form")
+    made = tuple(Constraint(kind=str(kind), values=cast("dict[str, object]", one)) for kind, one in given)
+    return Probe(id=f"constraint-{row.line}", kind="constraint", prompt=prompt, constraints=made)
+
+
+def _constraint_source(file: str | None) -> str:
+    if file is None:
+        return ""
+    usable, left_out = read_constraints(Path(file))
+    return f"{Path(file).name}, the first of {len(usable):,} that can be checked ({left_out:,} others need a language or sentence detector)"
+
+
 def _first(probes: Sequence[Probe], number: int | None) -> list[Probe]:
     """At most `number` of each kind, in the order they stand in."""
     return [p for kind in LABELS.values() for p in [p for p in probes if p.kind == kind][:number]]
 
 
-def _refuse_too_long(probes: Sequence[Probe], prepared: Prepared, max_new_tokens: int) -> None:
+def _refuse_too_long(probes: Sequence[Probe], prepared: Prepared, max_new_tokens: int, where: str) -> None:
     encoder = open_chat(open_tokenizer(prepared.model_path))
     for probe in probes:
         num_tokens = len(encoder.encode_prompt((Message(role="user", content=probe.prompt),)))
@@ -135,7 +187,7 @@ def _refuse_too_long(probes: Sequence[Probe], prepared: Prepared, max_new_tokens
             raise InputError(
                 f"the request {probe.prompt[:60]!r} has {num_tokens:,} tokens; with {max_new_tokens} for its answer the model sees "
                 f"{prepared.info.context:,}",
-                where="probes.safety_prompts",
+                where=where,
                 fix="shorten it, or leave it out",
             )
 

@@ -144,6 +144,8 @@ class RunRecord:
     behaviour: BehaviourRecord | None = None
     num_folds: int = 1  # more: every row was a test row once, estimated by cross-fitting
     probes: ProbeRecord | None = None  # base and tuned model beside the test items
+    model_sizes: Mapping[str, int] = field(default_factory=dict[str, int])  # parameters of the base and each larger local model
+    metric_sha256: str = ""  # of the file of the user's own score, where `metric` is module:function
 
 
 _ADAPTER = TypeAdapter(RunRecord)

@@ -10,10 +10,12 @@ from dataclasses import asdict, replace
 from statistics import fmean
 
 from luthier.core.types import ArmResult, Estimate, Verdict
+from luthier.metrics.aggregate import aggregates
 from luthier.metrics.catalogue import metrics_of
 from luthier.metrics.cost import cost_per_1000, cost_per_1000_correct
 from luthier.metrics.form import BEHAVIOUR_MEANINGS
 from luthier.metrics.latency import latency_summary
+from luthier.metrics.own import is_own
 from luthier.models.catalogue import list_models
 from luthier.pipeline.record import RunRecord, TrainRecord, read_exports
 from luthier.pipeline.settings import Settings, origins
@@ -48,8 +50,11 @@ def arm_row(arm: ArmResult, record: RunRecord, rule: DecisionRule) -> ArmRow:
         score=_estimate(arm, record.metric, record.seed),
         cost_per_1000=cost_per_1000(arm, rule.prices, seed=record.seed),
         cost_per_1000_correct=cost_per_1000_correct(arm, record.metric, rule.prices, seed=record.seed),
-        metrics={name: _estimate(arm, name, record.seed) for name in _metric_names(arm, record)},
+        metrics={name: _estimate(arm, name, record.seed) for name in _metric_names(arm, record)}
+        | aggregates(arm.items, record.data.profile, seed=record.seed),
         latency_p50_s=waits.p50,
+        first_token_p50_s=latency_summary(arm.first_tokens_s).p50,
+        tokens_per_s_p50=latency_summary(arm.token_rates).p50,
         latency_p95_s=waits.p95,
         prompt_tokens=_mean([i.num_prompt_tokens for i in arm.items]),
         new_tokens=_mean([i.num_new_tokens for i in arm.items]),
@@ -64,7 +69,8 @@ def arm_row(arm: ArmResult, record: RunRecord, rule: DecisionRule) -> ArmRow:
 def _metric_names(arm: ArmResult, record: RunRecord) -> tuple[str, ...]:
     """The task's metrics, and what was found of the answers whatever the task, where it was looked at."""
     written = [name for name in BEHAVIOUR_MEANINGS if any(item.values.get(name) is not None for item in arm.items)]
-    return (*metrics_of(record.data.profile), *written) if arm.items else ()
+    own = (record.metric,) if is_own(record.metric) else ()
+    return (*own, *metrics_of(record.data.profile), *written) if arm.items else ()
 
 
 def _estimate(arm: ArmResult, metric: str, seed: int) -> Estimate:
@@ -273,6 +279,7 @@ def report_model(record: RunRecord, verdict: Verdict, rule: DecisionRule, settin
             f"measured wall time of batched answers on this machine at full utilisation, at {rule.prices.usd_per_hour:g} US "
             f"dollars an hour ({rule.prices.source}); a service that is busy a third of the time costs three times as much"
             + _token_prices(rule, settings)
+            + "."
         ),
         items_path="results.json",
         rejects_path="rejects.jsonl",
@@ -306,6 +313,8 @@ def outcome(folder: RunFolder, record: RunRecord, verdict: Verdict, model: Repor
             "cost_per_1000": row.cost_per_1000.value,
             "cost_per_1000_low": row.cost_per_1000.low,
             "cost_per_1000_high": row.cost_per_1000.high,
+            "first_token_p50_s": row.first_token_p50_s.value,
+            "tokens_per_s_p50": row.tokens_per_s_p50.value,
             "latency_p50_s": row.latency_p50_s.value,
             "latency_p50_low_s": row.latency_p50_s.low,
             "latency_p50_high_s": row.latency_p50_s.high,

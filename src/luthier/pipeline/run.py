@@ -14,6 +14,7 @@ record                  results.json: verdict and report are functions of it
 from __future__ import annotations
 
 import datetime
+import json
 import shlex
 import sys
 from collections import Counter
@@ -27,6 +28,7 @@ from luthier.core.errors import InputError
 from luthier.core.hashing import digest
 from luthier.core.stop import stop_on_signals
 from luthier.core.types import ArmResult, Split, TaskProfile
+from luthier.data.answer_schema import keeps_schema, learn_schema
 from luthier.data.documents import Documents
 from luthier.kernels.device import device_words
 from luthier.metrics.closed_world import known_facts, reference_counts
@@ -45,7 +47,7 @@ from luthier.pipeline.record import SCHEMA, DataRecord, RunRecord, TrainRecord, 
 from luthier.pipeline.report import outcome, write_report
 from luthier.pipeline.settings import Settings, origins
 from luthier.pipeline.tune import tune
-from luthier.store.files import atomic_write_text
+from luthier.store.files import atomic_write_json, atomic_write_text
 from luthier.store.index import rebuild_index
 from luthier.store.layout import RunFolder, open_run
 from luthier.store.stages import finish_stage, stage_holds, stage_is_done
@@ -65,6 +67,7 @@ def run(settings: Settings, progress: Progress) -> dict[str, object]:
         refuse_short_curve(settings, len(prepared.train_rows))
         probes = read_probes(settings, prepared)
         write_data_files(folder, prepared.data)
+        _write_schema(settings, folder, prepared)
         inputs = _measure_inputs(prepared, progress, should_stop)
         key = digest(settings.identity())
         record = read_record(folder.results) if stage_is_done(folder, "measure", key) and stage_holds(folder, "train") else None
@@ -84,6 +87,13 @@ def run(settings: Settings, progress: Progress) -> dict[str, object]:
         if not folder.index.exists():
             rebuild_index(folder)
         return _decide_and_report(settings, folder, whole)
+
+
+def _write_schema(settings: Settings, folder: RunFolder, prepared: Prepared) -> None:
+    """What JSON answers are held to, for whoever serves the model."""
+    schema = learn_schema(prepared.data.split.train, prepared.data.profile).text if settings.arms.constrained else ""
+    if schema:
+        atomic_write_json(folder.answer_schema, json.loads(schema))
 
 
 def _keep(folder: RunFolder, key: str, record: RunRecord) -> None:
@@ -167,9 +177,12 @@ def make_record(settings: Settings, prepared: Prepared, trained: TrainRecord | N
         config=origins(settings),
         environment={**environment, "device": device_words(prepared.precision.device), "precision": prepared.precision.reason},
         num_folds=settings.data.folds,
+        model_sizes=prepared.model_sizes,
+        metric_sha256=prepared.own_metric.sha256 if prepared.own_metric else "",
         notes=(
+            *((prepared.own_metric_note,) if prepared.own_metric_note else ()),
             *_detector_error(split, prepared.data.profile),
-            *_constraint(settings, prepared.data.profile),
+            *_constraint(settings, prepared),
             *_documents(prepared.documents),
             *endpoint_notes(settings, arms),
         ),
@@ -187,8 +200,19 @@ def _documents(documents: Documents | None) -> tuple[str, ...]:
     )
 
 
-def _constraint(settings: Settings, profile: TaskProfile) -> tuple[str, ...]:
-    """That answers were held to the labels while they were written, and what follows from it."""
+def _constraint(settings: Settings, prepared: Prepared) -> tuple[str, ...]:
+    """That answers were held to labels or a schema while they were written, and what follows from it."""
+    split, profile = prepared.data.split, prepared.data.profile
+    if profile.kind == "json" and settings.arms.constrained:
+        schema = learn_schema(split.train, profile)
+        if not schema.text:
+            return (f"Answers were not held to a JSON schema: {schema.why_not}.",)
+        outside = sum(not keeps_schema(item.response, json.loads(schema.text)) for item in split.test)
+        return (
+            "Local models were held to the JSON schema of the training answers while they wrote, in prompted and tuned arms alike: an "
+            "answer breaks it only where it was cut off. Serve the model with the same schema (answer_schema.json), or measure without it: "
+            f"--set arms.constrained=false. {outside:,} of {len(split.test):,} wanted test answers do not keep it.",
+        )
     if profile.kind != "label" or not settings.arms.constrained:
         return ()
     return (

@@ -190,7 +190,9 @@ class ArmSettings(Group):
         default="none", description="who proposes instructions for the arm instruction optimised: the model itself, the endpoint's, nobody"
     )
     constrained: bool = Field(
-        default=True, strict=True, description="where answers are labels, hold local models to these while they write, in every arm alike"
+        default=True,
+        strict=True,
+        description="hold local models to the labels, or to the JSON schema of the training answers, while they write, in every arm alike",
     )
     latency_items: Count = Field(default=10, description="test rows sent one at a time to measure waiting time")
     batch: Count = Field(default=64, description="prompts answered at once")
@@ -243,6 +245,13 @@ class ProbeSettings(Group):
         default=True, strict=True, description="compare how likely both find general text and general answers: what was forgotten?"
     )
 
+    constraint_prompts: str | None = Field(
+        default=None,
+        description="JSONL file in IFEval's form (prompt, instruction_id_list, kwargs): does the tuned model still follow instructions?",
+    )
+    constraint_items: Count = Field(default=50, description="the first so many of these requests whose constraints can be checked")
+    constraint_tokens: Count = Field(default=256, description="tokens of each of these answers")
+
     @model_validator(mode="after")
     def _file_is_used(self) -> Self:
         if self.safety_prompts is not None and not self.safety:
@@ -253,7 +262,9 @@ class ProbeSettings(Group):
 class DecideSettings(Group):
     """What the verdict weighs. All but the metric can be changed afterwards: `luthier decide RUN`."""
 
-    metric: str | None = Field(default=None, description="score the verdict is about; null: as the task asks for")
+    metric: str | None = Field(
+        default=None, description="score the verdict is about, or your own code as module:function; null: as the task asks for"
+    )
     margin: Real = Field(default=5.0, gt=0, lt=100, description="smallest difference that matters to you, in points (0 to 100)")
     min_quality: Annotated[Real, Field(ge=0, le=100)] | None = Field(
         default=None, description="score in points below which neither way is good enough"

@@ -48,6 +48,7 @@ BENIGN = frozenset(
     | {"decide.serves_other_work"}
     # Probes change nothing of what was measured; where they changed they are measured anew.
     | {f"probes.{name}" for name in ("safety", "safety_prompts", "safety_items", "max_new_tokens", "retention")}
+    | {f"probes.constraint_{name}" for name in ("prompts", "items", "tokens")}
     | {f"decide.usd_per_m_{name}" for name in ("input", "cached_input", "output")}
 )  # fmt: skip
 

@@ -20,6 +20,7 @@ from luthier.core.seeds import rng
 from luthier.core.types import ArmResult, Example, Split
 from luthier.evaluate.run import Bench, answer
 from luthier.export.parity import Conditions, ParityItem
+from luthier.metrics.own import is_own, open_own_metric
 from luthier.models.catalogue import find_entry, read_manifest, resolve
 from luthier.models.folder import weight_files, weights_sha256
 from luthier.models.load import ModelInfo, inspect_folder
@@ -62,7 +63,9 @@ class Tested:
     @property
     def conditions(self) -> Conditions:
         """How the tested answers were written."""
-        return Conditions(max_new_tokens=self.bench.max_new_tokens, stop=self.bench.stop, choices=self.bench.choices)
+        return Conditions(
+            max_new_tokens=self.bench.max_new_tokens, stop=self.bench.stop, choices=self.bench.choices, json_schema=self.bench.json_schema
+        )
 
     @property
     def base_name(self) -> str:
@@ -187,6 +190,9 @@ def _read_split(folder: RunFolder, record: RunRecord) -> Split:
 
 
 def _bench(folder: RunFolder, settings: Settings, record: RunRecord, split: Split) -> Bench:
+    if is_own(record.metric) and (own := open_own_metric(record.metric)).sha256 != record.metric_sha256:
+        problem = f"the score {own.name} has changed: {own.file} is {own.sha256[:12]}…, measured was {record.metric_sha256[:12]}…"
+        raise RunError(problem, where=str(folder.root), fix=f"put {own.file} back as it was, or measure anew: luthier run … --run-dir NEW")
     inputs = MeasureInputs(
         split=split,
         profile=record.data.profile,

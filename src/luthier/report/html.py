@@ -15,10 +15,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from luthier.core.untrusted import render_untrusted
+from luthier.metrics.aggregate import AGGREGATE_MEANINGS
 from luthier.metrics.catalogue import LOWER_IS_BETTER, MEANINGS
 from luthier.metrics.form import BEHAVIOUR_MEANINGS
 from luthier.report import behaviour, numbers, plots
-from luthier.report.model import ArmRow, ItemGroups, ItemPair, ReportModel, pair_items, primary_of
+from luthier.report.model import ArmRow, ItemGroups, ItemPair, ReportModel, pair_items, primary_of, told_comparison
 
 DEFAULT_TEXT_BYTES = 400  # of rendered HTML; a template asks for more with |clip(n)
 ANSWER_BYTES = 1_200
@@ -26,12 +27,14 @@ GROUP_BYTES = 90_000  # one group of items
 MAX_ITEMS_PER_GROUP = 200
 # Rows shown of each table. With DEFAULT_TEXT_BYTES these bound the page below 1 MB whatever the run holds.
 MAX_ROWS = {
-    "arms": 24, "params": 8, "comparisons": 24, "gates": 24, "reasons": 24, "steps": 8, "findings": 40, "where": 8, "detail": 4,
+    "arms": 24, "params": 8, "efforts": 12, "comparisons": 24, "gates": 24, "reasons": 24, "steps": 8, "findings": 40, "where": 8,
+    "detail": 4,
     "settings": 150, "environment": 50, "trials": 40, "points": 40, "notes": 12, "labels": 40, "optimism": 24, "remarks": 12, "slices": 24,
     "exports": 24,
     "behaviour": 16,
 }  # fmt: skip
-ALL_MEANINGS = {**MEANINGS, **BEHAVIOUR_MEANINGS}
+_MEANINGS = {**MEANINGS, **AGGREGATE_MEANINGS, **BEHAVIOUR_MEANINGS}
+ALL_MEANINGS = {name: _MEANINGS[name] for name in dict.fromkeys(("exact", "macro_f1", *_MEANINGS))}  # these two are read together
 FAMILY_ORDER = {"floor": 0, "prompt": 1, "tuned": 2}
 STRENGTH = {"strong": "strong evidence", "clear": "clear evidence", "leaning": "leaning one way, not settled", "none": "not settled"}
 TONE = {
@@ -62,6 +65,9 @@ def render_html(model: ReportModel) -> str:
     css = _style()
     digest = base64.b64encode(hashlib.sha256(css.encode("utf-8")).digest()).decode("ascii")
     items = pair_items(model)
+    own = {name: "a score of your own" for row in model.rows for name in row.metrics if name not in ALL_MEANINGS}
+    meanings = {**own, **ALL_MEANINGS}
+    scored = [name for name in meanings if any(name in row.metrics and row.metrics[name].value is not None for row in model.rows)]
     return (
         _environment()
         .get_template("report.html")
@@ -75,6 +81,7 @@ def render_html(model: ReportModel) -> str:
             strength=STRENGTH.get(model.verdict.strength, model.verdict.strength),
             tone=TONE.get(model.verdict.code, "neutral"),
             primary=primary_of(model),
+            told=told_comparison(model),
             rows=ordered_rows(model),
             tuned=model.row(model.verdict.best_tuned),
             prompt=model.row(model.verdict.best_prompt),
@@ -84,10 +91,12 @@ def render_html(model: ReportModel) -> str:
             findings=sorted(model.findings, key=lambda finding: ("error", "warning", "info").index(finding.severity)),
             item_groups=_item_groups(items),
             figures=_figures(model),
-            metric_names=[name for name in ALL_MEANINGS if any(name in row.metrics for row in model.rows)],
-            meanings=ALL_MEANINGS,
+            metric_names=scored,
+            unscored=[name for name in meanings if name not in scored and any(name in row.metrics for row in model.rows)],
+            efforts=list(dict.fromkeys(key for arm in model.arms for key in arm.effort))[: MAX_ROWS["efforts"]],
+            meanings=meanings,
             behaviour_summary=behaviour.summary(model.behaviour) if model.behaviour else (),
-            lower_is_better=[name for name in MEANINGS if name in LOWER_IS_BETTER],
+            lower_is_better=[name for name in scored if name in LOWER_IS_BETTER],
             num_bad_losses=sum(
                 not math.isfinite(loss) for point in model.curve for loss in (point.train_loss, point.dev_loss) if loss is not None
             ),
@@ -172,10 +181,11 @@ def _style() -> str:
 
 
 def _figures(model: ReportModel) -> dict[str, Markup | None]:
-    verdict, primary, prompt = model.verdict, primary_of(model), model.row(model.verdict.best_prompt)
+    verdict, told, prompt = model.verdict, told_comparison(model), model.row(model.verdict.best_prompt)
+    teller = model.row(told.a) if told else None
     best = frozenset(name for name in (verdict.best_prompt, verdict.best_tuned) if name)
     return {
-        "effect": plots.effect_strip(primary, verdict.margin) if primary else None,
+        "effect": plots.effect_strip(told, verdict.margin, teller.family if teller else "tuned") if told else None,
         "forest": plots.forest(ordered_rows(model), best),
         "cost": plots.score_against_cost(ordered_rows(model)),
         "loss": plots.loss_curve(model.curve),

@@ -30,6 +30,8 @@ class ArmRow:
     model: str = ""
     description: str = ""
     latency_p50_s: Estimate = NOT_MEASURED
+    first_token_p50_s: Estimate = NOT_MEASURED
+    tokens_per_s_p50: Estimate = NOT_MEASURED  # behind the first token
     latency_p95_s: Estimate = NOT_MEASURED
     prompt_tokens: float | None = None
     new_tokens: float | None = None
@@ -225,18 +227,34 @@ def _shown(item: ItemScore) -> str:
     return f"passages shown: {', '.join(item.sources)}" if item.sources else ""
 
 
+def told_comparison(model: ReportModel) -> Comparison | None:
+    """The comparison that the verdict tells of: the best floor less the better arm where neither is needed, else the primary one."""
+    primary, verdict = primary_of(model), model.verdict
+    if primary is None or verdict.code != "neither_needed":
+        return primary
+    better = primary.a if primary.difference >= 0 else primary.b
+    found = next((one for one in verdict.secondary if {one.a, one.b} == {better, verdict.best_floor}), None)
+    if found is None:
+        return primary
+    return found if found.a == verdict.best_floor else _turned(found)
+
+
 def primary_of(model: ReportModel) -> Comparison | None:
     """The pre-declared comparison, turned so that the tuned arm comes first: positive favours fine-tuning."""
     primary = model.verdict.primary
     if primary is None or primary.b != model.verdict.best_tuned:
         return primary
+    return _turned(primary)
+
+
+def _turned(one: Comparison) -> Comparison:
     return replace(
-        primary,
-        a=primary.b,
-        b=primary.a,
-        difference=-primary.difference,
-        low95=-primary.high95,
-        high95=-primary.low95,
-        low90=-primary.high90,
-        high90=-primary.low90,
+        one,
+        a=one.b,
+        b=one.a,
+        difference=-one.difference,
+        low95=-one.high95,
+        high95=-one.low95,
+        low90=-one.high90,
+        high90=-one.low90,
     )

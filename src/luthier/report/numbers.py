@@ -9,6 +9,7 @@ from luthier.core.types import Estimate
 
 NOT_MEASURED = "—"
 MINUS = "−"
+MIN_USD = 1e-4  # below this an amount is shown as "less than"
 
 
 def points(score: float | None) -> str:
@@ -30,8 +31,10 @@ def interval(estimate: Estimate) -> str:
 
 
 def usd_interval(estimate: Estimate) -> str:
-    """The interval of an amount in US dollars; empty where there is none."""
-    return "" if estimate.low is None or estimate.high is None else f"[{usd(estimate.low)}, {usd(estimate.high)}]"
+    """The interval of an amount in US dollars; empty where there is none, or where all of it is next to nothing."""
+    if estimate.low is None or estimate.high is None or 0 < estimate.high < MIN_USD:
+        return ""
+    return f"[{usd(estimate.low)}, {usd(estimate.high)}]"
 
 
 def duration_interval(estimate: Estimate) -> str:
@@ -45,9 +48,11 @@ def duration_interval(estimate: Estimate) -> str:
 
 
 def usd(amount: float | None) -> str:
-    """US dollars, two significant digits below one dollar: 0.0214 -> "$0.021"."""
+    """US dollars, two significant digits below one dollar: 0.0214 -> "$0.021"; digits below a hundredth of a cent are noise."""
     if amount is None or not math.isfinite(amount):
         return _fixed(amount, 0)
+    if 0 < amount < MIN_USD:
+        return f"< ${MIN_USD:.4f}"
     if amount == 0 or abs(amount) >= 1:
         text = f"{abs(amount):,.2f}" if abs(amount) < 100 else f"{abs(amount):,.0f}"
     else:

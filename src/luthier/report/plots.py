@@ -19,7 +19,7 @@ MAX_CURVE_POINTS = 400
 MAX_FOREST_ROWS = 24
 
 
-def effect_strip(primary: Comparison, margin: float) -> Markup | None:
+def effect_strip(primary: Comparison, margin: float, family: str = "tuned") -> Markup | None:
     """The paired difference with its 95 % interval (thin) and 90 % interval (thick), zero, and the margin as a band."""
     ends = [primary.difference, primary.low95, primary.high95]
     if not all(math.isfinite(value) for value in (*ends, primary.low90, primary.high90, margin)):
@@ -32,9 +32,9 @@ def effect_strip(primary: Comparison, margin: float) -> Markup | None:
         line(zero, 16, zero, 70, "zero"),
         line(axis.start, 70, axis.end, 70, "axis"),
         *_x_ticks(axis, 70, numbers.count if axis.high - axis.low > 8 else _plain),
-        line(axis.at(100 * primary.low95), y, axis.at(100 * primary.high95), y, "interval tuned"),
-        line(axis.at(100 * primary.low90), y, axis.at(100 * primary.high90), y, "interval thick tuned"),
-        marker(axis.at(100 * primary.difference), y, "tuned", 6.5),
+        line(axis.at(100 * primary.low95), y, axis.at(100 * primary.high95), y, f"interval {family}"),
+        line(axis.at(100 * primary.low90), y, axis.at(100 * primary.high90), y, f"interval thick {family}"),
+        marker(axis.at(100 * primary.difference), y, family, 6.5),
     ]
     # The name of the winner on each side of zero, where there is room for it.
     if 7 * shown_length(better := f"← {label(primary.b)} better") <= zero:
@@ -110,11 +110,12 @@ def score_against_cost(rows: Sequence[ArmRow]) -> Markup | None:
     placed = [(row, score, cost) for row, score, cost in placed if math.isfinite(score)]
     if len(placed) < 2:
         return None
+    placed = [(row, score, max(cost, numbers.MIN_USD)) for row, score, cost in placed]
     x_axis = log_axis([cost for _, _, cost in placed], 56, WIDTH - 150)
     ends = [100 * end for row, _, _ in placed for end in (row.score.low, row.score.high) if end is not None]
-    y_axis = linear_axis([score for _, score, _ in placed] + ends, 290, 20)
+    y_axis = linear_axis([score for _, score, _ in placed] + ends, 290, 20, floor=min(0.0, *ends), ceiling=max(100.0, *ends))
     parts = _grid(y_axis, x_axis, _plain)
-    parts += _x_ticks(x_axis, 290, lambda tick: f"${tick:g}")
+    parts += _x_ticks(x_axis, 290, lambda tick: f"${tick:.10f}".rstrip("0").rstrip("."))
     parts.append(
         text(
             (x_axis.start + x_axis.end) / 2,

@@ -19,7 +19,6 @@ NAME_COLUMNS = 32
 MAX_ARMS = 8
 MAX_STEPS = 2
 MAX_REMARKS = 3
-MIN_SHOWN_USD = 0.0001
 STRENGTH = {"strong": "strong evidence", "clear": "clear evidence", "leaning": "leaning, not settled", "none": "not settled"}
 
 
@@ -79,7 +78,7 @@ def _arm_line(row: ArmRow, is_compared: bool) -> str:
     if row.failed is not None:
         return f"  {name} {_padded(f'failed: {row.failed}', COLUMNS - NAME_COLUMNS - 3).rstrip()}"
     usd = row.cost_per_1000.value
-    cost = "< 0.0001" if usd is not None and 0 < usd < MIN_SHOWN_USD else numbers.usd(usd).replace("$", "")
+    cost = numbers.usd(usd).replace("$", "")
     score = f"{numbers.points(row.score.value):>6}  {numbers.interval(row.score):<14}"
     return _ascii_signs(f"  {name} {score} {cost:>9} {numbers.duration(row.latency_p50_s.value):>9}")
 

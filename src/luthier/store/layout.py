@@ -5,6 +5,7 @@ config.yaml             the settings, as they are read back
 lock, owner.json        who works on it
 journal/                events, generations, steps: append-only
 check.json, rejects.jsonl, split.json, split/{train,dev,test}.jsonl
+answer_schema.json      what JSON answers were held to while they were written
 train/                  checkpoints, probes, the forecast
 stacks.txt              where every thread was when a section took too long
 adapter/ or model/      what was trained: an adapter in the standard PEFT format, or a whole model folder
@@ -88,6 +89,11 @@ class RunFolder:
     def rejects(self) -> Path:
         """Rows that could not be used, one a line."""
         return self.root / "rejects.jsonl"
+
+    @property
+    def answer_schema(self) -> Path:
+        """The JSON schema that answers were held to."""
+        return self.root / "answer_schema.json"
 
     @property
     def split(self) -> Path:
@@ -263,7 +269,7 @@ def clear(folder: RunFolder) -> None:
     files = (folder.config, folder.check, folder.rejects, folder.split, folder.latency, folder.results, folder.verdict, folder.report)
     for path in folders:
         shutil.rmtree(path, ignore_errors=True)
-    for path in (*files, folder.stacks, folder.exports, folder.card, folder.index, folder.manifest):
+    for path in (*files, folder.answer_schema, folder.stacks, folder.exports, folder.card, folder.index, folder.manifest):
         path.unlink(missing_ok=True)
     still_there = [path.name for path in (*folders, folder.manifest) if path.exists()]
     if still_there:

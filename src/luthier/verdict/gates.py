@@ -55,6 +55,8 @@ def check_gates(prompt: ArmResult, tuned: ArmResult, rule: DecisionRule, probes:
         else _incoherent(probes.tuned, rule, "incoherent elsewhere", "incoherent answers to other requests"),
         _not_measured("retention", RETAINED) if probes is None else _retention(probes.base, probes.tuned, rule),
     ]
+    if probes is not None and _asked("follows", probes.tuned):
+        elsewhere.append(_relative(_following_limit(rule), probes.base, probes.tuned, rule, against="by the base model"))
     return (*gates, *(gate if rule.serves_other_work else _only_shown(gate) for gate in elsewhere))
 
 
@@ -123,6 +125,18 @@ def _safety_limits(rule: DecisionRule) -> tuple[_Limit, ...]:
             more=REQUESTS,
             fix="remove needless refusals from the training rows, or mix in 5 to 10 % general rows",
         ),
+    )
+
+
+def _following_limit(rule: DecisionRule) -> _Limit:
+    return _Limit(
+        name="instruction following",
+        metrics=("follows",),
+        what="requests whose every verifiable constraint is kept",
+        allowed=rule.max_following_drop,
+        higher_is_better=True,
+        more="such requests: --set probes.constraint_items=N",
+        fix=f"mix 5 to 10 % general rows into training; {MILDER}",
     )
 
 

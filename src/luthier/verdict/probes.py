@@ -1,7 +1,8 @@
 """What base and tuned model did beside the test items: requests that should and should not be refused, general text.
 
 Values of the items: `unsafe_compliance` on unsafe requests, `over_refusal` on safe ones, both None where the answer is incoherent, which is
-therefore never counted as safe; `incoherent` on either; `retention` on general texts: the mean likelihood of a token, 1 / perplexity.
+therefore never counted as safe; `incoherent` on either; `retention` on general texts: the mean likelihood of a token, 1 / perplexity;
+`follows` on requests with verifiable constraints: all of them kept.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class ProbeRecord:
     prompts: Mapping[str, str]  # item id -> what both were shown
     max_new_tokens: int
     perplexity_limit: float | None  # above it under the base model an answer is incoherent
+    constraint_source: str = ""  # the file of requests with verifiable constraints, and what of it was left out
+    max_constraint_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +48,7 @@ class ProbeLine:
 
 def probe_lines(record: ProbeRecord | None, *, seed: int) -> tuple[ProbeLine, ...]:
     """The table; empty where nothing was probed."""
-    return () if record is None else (*_shares(record, seed), *_perplexities(record))
+    return () if record is None else (*_shares(record, seed), *_perplexities(record), *_following(record, seed))
 
 
 def probe_notes(record: ProbeRecord | None) -> tuple[str, ...]:
@@ -69,6 +72,11 @@ def probe_notes(record: ProbeRecord | None) -> tuple[str, ...]:
             incoherence_words(),
             detector_words(),
         ]
+    if record.constraint_source:
+        notes.append(
+            f"Verifiable constraints: {record.constraint_source}; at most {record.max_constraint_tokens} tokens each, strict, by IFEval's "
+            "published definitions; of the types in one case, case is checked and not the language."
+        )
     return tuple(notes)
 
 
@@ -109,6 +117,12 @@ def _shares(record: ProbeRecord, seed: int) -> Iterator[ProbeLine]:
             note = f"corrected {_corrected(base, is_refusal)} and {_corrected(tuned, is_refusal)}; incoherent answers are in neither share"
         n = f"{num_asked:,}" if base.n == tuned.n == num_asked else f"{base.n:,} and {tuned.n:,} of {num_asked:,}"
         yield ProbeLine(what=what, base=_words(base), tuned=_words(tuned), n=n, note=note)
+
+
+def _following(record: ProbeRecord, seed: int) -> Iterator[ProbeLine]:
+    base, tuned = (share(arm, "follows", "constraint", seed=seed) for arm in (record.base, record.tuned))
+    if tuned.n:
+        yield ProbeLine(what="requests whose every verifiable constraint is kept", base=_words(base), tuned=_words(tuned), n=f"{tuned.n:,}")
 
 
 def share(arm: ArmResult, metric: str, kind: str, *, seed: int) -> Estimate:

@@ -44,6 +44,7 @@ class DecisionRule:
     max_incoherent: float = 0.01  # a share of F's answers, not a difference
     max_consistency_drop: float = 0.03
     max_retention_drop: float = 0.05  # relative
+    max_following_drop: float = 0.05
 
     def __post_init__(self) -> None:
         _check("margin", self.margin, 0 < self.margin < 1, "a score above 0 and below 1", "decide.margin: 5")

@@ -13,7 +13,7 @@ from tests.fixtures.tiny_model import make_tiny_model
 from transformers import AutoModelForCausalLM
 
 from luthier.core.errors import InputError, ModelError
-from luthier.core.types import Generation, GenerationRequest, Message, Sampling
+from luthier.core.types import Generation, GenerationRequest, Message, Sampling, Wait
 from luthier.generate.batching import MAX_PAIRS, plan_batches
 from luthier.generate.decode import decode
 from luthier.generate.local import LocalModel, generate, peak_memory_gib, shared_prefix, single_latencies
@@ -163,8 +163,17 @@ def test_stop_request_between_batches(local: LocalModel) -> None:
 def test_single_latencies_one_a_request(local: LocalModel) -> None:
     requests = _requests(3)
     found = list(single_latencies(local, requests, shared_prefix(local, requests)))
-    assert len(found) == 3 and all(s > 0 for s in found)
+    assert len(found) == 3 and all(0 < (one.first_s or 0) <= one.seconds and one.num_new_tokens > 1 for one in found)
+    assert all((one.tokens_per_s or 0) > 0 for one in found)
+    [batched] = generate(local, requests[:1], batch=1, store=NoStore(), on_progress=lambda done, total: None)
+    assert batched.num_new_tokens == found[0].num_new_tokens  # watching the first token changes nothing
     assert (peak_memory_gib() or 0) > 0.1
+
+
+def test_the_rate_is_behind_the_first_token_and_needs_two() -> None:
+    assert Wait(seconds=3.0, first_s=1.0, num_new_tokens=5).tokens_per_s == 2.0
+    assert Wait(seconds=3.0, first_s=1.0, num_new_tokens=1).tokens_per_s is None
+    assert Wait(seconds=3.0, num_new_tokens=0).tokens_per_s is None
 
 
 def test_soft_capped_models_are_refused(folder: Path) -> None:

@@ -22,8 +22,8 @@ def item(response: str, input: str = "q") -> Example:
     [
         ("label", "exact", {"label_valid"}),
         ("json", "json_fields", {"json_valid", "json_exact", "json_fields"}),
-        ("short", "exact", set()),
-        ("text", "rouge_l", set()),
+        ("short", "exact", {"chrf", "edit_similarity"}),
+        ("text", "rouge_l", {"chrf", "edit_similarity"}),
     ],
 )
 def test_metrics_of_each_kind(kind: TaskKind, primary: str, extra: set[str]) -> None:
@@ -77,6 +77,7 @@ def test_every_value_is_a_share_and_the_reference_itself_is_perfect(pred: str, g
         assert all(value is None or 0.0 <= value <= 1.0 for value in values.values())
         if text == gold:
             assert values["exact"] == values["token_f1"] == values["rouge_l"] == 1.0
+            assert values.get("chrf", 1.0) == values.get("edit_similarity", 1.0) == 1.0
             assert values.get("label_valid", 1.0) == 1.0
             assert values["fabrication"] in (None, 0.0)
             assert values["over_abstention"] in (None, 0.0)

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.metrics.text import MAX_ROUGE_TOKENS, exact_match, rouge_l, token_f1, word_tokens
+from luthier.metrics import text as module
+from luthier.metrics.text import MAX_ROUGE_TOKENS, chrf, edit_distance, edit_similarity, exact_match, rouge_l, token_f1, word_tokens
 
 WORDS = st.lists(st.sampled_from(["the", "cat", "sat", "Mat", "ﬁve", "ß", "東京", "don't", "5%", "-", "क्या"]), max_size=12).map(" ".join)
 TEXTS = st.one_of(st.text(max_size=40), WORDS)
@@ -99,3 +100,51 @@ def test_rouge_l_of_very_long_texts_is_a_lower_bound() -> None:
 def test_words_keep_their_combining_marks() -> None:
     assert word_tokens("क्या है?") == ("क्या", "है")
     assert word_tokens("Don't—stop\x00now") == ("don", "t", "stop", "now")
+
+
+@pytest.mark.parametrize(
+    ("pred", "gold", "expected"),
+    [
+        ("abcdef", "abcdef", 1.0),
+        ("Abc Def.", "abc def", 1.0),  # after the one normalisation
+        ("a b c", "abc", 1.0),  # white space is no character
+        ("abc", "xyz", 0.0),
+        ("", "abc", 0.0),
+        ("ab", "abc", 5 * 1.0 * (2 / 3 + 1 / 2) / 2 / (4 * 1.0 + (2 / 3 + 1 / 2) / 2)),  # precision 1, recall (2/3 + 1/2) / 2
+        ("abc", "ab", 5 * (2 / 3 + 1 / 2) / 2 * 1.0 / (4 * (2 / 3 + 1 / 2) / 2 + 1.0)),  # recall weighs more, so this is higher
+    ],
+)
+def test_chrf(pred: str, gold: str, expected: float) -> None:
+    assert chrf(pred, gold) == pytest.approx(expected)
+
+
+def test_chrf_is_that_of_sacrebleu() -> None:
+    """Sentence scores of sacreBLEU 2.6.0, chrF2, on lower-case texts without a final stop."""
+    known = [
+        ("the eagle is a cheap coffee shop near the river", "the eagle is a coffee shop by the riverside with low prices", 53.153),
+        ("we bring the osprey to your door for €85", "we deliver the osprey 90 to your home for €85", 43.904),
+        ("ja", "jawohl, gerne", 15.596),
+        ("東京は日本の首都", "東京都は日本の首都です", 46.511),
+        ("no", "yes", 0.0),
+    ]
+    for pred, gold, score in known:
+        assert 100 * chrf(pred, gold) == pytest.approx(score, abs=0.005), (pred, gold)
+
+
+@DETERMINISTIC
+@given(st.text(alphabet="abcé ", max_size=25), st.text(alphabet="abcé ", max_size=25))
+def test_edit_distance_is_that_of_the_table(a: str, b: str) -> None:
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, start=1):
+        above, row = row, [i]
+        for j, y in enumerate(b, start=1):
+            row.append(min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (x != y)))
+    assert edit_distance(a, b) == edit_distance(b, a) == row[-1]
+
+
+def test_edit_similarity(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert edit_similarity("kitten", "sitting") == pytest.approx(1 - 3 / 7)
+    assert edit_similarity("Kitten.", "kitten") == 1.0 and edit_similarity("", "abc") == 0.0
+    whole = edit_similarity("abcdefgh" * 4, "abcdefgi" * 4)
+    monkeypatch.setattr(module, "MAX_EDIT_CHARS", 16)
+    assert edit_similarity("abcdefgh" * 4, "abcdefgi" * 4) < whole  # what lies beyond counts as different

@@ -13,7 +13,7 @@ import pytest
 from tests.fixtures import reports
 from tests.fixtures.hostile import HOSTILE
 
-from luthier.core.types import Comparison, Finding, GateResult, ItemScore
+from luthier.core.types import Comparison, Estimate, Finding, GateResult, ItemScore
 from luthier.core.untrusted import reveal, unreveal
 from luthier.report.html import clip, render_html
 from luthier.report.model import ReportModel
@@ -326,3 +326,29 @@ def test_text_meets_wcag_aa(theme: str) -> None:
     }
     assert not low
     assert all(_contrast(colours[mark], colours["band"]) >= 3 for mark in ("tuned", "ink"))  # marks of the plots
+
+
+def test_the_number_on_the_first_screen_is_the_one_the_verdict_rests_on() -> None:
+    """Where a floor is enough, a manager must not read how far tuning beat the prompt."""
+    model = reports.clear_win()
+    primary = model.verdict.primary
+    assert primary is not None
+    against = dataclasses.replace(primary, b="nearest neighbour", difference=-0.02, low95=-0.06, high95=0.02, low90=-0.05, high90=0.01)
+    verdict = dataclasses.replace(
+        model.verdict, code="neither_needed", headline="NEITHER NEEDED", best_floor="nearest neighbour", secondary=(against,)
+    )
+    first_screen = render_html(dataclasses.replace(model, verdict=verdict)).split('<nav class="contents"')[0]
+    number = first_screen.split('<p class="number">')[1].split("</p>")[0]
+    assert "+2.0 points" in number and "nearest neighbour minus" in number and "−2.0 to +6.0" in number
+    assert "+11.0 points" not in number
+    sure = dataclasses.replace(model.verdict, remarks=("With 300 items differences above 6.8 points can be seen.",))
+    first_screen = render_html(dataclasses.replace(model, verdict=sure)).split('<nav class="contents"')[0]
+    assert first_screen.index("What to do next") < first_screen.index("How sure")
+
+
+def test_metrics_that_nothing_was_scored_by_are_one_sentence_and_not_columns() -> None:
+    model = reports.clear_win()
+    empty = Estimate(value=None, low=None, high=None, n=0, method="not measured")
+    rows = tuple(dataclasses.replace(row, metrics={"exact": row.score, "fabrication": empty}) for row in model.rows)
+    page = render_html(dataclasses.replace(model, rows=rows))
+    assert "No item of this run has a value for fabrication" in page and ">fabrication</th>" not in page

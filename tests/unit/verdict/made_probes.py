@@ -10,7 +10,7 @@ from luthier.core.types import ArmFamily, ArmResult, GateResult, ItemScore
 from luthier.verdict.gates import check_gates
 from luthier.verdict.probes import ProbeRecord
 
-KIND_OF = {"unsafe_compliance": "unsafe", "over_refusal": "safe", "retention": "text", "incoherent": "safe"}
+KIND_OF = {"unsafe_compliance": "unsafe", "over_refusal": "safe", "retention": "text", "incoherent": "safe", "follows": "constraint"}
 Values = Mapping[str, Sequence[float | None]]
 
 

@@ -94,3 +94,18 @@ def test_the_table_says_n_intervals_and_the_error_of_the_detector() -> None:
     assert probe_lines(None, seed=0) == () and probe_notes(None) == ()
     assert any("9.3 % of 450 sensible answers" in note for note in probe_notes(record))
     assert any("569 refusals" in note and "331 others" in note for note in probe_notes(record))
+
+
+def test_following_instructions_is_a_gate_where_it_was_probed() -> None:
+    kept, broken = [1.0] * 150, [0.0] * 150
+    assert all(gate.name != "instruction following" for gate in check_gates(*contest(100, 50, 10, 10), rule(), probes(base={}, tuned={})))
+    same = gate_of("instruction following", probes(base={"follows": kept}, tuned={"follows": kept}))
+    assert same.state == "pass" and not same.vetoes and "serves_other_work" in same.message
+    lost = probes(base={"follows": kept}, tuned={"follows": broken})
+    assert gate_of("instruction following", lost).state == "fail" and not gate_of("instruction following", lost).vetoes
+    assert gate_of("instruction following", lost, serves_other_work=True).vetoes
+    few = gate_of("instruction following", probes(base={"follows": kept[:20]}, tuned={"follows": kept[:20]}))
+    assert few.state == "not shown" and "constraint_items" in few.fix
+    [line] = probe_lines(lost, seed=0)
+    assert line.what == "requests whose every verifiable constraint is kept" and line.n == "150"
+    assert line.base.startswith("100.0 % (") and line.tuned.startswith("0.0 % (")
