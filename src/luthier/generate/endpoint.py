@@ -22,7 +22,7 @@ from typing import Literal, cast
 from luthier.core.errors import EndpointError
 from luthier.core.hashing import digest
 from luthier.core.types import Generation, GenerationRequest
-from luthier.generate.http_post import MAX_BODY_BYTES, NoReply, Reply, TooLarge, check_url, post
+from luthier.generate.http_post import MAX_BODY_BYTES, NoReply, Reply, TooLarge, check_url, post, url_flag
 from luthier.generate.store import GenerationStore
 
 AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})  # what may go better the next time
@@ -48,6 +48,7 @@ class Endpoint:
     length_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     temperature: float | None = 0.0  # None: not sent, for models that know no other than their own
     backoff_s: float = 1.0
+    role: Literal["endpoint", "judge"] = "endpoint"  # its group of settings; its options begin with it
 
     @property
     def fingerprint(self) -> str:
@@ -135,7 +136,7 @@ def _ask_or_halt(endpoint: Endpoint, secret: str, request: GenerationRequest, ke
 
 def _ask_one(endpoint: Endpoint, secret: str, request: GenerationRequest, key: str, halt: threading.Event) -> Generation:
     """One request with its retries: waits grow twofold, with jitter, and are never shorter than what the server asks for."""
-    parts = check_url(endpoint.url)
+    parts = check_url(endpoint.url, role=endpoint.role)
     path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
     body = json.dumps(_question(endpoint, request)).encode("ascii")
     headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "luthier"}
@@ -192,15 +193,16 @@ def _refusal(endpoint: Endpoint, secret: str, reply: Reply) -> str:
         return reason
     if 300 <= reply.status < 400:
         problem = f"status {reply.status}: it sends us on to another address, which is refused"
-        raise EndpointError(problem, where=endpoint.name, fix="--endpoint with the address that answers itself")
+        raise EndpointError(problem, where=endpoint.name, fix=f"{url_flag(endpoint.role)} with the address that answers itself")
     if reply.status in (401, 403):
-        raise EndpointError(reason, where=endpoint.name, fix="--endpoint-key-env NAME of the environment variable that holds a valid key")
+        fix = f"--{endpoint.role}-key-env NAME of the environment variable that holds a valid key"
+        raise EndpointError(reason, where=endpoint.name, fix=fix)
     hints = {
-        "max_completion_tokens": "--set endpoint.length_field=max_completion_tokens",
-        "temperature": "--set endpoint.temperature=null",
-        "context": "--set endpoint.context=4096",
+        "max_completion_tokens": f"--set {endpoint.role}.length_field=max_completion_tokens",
+        "temperature": f"--set {endpoint.role}.temperature=null",
+        "context": "--set endpoint.context=4096" if endpoint.role == "endpoint" else "name a model that sees more: --judge-model",
     }
-    fix = next((remedy for word, remedy in hints.items() if word in said), "check --endpoint and --endpoint-model")
+    fix = next((remedy for word, remedy in hints.items() if word in said), f"check {url_flag(endpoint.role)} and --{endpoint.role}-model")
     raise EndpointError(reason, where=endpoint.name, fix=fix)
 
 
@@ -230,7 +232,7 @@ def _read_answer(endpoint: Endpoint, request: GenerationRequest, body: bytes) ->
     served = answer.get("model")
     if isinstance(served, str) and served and not _is_same_model(endpoint.model, served):
         problem = f"asked for {endpoint.model!r}, and {served[:100]!r} answered"
-        raise EndpointError(problem, where=endpoint.name, fix="name the model that is to be measured: --endpoint-model")
+        raise EndpointError(problem, where=endpoint.name, fix=f"name the model that is meant: --{endpoint.role}-model")
     choices = answer.get("choices")
     if not isinstance(choices, list) or not choices:
         raise _Garbage("it has no choices")

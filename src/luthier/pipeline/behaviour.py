@@ -68,12 +68,12 @@ def measure_behaviour(
     stage = _Stage(settings=settings, folder=folder, prepared=prepared, inputs=inputs, bench=told, plan=plan)
     form = learn_form(inputs.split.train, inputs.profile)
     is_cross_fitted = settings.data.folds > 1  # the model handed over has learnt from the test items: nothing to ask it again on
-    contestants = _contestants(settings, record) if plan.items and not is_cross_fitted else ()
-    predicted_s = sum(_forecast_s(stage, arm) for arm in contestants)
-    num = len(contestants) * min(plan.items, len(inputs.split.test)) * answers_per_item(plan)
+    compared = contestants(settings, record) if plan.items and not is_cross_fitted else ()
+    predicted_s = sum(_forecast_s(stage, arm) for arm in compared)
+    num = len(compared) * min(plan.items, len(inputs.split.test)) * answers_per_item(plan)
     if num:
         progress("behaviour", 0, num, f"about {num:,} further answers: about {duration(predicted_s)}; --set arms.consistency_items=0: none")
-    asked, failed = _ask_all(stage, contestants, form)
+    asked, failed = _ask_all(stage, compared, form)
     judge, style_note = _style(stage, record)
     test = {item.id: item for item in inputs.split.test}
     return replace(
@@ -93,7 +93,7 @@ def measure_behaviour(
     )
 
 
-def _contestants(settings: Settings, record: RunRecord) -> tuple[ArmResult, ...]:
+def contestants(settings: Settings, record: RunRecord) -> tuple[ArmResult, ...]:
     """The two arms that the verdict compares."""
     rule = decision_rule(settings, record)
     ran = [arm for arm in record.arms if arm.failed is None and arm.items]
@@ -107,12 +107,12 @@ def _forecast_s(stage: _Stage, arm: ArmResult) -> float:
     return mean_s * min(stage.plan.items, len(stage.inputs.split.test)) * answers_per_item(stage.plan)
 
 
-def _ask_all(stage: _Stage, contestants: Sequence[ArmResult], form: AnswerForm) -> tuple[dict[str, tuple[AskedAgain, ...]], dict[str, str]]:
+def _ask_all(stage: _Stage, compared: Sequence[ArmResult], form: AnswerForm) -> tuple[dict[str, tuple[AskedAgain, ...]], dict[str, str]]:
     """Further answers of each arm, one model in memory at a time; and why one has none."""
     asked: dict[str, tuple[AskedAgain, ...]] = {}
     failed: dict[str, str] = {}
     items = chosen_items(stage.inputs.split.test, stage.plan)
-    for arm in contestants:
+    for arm in compared:
         model = _open(stage, arm)
         try:
             asked[arm.name] = ask_again(_candidate(stage, arm, model), items, model, stage.bench, stage.plan, form, arm.name)

@@ -12,6 +12,7 @@ from luthier.core.errors import RunError
 from luthier.core.exports import ExportRecord
 from luthier.core.types import ArmResult, Estimate, Finding, TaskProfile
 from luthier.verdict.behaviour_numbers import BehaviourRecord
+from luthier.verdict.judge import JudgeRecord
 from luthier.verdict.learning import LearningPoint
 from luthier.verdict.probes import ProbeRecord
 
@@ -144,6 +145,7 @@ class RunRecord:
     behaviour: BehaviourRecord | None = None
     num_folds: int = 1  # more: every row was a test row once, estimated by cross-fitting
     probes: ProbeRecord | None = None  # base and tuned model beside the test items
+    judge: JudgeRecord | None = None  # a model's verdicts on the answers of the two arms
 
 
 _ADAPTER = TypeAdapter(RunRecord)

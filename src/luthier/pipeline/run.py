@@ -8,6 +8,7 @@ latency                 taken once, kept
 behaviour               rewordings, samples and typos of a few test items; answers cached
 probes                  refusals and general text, base and tuned model; answers cached
 more trainings          other seeds, parts of the rows, where asked for; also later, on a finished run
+judge                   a model compares the answers of the two arms, where one is named; replies cached
 record                  results.json: verdict and report are functions of it
 """
 
@@ -37,6 +38,7 @@ from luthier.pipeline.data import write_data_files
 from luthier.pipeline.decide import decision_rule, verdict_of
 from luthier.pipeline.endpoint import endpoint_notes, has_failed_endpoint
 from luthier.pipeline.folds import cross_fit, read_whole
+from luthier.pipeline.judge import find_judge, with_judge
 from luthier.pipeline.measure import MeasureInputs
 from luthier.pipeline.plan import TrainInputs
 from luthier.pipeline.prepare import Prepared, prepare
@@ -63,7 +65,7 @@ def run(settings: Settings, progress: Progress) -> dict[str, object]:
             prepared = prepare(settings, folder, progress, read_whole(settings) if settings.data.folds > 1 else None)
         _refuse_text(prepared.data.split)
         refuse_short_curve(settings, len(prepared.train_rows))
-        probes = read_probes(settings, prepared)
+        probes, judge = read_probes(settings, prepared), find_judge(settings)
         write_data_files(folder, prepared.data)
         inputs = _measure_inputs(prepared, progress, should_stop)
         key = digest(settings.identity())
@@ -79,6 +81,7 @@ def run(settings: Settings, progress: Progress) -> dict[str, object]:
         whole = train_again(settings, folder, prepared, inputs, record, progress=progress)
         whole = measure_behaviour(settings, folder, prepared, inputs, whole, progress=progress)
         whole = with_probes(settings, folder, prepared, inputs, probes, whole, progress=progress)
+        whole = with_judge(settings, folder, prepared, inputs, judge, whole, progress=progress)
         if whole is not record:
             _keep(folder, key, whole)
         if not folder.index.exists():

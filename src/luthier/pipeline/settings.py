@@ -19,13 +19,13 @@ from luthier.core.hashing import sha256_file
 from luthier.data.documents import digest_documents
 from luthier.pipeline.origin import MAX_YAML_BYTES, Problem, flatten, put, read_value, read_yaml
 from luthier.pipeline.refusal import nearest, problems_of, raise_all
+from luthier.pipeline.server_settings import EndpointSettings, JudgeSettings
 from luthier.pipeline.setting_groups import (
     ArmSettings,
     Count,
     CountOrZero,
     DataSettings,
     DecideSettings,
-    EndpointSettings,
     Group,
     ModelSettings,
     ProbeSettings,
@@ -48,6 +48,7 @@ BENIGN = frozenset(
     | {"decide.serves_other_work"}
     # Probes change nothing of what was measured; where they changed they are measured anew.
     | {f"probes.{name}" for name in ("safety", "safety_prompts", "safety_items", "max_new_tokens", "retention")}
+    | {f"judge.{name}" for name in JudgeSettings.model_fields}  # adds to what was measured; another judge is asked anew
     | {f"decide.usd_per_m_{name}" for name in ("input", "cached_input", "output")}
 )  # fmt: skip
 
@@ -61,6 +62,7 @@ class Settings(Group):
     endpoint: EndpointSettings = Field(default=EndpointSettings(), description="a model behind an address")
     arms: ArmSettings = Field(default=ArmSettings(), description="what is measured")
     probes: ProbeSettings = Field(default=ProbeSettings(), description="what is measured beside the test items")
+    judge: JudgeSettings = Field(default=JudgeSettings(), description="a model that compares the answers")
     decide: DecideSettings = Field(default=DecideSettings(), description="what the verdict weighs")
     seed: CountOrZero = Field(default=0, description="seed of every random choice; the same seed gives the same run")
     run_dir: str = Field(default="", description="folder of the run; empty: runs/ and the name of the first data file")
@@ -106,6 +108,8 @@ class Settings(Group):
         values = self.model_dump(mode="json", exclude={"fresh"})
         values["model"]["name"] = _absolute(self.model.name)  # the run is opened from any folder
         values["model"]["larger"] = [_absolute(name) for name in self.model.larger]
+        if self.judge.model and not self.judge.url:
+            values["judge"]["model"] = _absolute(self.judge.model)
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
 
 

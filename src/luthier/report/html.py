@@ -19,6 +19,7 @@ from luthier.metrics.catalogue import LOWER_IS_BETTER, MEANINGS
 from luthier.metrics.form import BEHAVIOUR_MEANINGS
 from luthier.report import behaviour, numbers, plots
 from luthier.report.model import ArmRow, ItemGroups, ItemPair, ReportModel, pair_items, primary_of
+from luthier.verdict.judge import judge_conditions, judge_words
 
 DEFAULT_TEXT_BYTES = 400  # of rendered HTML; a template asks for more with |clip(n)
 ANSWER_BYTES = 1_200
@@ -87,6 +88,8 @@ def render_html(model: ReportModel) -> str:
             metric_names=[name for name in ALL_MEANINGS if any(name in row.metrics for row in model.rows)],
             meanings=ALL_MEANINGS,
             behaviour_summary=behaviour.summary(model.behaviour) if model.behaviour else (),
+            judge_sentences=judge_words(model.judge) if model.judge else (),
+            judge_note=judge_conditions(model.judge, seed=model.split.seed) if model.judge and model.judge.record.judged else "",
             lower_is_better=[name for name in MEANINGS if name in LOWER_IS_BETTER],
             num_bad_losses=sum(
                 not math.isfinite(loss) for point in model.curve for loss in (point.train_loss, point.dev_loss) if loss is not None

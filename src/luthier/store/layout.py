@@ -9,6 +9,7 @@ train/                  checkpoints, probes, the forecast
 stacks.txt              where every thread was when a section took too long
 adapter/ or model/      what was trained: an adapter in the standard PEFT format, or a whole model folder
 latency.json, larger/   single-request times, those of larger models in a folder each
+judge_labels.json       what a person said of pairs that a judge compared; kept by --fresh
 chat/                   conversations with what was trained, a journal each; the user's, kept by --fresh
 folds/                  the folds of a cross-fitted run: a folder each, laid out like this one
 again/                  the recipe trained again, from another seed or on part of the rows: a folder each, laid out like this one
@@ -140,6 +141,11 @@ class RunFolder:
     def results(self) -> Path:
         """The record: everything measured."""
         return self.root / "results.json"
+
+    @property
+    def judge_labels(self) -> Path:
+        """What a person said of the judge's pairs: the user's work, as conversations are."""
+        return self.root / "judge_labels.json"
 
     @property
     def exports(self) -> Path:
