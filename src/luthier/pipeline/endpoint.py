@@ -11,7 +11,7 @@ from luthier.generate.endpoint import Endpoint
 from luthier.generate.http_post import check_url
 from luthier.pipeline.measure import MeasureInputs, larger_arms, measure_arms, planned_arms, proposer_of
 from luthier.pipeline.record import RunRecord
-from luthier.pipeline.server_settings import ServerSettings
+from luthier.pipeline.server_settings import ChatServerSettings, ServerSettings
 from luthier.pipeline.settings import Settings
 
 
@@ -21,12 +21,12 @@ def endpoint_of(settings: Settings) -> Endpoint | None:
     return None if found is None else replace(found, context=settings.endpoint.context)
 
 
-def server_of(given: ServerSettings, role: Literal["endpoint", "judge"]) -> Endpoint | None:
+def server_of(given: ServerSettings, role: Literal["endpoint", "judge", "embeddings"]) -> Endpoint | None:
     """As `endpoint_of`, for one group of settings."""
     if not given.url or not given.model:
         return None
     check_url(given.url, role=role)
-    return Endpoint(
+    found = Endpoint(
         url=given.url,
         model=given.model,
         name=given.shown_name,
@@ -34,10 +34,11 @@ def server_of(given: ServerSettings, role: Literal["endpoint", "judge"]) -> Endp
         concurrency=given.concurrency,
         timeout_s=given.timeout_s,
         retries=given.retries,
-        length_field=given.length_field,
-        temperature=given.temperature,
         role=role,
     )
+    if isinstance(given, ChatServerSettings):
+        return replace(found, length_field=given.length_field, temperature=given.temperature)
+    return found
 
 
 def measure_endpoint(settings: Settings, bench: Bench, inputs: MeasureInputs, endpoint: Endpoint) -> tuple[ArmResult, ...]:
@@ -52,8 +53,8 @@ def measure_endpoint(settings: Settings, bench: Bench, inputs: MeasureInputs, en
 
 def has_failed_endpoint(settings: Settings, record: RunRecord) -> bool:
     """Whether a repeat should ask the server again: an arm of it failed, which may have been the day's fault."""
-    name = settings.endpoint.shown_name
-    return bool(name) and any(arm.failed is not None and (arm.model == name or name in arm.failed) for arm in record.arms)
+    names = [name for name in (settings.endpoint.shown_name, settings.embeddings.shown_name) if name]
+    return any(arm.failed is not None and (arm.model == name or name in arm.failed) for name in names for arm in record.arms)
 
 
 def endpoint_notes(settings: Settings, arms: tuple[ArmResult, ...]) -> tuple[str, ...]:

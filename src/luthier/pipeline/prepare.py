@@ -13,6 +13,7 @@ from luthier.core.console import Progress
 from luthier.core.errors import ConfigError, InputError
 from luthier.core.types import Example, Finding, Split, TokenRow
 from luthier.data.documents import Documents, read_documents
+from luthier.data.instructions import read_instruction
 from luthier.kernels.device import choose_device
 from luthier.metrics.catalogue import check_metric, primary_metric
 from luthier.models.catalogue import resolve
@@ -83,6 +84,8 @@ def prepare(settings: Settings, folder: RunFolder, progress: Progress, data: Pre
     larger = _inspect_larger(settings, max_new_tokens)
     _inspect_endpoint(settings, max_new_tokens)
     _refuse_unknown_arms(settings.arms.skip)
+    for file in settings.arms.instructions:
+        read_instruction(Path(file))
     chosen = {DTYPE_FACT: precision.name, DEVICE_FACT: precision.device.type}
     hold_to(folder, {"model.sha256": info.sha256, **chosen, **{f"{name}.sha256": sha for name, sha in larger.items()}})
     if documents is not None:

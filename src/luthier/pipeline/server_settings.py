@@ -11,7 +11,7 @@ from luthier.pipeline.setting_groups import Count, Group
 
 
 class ServerSettings(Group):
-    """A server that speaks the OpenAI chat API, and a model on it."""
+    """A server that speaks the OpenAI API, and a model on it."""
 
     url: str | None = Field(default=None, description="base address of an OpenAI-compatible server; null: none, and no network")
     model: str | None = Field(default=None, description="name of the model there")
@@ -28,12 +28,6 @@ class ServerSettings(Group):
     retries: Annotated[int, Field(strict=True, ge=0, le=20)] = Field(
         default=5, description="further attempts after a refusal that may pass (429, 5xx, no answer); then it has failed"
     )
-    length_field: Literal["max_tokens", "max_completion_tokens"] = Field(
-        default="max_tokens", description="what the server calls the longest answer; newer OpenAI models want max_completion_tokens"
-    )
-    temperature: Annotated[float, Field(strict=True, ge=0, le=2)] | None = Field(
-        default=0.0, description="sent with each request; null: not sent, for models that refuse it"
-    )
 
     @property
     def shown_name(self) -> str:
@@ -41,7 +35,30 @@ class ServerSettings(Group):
         return f"{self.model} at {urlsplit(self.url).netloc}" if self.url else ""
 
 
-class EndpointSettings(ServerSettings):
+class ChatServerSettings(ServerSettings):
+    """A server whose model answers."""
+
+    length_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        default="max_tokens", description="what the server calls the longest answer; newer OpenAI models want max_completion_tokens"
+    )
+    temperature: Annotated[float, Field(strict=True, ge=0, le=2)] | None = Field(
+        default=0.0, description="sent with each request; null: not sent, for models that refuse it"
+    )
+
+
+class EmbeddingSettings(ServerSettings):
+    """A server whose model turns texts into vectors, for retrieval."""
+
+    model: str | None = Field(default=None, description="name of the embedding model there")
+
+    @model_validator(mode="after")
+    def _address_and_model(self) -> Self:
+        if bool(self.url) != bool(self.model):
+            raise ValueError("embeddings.url and embeddings.model, both or neither | --embeddings-endpoint URL --embeddings-model NAME")
+        return self
+
+
+class EndpointSettings(ChatServerSettings):
     """A server whose model is prompted beside the local ones."""
 
     context: Annotated[int, Field(strict=True, ge=256)] = Field(
@@ -55,7 +72,7 @@ class EndpointSettings(ServerSettings):
         return self
 
 
-class JudgeSettings(ServerSettings):
+class JudgeSettings(ChatServerSettings):
     """A model that says which of two answers is better."""
 
     url: str | None = Field(default=None, description="base address of an OpenAI-compatible server whose model judges; null: a local model")

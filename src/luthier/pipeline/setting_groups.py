@@ -188,6 +188,10 @@ class ArmSettings(Group):
     proposer: Literal["none", "model", "endpoint"] = Field(
         default="none", description="who proposes instructions for the arm instruction optimised: the model itself, the endpoint's, nobody"
     )
+    instructions: Texts = Field(
+        default=(),
+        description="files with instructions to try in that arm instead: text, or what DSPy saved as JSON; at most 2 x arms.shots",
+    )
     constrained: bool = Field(
         default=True, strict=True, description="where answers are labels, hold local models to these while they write, in every arm alike"
     )
@@ -200,6 +204,11 @@ class ArmSettings(Group):
     consistency_temperature: Annotated[Real, Field(gt=0, le=2)] = Field(
         default=0.7, description="temperature these samples are drawn at; all other answers are greedy"
     )
+    paraphraser: Literal["none", "model", "endpoint", "judge"] = Field(
+        default="none",
+        description="who puts these rows in other words too, checked: the base model, the endpoint's model, the judge's, nobody",
+    )
+    paraphrases: Annotated[int, Field(strict=True, ge=1, le=4)] = Field(default=2, description="paraphrases of each of these rows")
     style_rows: CountOrZero = Field(
         default=60,
         description="free text: training rows the base model answers, so that its style can be told from that of your answers; 0: none",
@@ -213,6 +222,14 @@ class ArmSettings(Group):
 
     @model_validator(mode="after")
     def _same_effort(self) -> Self:
+        most = 2 * len(self.shots)
+        if len(self.instructions) > most:
+            raise ValueError(
+                f"arms.instructions at most {most} files, as many as the other arms have candidates; found {len(self.instructions)}"
+                " | leave some out"
+            )
+        if self.instructions and self.proposer != "none":
+            raise ValueError("arms.instructions or arms.proposer, not both: they are one arm with one budget | --set arms.proposer=none")
         if self.documents is not None and len(self.passages) != len(self.shots):
             some = ",".join(str(2**n) for n in range(len(self.shots)))
             raise ValueError(

@@ -19,7 +19,7 @@ from luthier.core.hashing import sha256_file
 from luthier.data.documents import digest_documents
 from luthier.pipeline.origin import MAX_YAML_BYTES, Problem, flatten, put, read_value, read_yaml
 from luthier.pipeline.refusal import nearest, problems_of, raise_all
-from luthier.pipeline.server_settings import EndpointSettings, JudgeSettings
+from luthier.pipeline.server_settings import EmbeddingSettings, EndpointSettings, JudgeSettings
 from luthier.pipeline.setting_groups import (
     ArmSettings,
     Count,
@@ -42,8 +42,9 @@ DIGEST_CHARS = 16
 BENIGN = frozenset(
     {"threads", "run_dir", "fresh", "train.micro_batch", "train.checkpoint_activations", "train.save_every", "train.shard"}
     | {"arms.train_seeds", "arms.learning_curve"}  # add to what was measured, and change nothing of it
-    | {"arms.style_rows"} | {f"arms.consistency_{name}" for name in ("items", "samples", "temperature")}  # the same
-    | {f"endpoint.{name}" for name in ("key_env", "concurrency", "timeout_s", "retries")}
+    | {"arms.style_rows", "arms.paraphraser", "arms.paraphrases"}  # the same
+    | {f"arms.consistency_{name}" for name in ("items", "samples", "temperature")}
+    | {f"{group}.{name}" for group in ("endpoint", "embeddings") for name in ("key_env", "concurrency", "timeout_s", "retries")}
     | {f"decide.{name}" for name in ("margin", "min_quality", "volume", "usd_per_hour", "hosting", "labelling", "months")}
     | {"decide.serves_other_work"}
     # Probes change nothing of what was measured; where they changed they are measured anew.
@@ -60,6 +61,7 @@ class Settings(Group):
     model: ModelSettings = Field(default=ModelSettings(), description="the model")
     train: TrainSettings = Field(default=TrainSettings(), description="fine-tuning")
     endpoint: EndpointSettings = Field(default=EndpointSettings(), description="a model behind an address")
+    embeddings: EmbeddingSettings = Field(default=EmbeddingSettings(), description="embeddings for retrieval")
     arms: ArmSettings = Field(default=ArmSettings(), description="what is measured")
     probes: ProbeSettings = Field(default=ProbeSettings(), description="what is measured beside the test items")
     judge: JudgeSettings = Field(default=JudgeSettings(), description="a model that compares the answers")
@@ -97,6 +99,7 @@ class Settings(Group):
         files = {**{f"data.paths[{i}]": path for i, path in enumerate(data.paths)}, "data.test": data.test, "data.dev": data.dev}
         del flat["data.paths"]
         flat["arms.documents"] = _documents(self.arms.documents)
+        flat["arms.instructions"] = [_content(path) for path in self.arms.instructions]
         return {**flat, **{key: _content(path) for key, path in files.items()}, "data.paths.count": len(data.paths)}
 
     def benign(self) -> dict[str, object]:

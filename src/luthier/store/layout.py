@@ -76,6 +76,11 @@ class RunFolder:
         return self.root / "journal" / "generations.jsonl"
 
     @property
+    def journal_embeddings(self) -> Path:
+        """Vectors of texts, for retrieval."""
+        return self.root / "journal" / "embeddings.jsonl"
+
+    @property
     def journal_steps(self) -> Path:
         """One line for each training update."""
         return self.root / "journal" / "steps.jsonl"

@@ -180,10 +180,10 @@ def judge_words(reading: JudgeReading) -> tuple[str, ...]:
         "same text. A side wins a pair only where both orders say so; whatever else is a tie."
     )
     if reading.orders_differ.value is not None:
+        longer = f" Of the pairs with a winner, the longer answer won {_share_words(reading.longer)}." if reading.longer.n else ""
         out.append(
             f"The two orders disagree on {_share_words(reading.orders_differ)} of the pairs; on {reading.num_reversed:,} the same place "
-            f"won both times. The first place was chosen in {_share_words(reading.first_place)} of the replies that chose one. Of the "
-            f"pairs with a winner, the longer answer won {_share_words(reading.longer)}."
+            f"won both times. The first place was chosen in {_share_words(reading.first_place)} of the replies that chose one.{longer}"
         )
     if reading.num_unreadable:
         out.append(
