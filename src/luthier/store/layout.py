@@ -3,7 +3,7 @@
 manifest.json           what the results depend on, and which stages are done
 config.yaml             the settings, as they are read back
 lock, owner.json        who works on it
-journal/                events, generations, steps: append-only
+journal/                events, generations, embeddings, steps: append-only
 check.json, rejects.jsonl, split.json, split/{train,dev,test}.jsonl
 train/                  checkpoints, probes, the forecast
 stacks.txt              where every thread was when a section took too long
@@ -343,7 +343,8 @@ def _owner_pid(folder: RunFolder) -> int | None:
 
 def _tell(folder: RunFolder, *, is_new: bool, killed_pid: int | None) -> None:
     """Write down how this call found the folder."""
-    torn = [path.name for path in (folder.journal_events, folder.journal_generations, folder.journal_steps) if torn_tail(path)]
+    journals = (folder.journal_events, folder.journal_generations, folder.journal_embeddings, folder.journal_steps)
+    torn = [path.name for path in journals if torn_tail(path)]
     append(
         folder.journal_events,
         {"event": "created" if is_new else "resumed", "pid": os.getpid(), "taken_over_from_pid": killed_pid, "torn_journals": torn},
