@@ -169,9 +169,9 @@ def judge_words(reading: JudgeReading) -> tuple[str, ...]:
     if rate.value is None or rate.low is None or rate.high is None:
         return (f"The judge {record.judge} was given no pair.",)
     state = "calibrated" if reading.is_calibrated else "uncalibrated, so it decides nothing"
-    shown = "preferred" if rate.low > 0.5 else "not preferred" if rate.high < 0.5 else "not shown to be better or worse"
+    shown = "preferred to" if rate.low > 0.5 else "found worse than" if rate.high < 0.5 else "not shown to be better or worse than"
     out = [
-        f"{record.tuned} is {shown} against {record.prompt}: it wins {100 * rate.value:.1f} of 100 pairs, a tie counting one half "
+        f"{record.tuned} is {shown} {record.prompt}: it wins {100 * rate.value:.1f} of 100 pairs, a tie counting one half "
         f"(95 % interval {100 * rate.low:.1f} to {100 * rate.high:.1f}, n = {rate.n:,}; {state})."
     ]
     out += [f"Not calibrated: {doubt}." for doubt in reading.doubts]
