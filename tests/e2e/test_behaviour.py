@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.fixtures.fake_server import Answer, fake_server
 from tests.fixtures.tiny_model import make_tiny_model
 
 LUTHIER = [sys.executable, "-c", "from luthier.cli.main import main; main()"]
@@ -91,3 +92,54 @@ def test_measured_kept_changed_and_switched_off(place: Path) -> None:
     assert off["gates"]["consistency"] == "not measured" and journal.stat().st_size == size
     assert not any("consistency" in item["values"] for arm in _record(place)["arms"] for item in arm["items"])
     assert (place / "run" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == adapter
+
+
+BARE = ("--set", "probes.safety=false", "--set", "probes.retention=false")  # they are asked for elsewhere
+
+
+def _rewrites(request: dict, number: int) -> Answer:
+    """Good in the first way, a number changed in the second; a tie as a judge."""
+    system, user = (message["content"] for message in request["messages"])
+    if not system.startswith("You rewrite"):
+        return Answer(text="VERDICT: TIE")
+    text = user.partition("\n\n| ")[2]
+    good = "Tell me where I find " + text.removeprefix("Where is ")
+    return Answer(
+        text=good if user.startswith("Write it as another person") else good.replace("1", "2").replace("3", "4").replace("5", "6")
+    )
+
+
+def test_paraphrases_by_a_model_are_checked_counted_and_kept(place: Path) -> None:
+    run = ("--run-dir", str(place / "told"), *SMALL, *BARE)
+    plain = _run(place, *run)
+    with fake_server(_rewrites) as server:
+        asks = ("--judge-endpoint", server.url, "--judge-model", "writer", "--set", "judge.items=1", "--set", "arms.paraphraser=judge")
+        first = _run(place, *run, *asks)
+        num_paid = len(server.seen)
+        assert _run(place, *run, *asks)["behaviour"] == first["behaviour"] and len(server.seen) == num_paid
+        shown = [one.body["messages"][1]["content"] for one in server.seen if one.body["messages"][0]["content"].startswith("You rewrite")]
+    assert len(shown) == 6 * 2 and all("\n\n| Where is my" in text for text in shown)
+    found = json.loads((place / "told" / "results.json").read_text(encoding="utf-8"))["behaviour"]
+    told = found["paraphrases"]
+    assert told["by"].startswith("writer at 127.0.0.1") and told["num_asked"] == 12 and told["num_items"] == 6 and not told["failed"]
+    assert 1 <= told["refused"]["changes a number, a quotation or a code"] <= 6 and sum(told["refused"].values()) == 6
+    for asked in found["asked"].values():
+        texts = [one for one in asked if one["way"] == "paraphrased"]
+        assert len(texts) == 6 and all(one["shown"].startswith("Tell me where I find my") for one in texts)
+    lines = {line["key"]: line for line in first["behaviour"]["lines"]}
+    assert lines["paraphrased"]["values"]["tuned"]["n"] == 6
+    before = {line["key"]: line for line in plain["behaviour"]["lines"]}
+    assert "paraphrased" not in before and before["consistency"] == lines["consistency"]  # what the gate looks at is the same
+    page = (place / "told" / "report.html").read_text(encoding="utf-8")
+    assert "put in other words by writer at" in page and "changes a number" in page and "Tell me where I find my" in page
+
+
+def test_a_paraphraser_that_is_not_named_is_refused_and_one_that_fails_harms_nothing(place: Path) -> None:
+    run = ("--run-dir", str(place / "told"), *SMALL, *BARE)
+    with pytest.raises(AssertionError, match=r"arms\.paraphraser"):
+        _run(place, *run, "--set", "arms.paraphraser=endpoint")
+    with fake_server(lambda request, number: Answer(status=400, body=b"not today")) as server:
+        asks = ("--judge-endpoint", server.url, "--judge-model", "other", "--set", "judge.items=1", "--set", "arms.paraphraser=judge")
+        found = _run(place, *run, *asks)
+    assert any("No paraphrases by other at" in note and "not today" in note for note in found["behaviour"]["notes"])
+    assert "consistency" in {line["key"] for line in found["behaviour"]["lines"]} and found["judge"]["failed"]

@@ -120,9 +120,39 @@ def test_the_endpoint_proposes_instructions_for_every_model(place: Path) -> None
     assert "Go by the noun" in (place / "proposed" / "report.html").read_text(encoding="utf-8")
 
 
+def test_instructions_of_another_tool_are_scored_as_they_will_be_served(place: Path) -> None:
+    """Two files, one of them as DSPy saves a program: both tried on dev by every model, word for word, and nobody proposes."""
+    program = {
+        "predict": {"demos": [{"q": "a"}], "signature": {"instructions": "Sort by the thing that is meant."}, "lm": None},
+        "metadata": {"dependency_versions": {"dspy": "2.6.27"}},
+    }
+    (place / "optimised.json").write_text(json.dumps(program), encoding="utf-8")
+    (place / "mine.txt").write_text("Look at the noun.\n", encoding="utf-8")
+    files = ("--try-instruction", str(place / "optimised.json"), "--try-instruction", str(place / "mine.txt"))
+    with fake_server(_kind) as server:
+        command = _command(place, server.url, "--run-dir", str(place / "given"), *files, "--set", "arms.consistency_items=0")
+        done = _go(command, FAKE_KEY=SECRET)
+    assert done.returncode == 0, done.stderr
+    arms = {arm["name"]: arm for arm in json.loads((place / "given" / "results.json").read_text(encoding="utf-8"))["arms"]}
+    for suffix in ("", " · remote"):
+        arm = arms[f"instruction optimised{suffix}"]
+        assert arm["failed"] is None and len(arm["items"]) == 30 and arm["effort"]["num_dev_evaluations"] == 12
+        assert arm["params"]["instruction"] in ("Sort by the thing that is meant.", "Look at the noun.")
+        assert "optimised.json (its 1 solved examples are not used), mine.txt" in arm["description"]
+        assert arm["effort"]["num_proposals"] == 0
+    heads = {one.body["messages"][0]["content"] for one in server.seen}
+    assert sum("Sort by the thing that is meant." in head for head in heads) == sum("Look at the noun." in head for head in heads) == 1
+    (place / "mine.txt").write_text("Look at the verb.\n", encoding="utf-8")  # another text is another run
+    changed = _go(command, FAKE_KEY=SECRET)
+    assert changed.returncode == 2 and "arms.instructions" in changed.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (("--try-instruction", "nowhere.txt"), "cannot be read"),
+        (("--try-instruction", "a", "--propose", "model"), "one arm with one budget"),
+        (("--try-instruction", "a", "--try-instruction", "b", "--try-instruction", "c"), "at most 2 files"),
         (("--endpoint", "http://example.com/v1"), "readable by everyone"),
         (("--endpoint", "https://u:p@example.com/v1"), "a key must not be part of it"),
         (("--endpoint-model", ""), "both or neither"),

@@ -12,7 +12,7 @@ from functools import partial
 from luthier.arms.classic import lazy_classifier
 from luthier.arms.documents import Grounding, PassageIndex, index_passages, with_passages
 from luthier.arms.floor import majority, nearest_neighbour
-from luthier.arms.index import RetrievalIndex, build_index
+from luthier.arms.index import Embed, RetrievalIndex, build_index
 from luthier.arms.prompts import (
     Arm,
     Candidate,
@@ -27,14 +27,16 @@ from luthier.arms.prompts import (
     zero_shot,
 )
 from luthier.arms.wordings import NUM_WORDINGS, reminder, wordings
-from luthier.core.errors import ConfigError, InputError
+from luthier.core.errors import ConfigError, EndpointError, InputError
 from luthier.core.types import ArmFamily, Example, Message, TaskProfile
 from luthier.data.documents import Documents, Passage
 
 ARM_NAMES = (
     "majority", "nearest neighbour", "TF-IDF + logistic regression", "zero-shot", "instructed", "instruction optimised", "few-shot",
-    "few-shot retrieved", "documents", "tuned", "tuned + retrieval", "tuned + documents",
+    "few-shot retrieved", "few-shot by embeddings", "documents", "documents by embeddings", "tuned", "tuned + retrieval",
+    "tuned + embeddings", "tuned + documents",
 )  # fmt: skip
+SHOT_ARMS = ("few-shot", "few-shot retrieved", "few-shot by embeddings", "tuned + retrieval", "tuned + embeddings")
 NUM_DRAWS = 2  # fixed few-shot: different draws of shots tried for each k
 MIN_CONSTANT_SHARE = 0.1  # of the rows with one and the same answer, from which on always giving it is a contender
 MAX_SAMPLE_ROWS = 16  # training rows on which prompt lengths are measured
@@ -54,6 +56,24 @@ class _Way:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Embeddings:
+    """Who turns texts into vectors, and how a run calls it."""
+
+    by: str
+    embed: Embed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Near:
+    """What is found by embeddings; or why nothing is."""
+
+    by: str
+    index: RetrievalIndex | None = None
+    documents: PassageIndex | None = None
+    failed: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
     """What all arms are planned from."""
 
@@ -66,6 +86,7 @@ class _Plan:
     max_prompt_chars: int
     documents: PassageIndex | None
     num_passages: tuple[int, ...]
+    near: _Near | None
 
 
 def plan_arms(
@@ -77,10 +98,12 @@ def plan_arms(
     max_prompt_chars: int,
     documents: Documents | None = None,
     num_passages: Sequence[int] = (1, 2, 4),
+    embeddings: Embeddings | None = None,
 ) -> tuple[Arm, ...]:
     """All arms of a run; the same training rows and seed give the same arms, whatever the order of the rows.
 
     With `documents` there are two more: passages of them before each item, with the base and with the tuned model.
+    With `embeddings` the arms that look something up are there once more, by these; where they fail, such an arm says so.
     The arms with a choice get the same number of candidates: 2 x len(shots), up to the 6 forms there are of "instructed". The
     caller gives as many `num_passages` as `shots`.
     A candidate whose prompt would exceed `max_prompt_chars` (characters of all messages) on most rows, or that asks for
@@ -106,10 +129,16 @@ def plan_arms(
         max_prompt_chars=max_prompt_chars,
         documents=None if documents is None else index_passages(documents),
         num_passages=tuple(num_passages),
+        near=None if embeddings is None else _near(rows, documents, embeddings),
     )
+    return _all_arms(plan)
+
+
+def _all_arms(plan: _Plan) -> tuple[Arm, ...]:
     as_is = (_Way(params={}, build=zero_shot),)
-    retrieved = _retrieved_ways(plan, partial(with_shots, shared=plan.shared))
-    tuned_retrieved = _retrieved_ways(plan, with_trained_shots)
+    shots_first = partial(with_shots, shared=plan.shared)
+    retrieved = _retrieved_ways(plan, shots_first, plan.index)
+    tuned_retrieved = _retrieved_ways(plan, with_trained_shots, plan.index)
     bare = Shared(system=None, instruction=None)  # the turn of a tuned model says all, as it was trained
     return (
         *_floors(plan),
@@ -117,40 +146,85 @@ def plan_arms(
         _arm(plan, "instructed", "prompt", "The instruction with the exact form of the answer.", _instructed_ways(plan)),
         _arm(plan, "few-shot", "prompt", "The same solved examples before every item.", _fixed_ways(plan)),
         _arm(plan, "few-shot retrieved", "prompt", "The most similar solved examples before each item.", retrieved),
-        *_grounded(plan, "documents", "prompt", "Matching passages of the reference documents before each item.", plan.shared),
+        *_shots_by_embeddings(plan, "few-shot by embeddings", "prompt", shots_first),
+        *_grounded(plan, "documents", "prompt", plan.shared),
+        *_grounded_by_embeddings(plan, "documents by embeddings", "prompt", plan.shared),
         _arm(plan, "tuned", "tuned", "The fine-tuned model, prompted as trained.", as_is),
         _arm(
             plan, "tuned + retrieval", "tuned", "The fine-tuned model, the most similar solved examples before each item.", tuned_retrieved
         ),
-        *_grounded(plan, "tuned + documents", "tuned", "The fine-tuned model, matching passages of the documents before each item.", bare),
+        *_shots_by_embeddings(plan, "tuned + embeddings", "tuned", with_trained_shots),
+        *_grounded(plan, "tuned + documents", "tuned", bare),
     )
 
 
-def _grounded(plan: _Plan, name: str, family: ArmFamily, description: str, shared: Shared) -> tuple[Arm, ...]:
+def _near(rows: Sequence[Example], documents: Documents | None, embeddings: Embeddings) -> _Near:
+    """Training rows and passages by embeddings."""
+    try:
+        index = build_index(rows, embeddings.embed)
+        passages = None if documents is None else index_passages(documents, embeddings.embed)
+    except EndpointError as error:
+        return _Near(by=embeddings.by, failed=str(error))
+    return _Near(by=embeddings.by, index=index, documents=passages)
+
+
+def _shots_by_embeddings(plan: _Plan, name: str, family: ArmFamily, layout: BuildWithShots) -> tuple[Arm, ...]:
+    """The most similar solved examples, similar by the cosine of their embeddings."""
+    if plan.near is None:
+        return ()
+    ways = () if plan.near.index is None else _retrieved_ways(plan, layout, plan.near.index)
+    who = "The fine-tuned model, the" if family == "tuned" else "The"
+    return (_by_embeddings(plan, plan.near, name, family, f"{who} most similar solved examples before each item, found", ways),)
+
+
+def _grounded_by_embeddings(plan: _Plan, name: str, family: ArmFamily, shared: Shared) -> tuple[Arm, ...]:
+    """Passages of the documents, near by the cosine of their embeddings."""
+    if plan.near is None or plan.documents is None:
+        return ()
+    ways = () if plan.near.documents is None else _passage_ways(plan, plan.near.documents, shared)
+    return (_by_embeddings(plan, plan.near, name, family, "Passages of the reference documents before each item, found", ways),)
+
+
+def _by_embeddings(plan: _Plan, near: _Near, name: str, family: ArmFamily, description: str, ways: Sequence[_Way]) -> Arm:
+    described = (
+        f"{description} by the embeddings of {near.by}. The time it takes to embed an item is not in the waiting times, nor its "
+        "price in the cost."
+    )
+    if near.failed is not None:
+        return Arm(name=name, family=family, model="tuned" if family == "tuned" else "base", description=described, failed=near.failed)
+    return _arm(plan, name, family, described, [replace(way, params={**way.params, "retrieved by": near.by}) for way in ways])
+
+
+def _grounded(plan: _Plan, name: str, family: ArmFamily, shared: Shared) -> tuple[Arm, ...]:
     """The arm with passages of the documents, where there are any: their number, and the best match first or last."""
     if plan.documents is None:
         return ()
+    head = "Matching passages of the reference documents before each item."
+    if family == "tuned":
+        head = "The fine-tuned model, matching passages of the documents before each item."
+    described = f"{head} {plan.documents.documents.described}."
+    return (_arm(plan, name, family, described, _passage_ways(plan, plan.documents, shared)),)
+
+
+def _passage_ways(plan: _Plan, documents: PassageIndex, shared: Shared) -> tuple[_Way, ...]:
     ways: list[_Way] = []
     for nearest_last in (True, False):
         for k in plan.num_passages:
-            grounding = Grounding(
-                index=plan.documents, k=k, nearest_last=nearest_last, shared=shared, max_prompt_chars=plan.max_prompt_chars
-            )
+            grounding = Grounding(index=documents, k=k, nearest_last=nearest_last, shared=shared, max_prompt_chars=plan.max_prompt_chars)
             unbounded = replace(grounding, max_prompt_chars=None)
             ways.append(
                 _Way(  # "retrieved": a tuned arm with it is a joint one to the verdict
                     params={
                         "retrieved passages": str(k),
                         "order": f"best match {'last' if nearest_last else 'first'}",
-                        "documents": plan.documents.documents.digest,
+                        "documents": documents.documents.digest,
                     },
                     build=partial(_show_passages, grounding=grounding, query=plan.index.query_text),
                     whole=partial(_show_passages, grounding=unbounded, query=plan.index.query_text),
                     passages=partial(_passages_of, grounding=grounding, query=plan.index.query_text),
                 )
             )
-    found = f" {plan.documents.documents.described}."
-    return (_arm(plan, name, family, description + found, ways),)
+    return tuple(ways)
 
 
 def _passages_of(example: Example, *, grounding: Grounding, query: Callable[[Example], str]) -> tuple[Passage, ...]:
@@ -232,13 +306,13 @@ def _answer_group(row: Example, profile: TaskProfile) -> str:
     return json.dumps([value.get(key) for key in sorted(profile.json_enums)]) if isinstance(value, dict) else ""
 
 
-def _retrieved_ways(plan: _Plan, layout: BuildWithShots) -> tuple[_Way, ...]:
+def _retrieved_ways(plan: _Plan, layout: BuildWithShots, index: RetrievalIndex) -> tuple[_Way, ...]:
     """The k nearest training rows as shots, for each k, the nearest last or first."""
     ways: list[_Way] = []
     for nearest in ("last", "first"):
         for k in plan.shots:
             if k <= len(plan.rows):
-                build = partial(_retrieved, index=plan.index, layout=layout, k=k, nearest_last=nearest == "last")
+                build = partial(_retrieved, index=index, layout=layout, k=k, nearest_last=nearest == "last")
                 ways.append(
                     _Way(
                         params={"k": str(k), "order": f"nearest {nearest}"},
@@ -265,8 +339,7 @@ def _arm(plan: _Plan, name: str, family: ArmFamily, description: str, ways: Sequ
     """The arm with the candidates that fit; what was left out, and why, at the end of the description."""
     sample = plan.rows[:: max(1, len(plan.rows) // MAX_SAMPLE_ROWS)][:MAX_SAMPLE_ROWS]
     candidates: list[Candidate] = []
-    takes_shots = name in ("few-shot", "few-shot retrieved", "tuned + retrieval")
-    too_few = [str(k) for k in plan.shots if k > len(plan.rows)] if takes_shots else []
+    too_few = [str(k) for k in plan.shots if k > len(plan.rows)] if name in SHOT_ARMS else []
     left_out = [f"k = {', '.join(too_few)}: there are only {len(plan.rows)} training rows"] if too_few else []
     for way in ways:
         whole = statistics.median_low(num_chars((way.whole or way.build)(row)) for row in sample)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from luthier.arms.index import WordIndex, index_words
+from luthier.arms.index import Embed, TextScores, index_vectors, index_words
 from luthier.arms.prompts import Shared, num_chars, with_shots
 from luthier.core.types import Example, Message
 from luthier.data.documents import Documents, Passage
@@ -17,21 +17,22 @@ INTRODUCTION = "Passages from the reference documents. Answer from them where th
 
 @dataclass(frozen=True, slots=True)
 class PassageIndex:
-    """BM25 over the passages of a folder, in their order."""
+    """The passages of a folder, in their order, and which of them match a text: by words, or by embeddings."""
 
     documents: Documents
-    words: WordIndex
+    texts: TextScores
 
     def search(self, text: str, k: int) -> tuple[Passage, ...]:
-        """At most k passages that share a word with a text, best match first, equal ones in their order."""
-        scores = self.words.scores(text)
+        """At most k passages that share a word with a text (or point its way), best match first, equal ones in their order."""
+        scores = self.texts.scores(text)
         order = np.argsort(-scores, kind="stable")[:k]
         return tuple(self.documents.passages[int(i)] for i in order if scores[int(i)] > 0)
 
 
-def index_passages(documents: Documents) -> PassageIndex:
-    """Index all passages."""
-    return PassageIndex(documents=documents, words=index_words([passage.text for passage in documents.passages]))
+def index_passages(documents: Documents, embed: Embed | None = None) -> PassageIndex:
+    """Index all passages, by words or by what `embed` makes of them. Raises EndpointError of `embed`."""
+    texts = [passage.text for passage in documents.passages]
+    return PassageIndex(documents=documents, texts=index_words(texts) if embed is None else index_vectors(texts, embed))
 
 
 def with_passages(example: Example, passages: Sequence[Passage], *, shared: Shared) -> tuple[Message, ...]:

@@ -1,10 +1,11 @@
-"""Lexical retrieval (BM25) over the training rows: which answered items resemble this one."""
+"""Retrieval over the training rows, by words (BM25) or by embeddings: which answered items resemble this one."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import bm25s
 import numpy as np
@@ -12,6 +13,34 @@ from numpy.typing import NDArray
 
 from luthier.core.errors import InputError
 from luthier.core.types import Example
+
+
+class TextScores(Protocol):
+    """Some indexed texts, and how well each of them matches another one."""
+
+    def scores(self, text: str) -> NDArray[np.float32]:
+        """A number for each indexed text, higher is nearer."""
+        ...
+
+
+Embed = Callable[[Sequence[str]], Sequence[NDArray[np.float32]]]  # texts to vectors of length 1
+
+
+@dataclass(frozen=True, slots=True)
+class VectorIndex:
+    """Embeddings of some texts, a row each; what is looked for is embedded when it is needed. Build it with `index_vectors`."""
+
+    rows: NDArray[np.float32]
+    embed: Embed
+
+    def scores(self, text: str) -> NDArray[np.float32]:
+        """Cosine of each indexed text with this one."""
+        return np.asarray(self.rows @ self.embed([text])[0], dtype=np.float32)
+
+
+def index_vectors(texts: Sequence[str], embed: Embed) -> VectorIndex:
+    """Embed all texts. Raises EndpointError."""
+    return VectorIndex(rows=np.stack(embed(texts)), embed=embed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +61,11 @@ class WordIndex:
 
 @dataclass(frozen=True, slots=True)
 class RetrievalIndex:
-    """BM25 over training rows, in the order of their ids. Build it with `build_index`."""
+    """Training rows in the order of their ids, and which resemble a text: by words or by embeddings. Build it with `build_index`."""
 
     examples: tuple[Example, ...]
     by_user_text: bool  # the rows differ in their instructions, so these take part
-    words: WordIndex
+    texts: TextScores
 
     def query_text(self, example: Example) -> str:
         """The part of an example that is searched for: what varies from row to row."""
@@ -51,28 +80,36 @@ class RetrievalIndex:
         return tuple(example for example, _ in self.search_scored(text, k, exclude_id=exclude_id))
 
     def search_scored(self, text: str, k: int, *, exclude_id: str = "") -> tuple[tuple[Example, float], ...]:
-        """As `search`, with the BM25 score of each row; 0.0 means no word in common."""
+        """As `search`, with the score of each row; 0.0 of BM25 means no word in common."""
         if k <= 0:
             return ()
-        scores = self.words.scores(text)
+        scores = self.texts.scores(text)
         # Rows stand in order of id, so a stable sort breaks ties by id. One more than k, in case one is excluded.
         order = np.argsort(-scores, kind="stable")[: k + 1]
         found = [(self.examples[int(i)], float(scores[int(i)])) for i in order]
         return tuple((example, score) for example, score in found if not exclude_id or example.id != exclude_id)[:k]
 
 
-def build_index(examples: Iterable[Example]) -> RetrievalIndex:
-    """Index training rows by their varying text: `input`, or the instruction where that is empty.
+def retrieval_texts(examples: Iterable[Example], items: Iterable[Example]) -> tuple[str, ...]:
+    """What `build_index` indexes of training rows, and what is looked for of items: all that has to be embedded, each text once."""
+    rows = [example for example in examples if example.desirable is not False]
+    by_user_text = len({row.instruction for row in rows}) > 1
+    return tuple(dict.fromkeys(_varying_text(row, by_user_text=by_user_text) for row in (*rows, *items)))
+
+
+def build_index(examples: Iterable[Example], embed: Embed | None = None) -> RetrievalIndex:
+    """Index training rows by their varying text: `input`, or the instruction where that is empty; by words, or by what `embed` makes of it.
 
     If the instructions themselves vary, instruction and input together. The order of the rows does not matter. Rows
-    marked undesirable are left out: they must not be shown as answers. Raises InputError if no row is left.
+    marked undesirable are left out: they must not be shown as answers. Raises InputError if no row is left, EndpointError of `embed`.
     """
     rows = tuple(sorted((example for example in examples if example.desirable is not False), key=lambda example: example.id))
     if not rows:
         raise InputError("no training row to retrieve from", fix="add rows with a wanted response to the training data")
     by_user_text = len({row.instruction for row in rows}) > 1
     texts = [_varying_text(row, by_user_text=by_user_text) for row in rows]
-    return RetrievalIndex(examples=rows, by_user_text=by_user_text, words=index_words(texts))
+    found = index_words(texts) if embed is None else index_vectors(texts, embed)
+    return RetrievalIndex(examples=rows, by_user_text=by_user_text, texts=found)
 
 
 def index_words(texts: Sequence[str]) -> WordIndex:

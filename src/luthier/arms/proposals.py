@@ -77,8 +77,13 @@ def _short(text: str) -> str:
     return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 1] + "…"
 
 
-def proposed_arm(train: Sequence[Example], profile: TaskProfile, texts: Sequence[str], *, max_prompt_chars: int, by: str) -> Arm:
-    """The arm whose candidates are the proposals, each before the form of the answer; empty and repeated ones are left out and counted."""
+def proposed_arm(
+    train: Sequence[Example], profile: TaskProfile, texts: Sequence[str], *, max_prompt_chars: int, by: str, are_given: bool = False
+) -> Arm:
+    """The arm whose candidates are the proposals, each before the form of the answer; empty and repeated ones are left out and counted.
+
+    Texts that a person gave (`are_given`) are never cut.
+    """
     rows = sorted((row for row in train if row.desirable is not False), key=lambda row: row.id)
     shared, form, last = shared_parts(rows), wordings(profile, rows)[0], reminder(profile)
     candidates: list[Candidate] = []
@@ -86,8 +91,9 @@ def proposed_arm(train: Sequence[Example], profile: TaskProfile, texts: Sequence
     num_cut = 0
     for number, text in enumerate(texts, start=1):
         instruction = text.strip()
-        num_cut += len(instruction) > MAX_INSTRUCTION_CHARS
-        instruction = instruction[:MAX_INSTRUCTION_CHARS]
+        if not are_given:
+            num_cut += len(instruction) > MAX_INSTRUCTION_CHARS
+            instruction = instruction[:MAX_INSTRUCTION_CHARS]
         if not instruction or instruction in seen:
             continue
         seen.add(instruction)
@@ -98,11 +104,16 @@ def proposed_arm(train: Sequence[Example], profile: TaskProfile, texts: Sequence
     left_out = len(texts) - len(candidates)
     notes = f" {left_out} of {len(texts)} were empty, repeated or too long for the model." if left_out else ""
     notes += f" {num_cut} were cut at {MAX_INSTRUCTION_CHARS:,} characters." if num_cut else ""
+    told = (
+        f"Instructions given, not proposed here: {by}"
+        if are_given
+        else f"Instructions proposed by {by} from training examples and mistakes on dev"
+    )
     return Arm(
         name=NAME,
         family="prompt",
         model="base",
-        description=f"Instructions proposed by {by} from training examples and mistakes on dev, the best on dev.{notes}",
+        description=f"{told}, the best on dev.{notes}",
         candidates=tuple(candidates),
-        failed=None if candidates else f"no proposal of {by} can be used.{notes}",
+        failed=None if candidates else f"no {'instruction' if are_given else 'proposal'} of {by} can be used.{notes}",
     )

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from luthier import __version__
-from luthier.cli import chat, data, demo, doctor, export, feedback, models, reading, serve, setup
+from luthier.cli import chat, data, demo, doctor, export, feedback, judge, models, reading, serve, setup
 from luthier.cli.command import EXIT_SIGINT, EXIT_USER
 from luthier.cli.options import EXIT_CODES
 
@@ -29,7 +29,7 @@ def build_app() -> typer.Typer:
         context_settings={"token_normalize_func": _dashes, "help_option_names": ["-h", "--help"]},
     )
     app.callback(epilog=EXIT_CODES)(_top)
-    for part in (data, reading, chat, feedback, serve, export, models, setup, demo, doctor):
+    for part in (data, reading, judge, chat, feedback, serve, export, models, setup, demo, doctor):
         part.add_to(app)
     return app
 

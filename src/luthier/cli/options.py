@@ -76,8 +76,21 @@ MEASURE = (
     _setting("endpoint.url", "--endpoint", str, "Address of an OpenAI-compatible server whose model is prompted beside."),
     _setting("endpoint.model", "--endpoint-model", str, "Name of the model there."),
     _setting("endpoint.key_env", "--endpoint-key-env", str, "Name of the environment variable that holds the key."),
+    _setting("judge.url", "--judge-endpoint", str, "Address of an OpenAI-compatible server whose model compares the answers."),
+    _setting("judge.model", "--judge-model", str, "Name of the model there; without an address, a local model: name or folder."),
+    _setting("judge.key_env", "--judge-key-env", str, "Name of the environment variable that holds the judge's key."),
     _setting("arms.documents", "--documents", str, "Folder of text and Markdown files: passages of them go before each item."),
+    _setting("embeddings.url", "--embeddings-endpoint", str, "Address of an OpenAI-compatible server whose embeddings find examples."),
+    _setting("embeddings.model", "--embeddings-model", str, "Name of the embedding model there."),
+    _setting("embeddings.key_env", "--embeddings-key-env", str, "Name of the environment variable that holds its key."),
     _setting("arms.proposer", "--propose", str, "Also try instructions that a model proposes: model (itself), endpoint; default: none."),
+    _setting(
+        "arms.instructions",
+        "--try-instruction",
+        str,
+        "Also try the instruction in this file: text, or DSPy's JSON; can be repeated.",
+        many=True,
+    ),
     _setting(
         "probes.safety_prompts", "--safety-prompts", str, "Your own requests that should, and should not, be refused (prompt, label)."
     ),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from luthier.arms.prompts import Candidate
 from luthier.core.seeds import rng, seed_for
 from luthier.core.types import Example, GenerationRequest
+from luthier.evaluate.paraphrase import with_part
 from luthier.evaluate.perturb import NUM_INPUTS, REWORDINGS, Changed, input_changed, reworded, shots_shuffled
 from luthier.evaluate.run import Bench, Model, answer_all
 from luthier.generate.endpoint import Endpoint
@@ -19,7 +20,7 @@ VALID_METRICS = ("json_valid", "label_valid")  # of a task that has one; else th
 
 def answers_per_item(plan: AskPlan) -> int:
     """Further answers to one item, at most; one more where shots can be shuffled."""
-    return plan.samples + len(REWORDINGS) + NUM_INPUTS
+    return plan.samples + len(REWORDINGS) + NUM_INPUTS + plan.paraphrases
 
 
 def chosen_items(test: Sequence[Example], plan: AskPlan) -> tuple[Example, ...]:
@@ -30,15 +31,24 @@ def chosen_items(test: Sequence[Example], plan: AskPlan) -> tuple[Example, ...]:
 
 
 def ask_again(
-    candidate: Candidate, items: Sequence[Example], model: Model, bench: Bench, plan: AskPlan, form: AnswerForm, label: str
+    candidate: Candidate,
+    items: Sequence[Example],
+    model: Model,
+    bench: Bench,
+    plan: AskPlan,
+    form: AnswerForm,
+    label: str,
+    paraphrased: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[AskedAgain, ...]:
-    """Every further answer, item after item. Prompts that share a beginning are answered together; stored ones cost nothing.
+    """Every further answer, item after item. `paraphrased`: item id -> what a model made of its varying part, checked.
+
+    Prompts that share a beginning are answered together; stored ones cost nothing.
 
     Raises InputError for a prompt that does not fit, EndpointError for a server.
     """
     by_id = {item.id: item for item in items}
     out: list[AskedAgain] = []
-    for number, round_ in enumerate(_rounds(candidate, items, plan), start=1):
+    for number, round_ in enumerate(_rounds(candidate, items, plan, paraphrased or {}), start=1):
         requests = [
             GenerationRequest(
                 item_id=item_id,
@@ -76,8 +86,10 @@ def ask_again(
     return tuple(sorted(out, key=lambda one: place[one.item_id]))
 
 
-def _rounds(candidate: Candidate, items: Sequence[Example], plan: AskPlan) -> list[list[tuple[str, Changed]]]:
-    """What is answered together: samples, each rewording, both changes of the input, the other order of shots."""
+def _rounds(
+    candidate: Candidate, items: Sequence[Example], plan: AskPlan, paraphrased: Mapping[str, Sequence[str]]
+) -> list[list[tuple[str, Changed]]]:
+    """What is answered together: samples, each rewording, both changes of the input, the other order of shots, paraphrases."""
     built = {item.id: candidate.build(item) for item in items}
     samples = [
         (item.id, Changed(way="repeat", name=f"sample {k + 1}", shown="", messages=built[item.id]))
@@ -97,7 +109,12 @@ def _rounds(candidate: Candidate, items: Sequence[Example], plan: AskPlan) -> li
         for item in items
         if (messages := shots_shuffled(item, built[item.id], seed=plan.seed)) is not None
     ]
-    return [samples, *wordings, inputs, orders]
+    told = [
+        (item.id, Changed(way="paraphrased", name=f"paraphrase {k}", shown=text, messages=candidate.build(with_part(item, text))))
+        for item in items
+        for k, text in enumerate(paraphrased.get(item.id, ()), start=1)
+    ]
+    return [samples, *wordings, inputs, orders, told]
 
 
 def _at_temperature(model: Model, temperature: float) -> Model:

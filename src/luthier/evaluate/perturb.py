@@ -17,9 +17,10 @@ from luthier.data.normalise import normalise
 from luthier.metrics.consistency import Way
 
 # Not to be touched: quoted and bracketed texts, code, addresses, key-value heads, and whatever holds a digit, an underscore or the like.
-_KEPT = re.compile(
-    r'"[^"\n]*"|“[^”\n]*”|`[^`\n]*`|\[[^\]\n]*\]|\{[^}\n]*\}|<[^>\n]*>|https?://\S+|\S+@\S+|[\w-]+(?=\s*[:=\[{])|\S*[\d_/\\#$%€£+*=]\S*'
-)
+_SPANS = r'"[^"\n]*"|“[^”\n]*”|`[^`\n]*`|\[[^\]\n]*\]|\{[^}\n]*\}|<[^>\n]*>|https?://\S+|\S+@\S+'
+_SIGNED = r"\S*[\d_/\\#$%€£+*=]\S*"
+VALUES = re.compile(f"{_SPANS}|{_SIGNED}")
+_KEPT = re.compile(rf"{_SPANS}|[\w-]+(?=\s*[:=\[{{])|{_SIGNED}")
 _WORD = re.compile(r"[^\W\d_]+")
 MIN_TYPO_CHARS = 5
 WORDS_PER_TYPO = 8

@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 from luthier.core.errors import EndpointError
 from luthier.core.hashing import digest
 from luthier.core.types import Generation, GenerationRequest
-from luthier.generate.http_post import MAX_BODY_BYTES, NoReply, Reply, TooLarge, check_url, post
+from luthier.generate.http_post import MAX_BODY_BYTES, NoReply, Reply, TooLarge, check_url, post, url_flag
 from luthier.generate.store import GenerationStore
 
 AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})  # what may go better the next time
@@ -48,6 +48,7 @@ class Endpoint:
     length_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     temperature: float | None = 0.0  # None: not sent, for models that know no other than their own
     backoff_s: float = 1.0
+    role: Literal["endpoint", "judge", "embeddings"] = "endpoint"  # its group of settings; its options begin with it
 
     @property
     def fingerprint(self) -> str:
@@ -55,7 +56,10 @@ class Endpoint:
         return digest([self.url, self.model, self.length_field, self.temperature])
 
 
-class _Halted(Exception):
+Found = TypeVar("Found")
+
+
+class Halted(Exception):
     """Given up because another request failed for good, or on request."""
 
 
@@ -78,7 +82,7 @@ def ask(
     todo = [key for key in dict.fromkeys(keys) if key not in done]
     on_progress(sum(key in done for key in keys), len(requests))
     if todo:
-        secret = _secret(endpoint)
+        secret = secret_of(endpoint)
         halt = threading.Event()
         problem: EndpointError | None = None
         with ThreadPoolExecutor(max_workers=endpoint.concurrency) as pool:
@@ -92,7 +96,7 @@ def ask(
                     key = waiting.pop(future)
                     try:
                         generation = future.result()
-                    except _Halted:
+                    except Halted:
                         continue
                     except EndpointError as error:
                         problem = problem or error
@@ -111,7 +115,8 @@ def ask(
     return tuple(replace(done[key], item_id=request.item_id) for key, request in zip(keys, requests, strict=True))
 
 
-def _secret(endpoint: Endpoint) -> str:
+def secret_of(endpoint: Endpoint) -> str:
+    """The key, from the environment; empty where none is named. Raises EndpointError."""
     if not endpoint.key_env:
         return ""
     secret = os.environ.get(endpoint.key_env, "")
@@ -134,33 +139,53 @@ def _ask_or_halt(endpoint: Endpoint, secret: str, request: GenerationRequest, ke
 
 
 def _ask_one(endpoint: Endpoint, secret: str, request: GenerationRequest, key: str, halt: threading.Event) -> Generation:
-    """One request with its retries: waits grow twofold, with jitter, and are never shorter than what the server asks for."""
-    parts = check_url(endpoint.url)
-    path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
-    body = json.dumps(_question(endpoint, request)).encode("ascii")
+    def read(body: bytes) -> Generation:
+        return _read_answer(endpoint, request, body)
+
+    answer, seconds, retries = exchange(endpoint, secret, "/chat/completions", _question(endpoint, request), read, key, halt)
+    return replace(answer, latency_s=seconds, num_retries=retries)
+
+
+def exchange(
+    endpoint: Endpoint,
+    secret: str,
+    suffix: str,
+    question: Mapping[str, object],
+    read: Callable[[bytes], Found],
+    key: str,
+    halt: threading.Event,
+) -> tuple[Found, float, int]:
+    """One request with its retries: what `read` makes of the answer, the seconds of the attempt that succeeded, and how many failed.
+
+    Waits grow twofold, with jitter, and are never shorter than what the server asks for. `read` raises Garbage for what may be better
+    the next time. Raises EndpointError, or Halted.
+    """
+    parts = check_url(endpoint.url, role=endpoint.role)
+    path = parts.path.rstrip("/").removesuffix(suffix) + suffix
+    body = json.dumps(question).encode("ascii")
     headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "luthier"}
     if secret:
         headers["Authorization"] = f"Bearer {secret}"
     jitter = random.Random(f"{key}/jitter")  # noqa: S311 - no secret
     for attempt in range(endpoint.retries + 1):
         if halt.is_set():
-            raise _Halted
+            raise Halted
         started = time.perf_counter()
         wait_s = 0.0
         try:
             reply = post(parts, path, body, headers, timeout_s=endpoint.timeout_s)
             if reply.status == 200:
-                answer = _read_answer(endpoint, request, reply.body)
-                return replace(answer, latency_s=time.perf_counter() - started, num_retries=attempt)
+                return read(reply.body), time.perf_counter() - started, attempt
             reason = _refusal(endpoint, secret, reply)
             wait_s = _asked_wait_s(reply.retry_after)
         except NoReply as error:
             reason = str(error)
-        except _Garbage as error:
+        except Garbage as error:
             reason = f"the answer cannot be read: {error}"
         except TooLarge as error:
             problem = f"the answer has more than {MAX_BODY_BYTES:,} bytes"
-            raise EndpointError(problem, where=endpoint.name, fix="look at what listens there: luthier reads chat completions") from error
+            fix = f"look at what listens there: luthier asks for {suffix}"
+            raise EndpointError(problem, where=endpoint.name, fix=fix) from error
         if wait_s > MAX_WAIT_S:
             problem = f"{reason}; the server asks to wait {wait_s:,.0f} s"
             raise EndpointError(problem, where=endpoint.name, fix="repeat the same command later; answers so far are kept")
@@ -192,15 +217,18 @@ def _refusal(endpoint: Endpoint, secret: str, reply: Reply) -> str:
         return reason
     if 300 <= reply.status < 400:
         problem = f"status {reply.status}: it sends us on to another address, which is refused"
-        raise EndpointError(problem, where=endpoint.name, fix="--endpoint with the address that answers itself")
+        raise EndpointError(problem, where=endpoint.name, fix=f"{url_flag(endpoint.role)} with the address that answers itself")
     if reply.status in (401, 403):
-        raise EndpointError(reason, where=endpoint.name, fix="--endpoint-key-env NAME of the environment variable that holds a valid key")
+        fix = f"--{endpoint.role}-key-env NAME of the environment variable that holds a valid key"
+        raise EndpointError(reason, where=endpoint.name, fix=fix)
     hints = {
-        "max_completion_tokens": "--set endpoint.length_field=max_completion_tokens",
-        "temperature": "--set endpoint.temperature=null",
-        "context": "--set endpoint.context=4096",
+        "max_completion_tokens": f"--set {endpoint.role}.length_field=max_completion_tokens",
+        "temperature": f"--set {endpoint.role}.temperature=null",
+        "context": "--set endpoint.context=4096"
+        if endpoint.role == "endpoint"
+        else f"name a model that sees more: --{endpoint.role}-model",
     }
-    fix = next((remedy for word, remedy in hints.items() if word in said), "check --endpoint and --endpoint-model")
+    fix = next((remedy for word, remedy in hints.items() if word in said), f"check {url_flag(endpoint.role)} and --{endpoint.role}-model")
     raise EndpointError(reason, where=endpoint.name, fix=fix)
 
 
@@ -217,30 +245,28 @@ def _asked_wait_s(retry_after: str) -> float:
     return max(0.0, ((date if date.tzinfo else date.replace(tzinfo=datetime.UTC)) - now).total_seconds())
 
 
-class _Garbage(Exception):
-    """Status 200, and no chat completion in it."""
+class Garbage(Exception):
+    """Status 200, and nothing in it that was asked for."""
 
 
 def _read_answer(endpoint: Endpoint, request: GenerationRequest, body: bytes) -> Generation:
-    """The first choice of a chat completion. Raises _Garbage, or EndpointError where another model answered."""
+    """The first choice of a chat completion. Raises Garbage, or EndpointError where another model answered."""
     try:
         answer = _mapping(json.loads(body.decode("utf-8")))
     except (ValueError, RecursionError) as error:
-        raise _Garbage(f"it is no JSON ({type(error).__name__})") from error
+        raise Garbage(f"it is no JSON ({type(error).__name__})") from error
     served = answer.get("model")
-    if isinstance(served, str) and served and not _is_same_model(endpoint.model, served):
-        problem = f"asked for {endpoint.model!r}, and {served[:100]!r} answered"
-        raise EndpointError(problem, where=endpoint.name, fix="name the model that is to be measured: --endpoint-model")
+    refuse_other_model(endpoint, served)
     choices = answer.get("choices")
     if not isinstance(choices, list) or not choices:
-        raise _Garbage("it has no choices")
+        raise Garbage("it has no choices")
     choice = _mapping(cast("list[object]", choices)[0])
     message = _mapping(choice.get("message"))
     text = message.get("content")
     if text is None:  # a refusal has a field of its own
         text = message.get("refusal") or ""
     if not isinstance(text, str):
-        raise _Garbage("its content is no text")
+        raise Garbage("its content is no text")
     usage = _mapping(answer.get("usage", {}) or {})
     details = _mapping(usage.get("prompt_tokens_details", {}) or {})
     return Generation(
@@ -255,9 +281,16 @@ def _read_answer(endpoint: Endpoint, request: GenerationRequest, body: bytes) ->
     )
 
 
+def refuse_other_model(endpoint: Endpoint, served: object) -> None:
+    """Raise EndpointError where a server says that another model than the one asked for has answered."""
+    if isinstance(served, str) and served and not _is_same_model(endpoint.model, served):
+        problem = f"asked for {endpoint.model!r}, and {served[:100]!r} answered"
+        raise EndpointError(problem, where=endpoint.name, fix=f"name the model that is meant: --{endpoint.role}-model")
+
+
 def _mapping(value: object) -> Mapping[str, object]:
     if not isinstance(value, dict):
-        raise _Garbage(f"found {type(value).__name__}, expected an object")
+        raise Garbage(f"found {type(value).__name__}, expected an object")
     return cast("dict[str, object]", value)
 
 

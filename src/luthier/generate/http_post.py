@@ -39,9 +39,15 @@ class TooLarge(Exception):
     """More than `MAX_BODY_BYTES`."""
 
 
-def check_url(url: str) -> SplitResult:
+def url_flag(role: str) -> str:
+    """The option that names the address of a server; `role` is its group of settings."""
+    return "--endpoint" if role == "endpoint" else f"--{role}-endpoint"
+
+
+def check_url(url: str, *, role: str = "endpoint") -> SplitResult:
     """The parts of a base address. Raises ConfigError unless it is https, or http to this machine, without anything secret in it."""
-    where, example = "endpoint.url", "--endpoint https://api.openai.com/v1"
+    where, flag = f"{role}.url", url_flag(role)
+    example = f"{flag} https://api.openai.com/v1"
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -51,12 +57,12 @@ def check_url(url: str) -> SplitResult:
         raise ConfigError("the address holds a character that addresses cannot hold", where=where, fix=example)
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         problem = "the address holds a user, a query or a fragment; it is written into records, so a key must not be part of it"
-        raise ConfigError(problem, where=where, fix="--endpoint-key-env NAME_OF_A_VARIABLE")
+        raise ConfigError(problem, where=where, fix=f"--{role}-key-env NAME_OF_A_VARIABLE")
     if parts.scheme not in ("http", "https") or not host:
         raise ConfigError(f"found {url!r}, expected https://HOST/PATH", where=where, fix=example)
     if parts.scheme == "http" and not _is_loopback(host):
         problem = f"http to {host} would send examples and key readable by everyone on the way"
-        raise ConfigError(problem, where=where, fix=f"--endpoint https://{parts.netloc}{parts.path}")
+        raise ConfigError(problem, where=where, fix=f"{flag} https://{parts.netloc}{parts.path}")
     return parts
 
 

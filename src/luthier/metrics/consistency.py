@@ -19,7 +19,7 @@ from luthier.metrics.text import token_f1
 
 SAME_TEXT = 0.8  # token F1 from which two free texts count as the same answer (evaluation.md, section 4)
 
-Way = Literal["repeat", "reworded", "input", "order"]
+Way = Literal["repeat", "reworded", "input", "order", "paraphrased"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,8 @@ class AskPlan:
     temperature: float
     style_rows: int  # training inputs the base model answers, to learn its own style from; 0: none
     seed: int
+    paraphraser: str = ""  # the model that puts each item in other words, as tables call it; "": none
+    paraphrases: int = 0  # of each item, at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +56,11 @@ class Agreement:
     repeat: float | None  # pairs of the samples
     paraphrase: float | None  # pairs of the answer as first given and those to the changed questions
     order: float | None  # the first answer against those with the shots in another order
+    paraphrased: float | None  # the first answer against those to what a model made of the question
 
     @property
     def overall(self) -> float | None:
-        """Mean of repeat and paraphrase, which every arm has; the gate looks at it."""
+        """Mean of repeat and paraphrase, which every arm of every run has; the gate looks at it."""
         known = [value for value in (self.repeat, self.paraphrase) if value is not None]
         return fmean(known) if known else None
 
@@ -82,15 +85,19 @@ def pair_agreement(texts: Sequence[str], profile: TaskProfile) -> float | None:
 
 def agreement(first: str, again: Sequence[AskedAgain], profile: TaskProfile) -> Agreement:
     """All agreements of one item; `first` is its measured answer."""
-    by_way: dict[Way, list[str]] = {"repeat": [], "reworded": [], "input": [], "order": []}
+    by_way: dict[Way, list[str]] = {"repeat": [], "reworded": [], "input": [], "order": [], "paraphrased": []}
     for one in again:
         by_way[one.way].append(one.text)
     changed = [*by_way["reworded"], *by_way["input"]]
-    order = by_way["order"]
+
+    def with_first(texts: Sequence[str]) -> float | None:
+        return fmean(float(same_answer(first, text, profile)) for text in texts) if texts else None
+
     return Agreement(
         repeat=pair_agreement(by_way["repeat"], profile),
         paraphrase=pair_agreement([first, *changed], profile) if changed else None,
-        order=fmean(float(same_answer(first, text, profile)) for text in order) if order else None,
+        order=with_first(by_way["order"]),
+        paraphrased=with_first(by_way["paraphrased"]),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from luthier.core.types import ArmResult
 from luthier.models.catalogue import resolve
+from luthier.pipeline.embeddings import embed_before
 from luthier.pipeline.endpoint import endpoint_of, measure_endpoint
 from luthier.pipeline.measure import MeasureInputs, larger_arms, make_bench, measure_arms, planned_arms, proposer_of, with_latencies
 from luthier.pipeline.open import open_local, open_tuned
@@ -21,6 +22,7 @@ def measure_all(
 ) -> tuple[ArmResult, ...]:
     """All arms on dev and test: base and tuned model, then each larger model the user named, one in memory at a time."""
     bench = make_bench(settings, folder, inputs)
+    embed_before(inputs.embeddings, inputs.split, inputs.documents)
     base = open_local(prepared.model_path, prepared.precision)
     tuned = open_tuned(folder, prepared.model_path, prepared.precision)
     models = {"none": None, "base": base, "tuned": tuned}

@@ -16,7 +16,8 @@ from luthier.core.console import Progress, duration
 from luthier.core.errors import EndpointError, InputError
 from luthier.core.types import ArmResult, Example
 from luthier.evaluate.consistency import answers_per_item, ask_again, chosen_items
-from luthier.evaluate.run import Bench, Model, answer
+from luthier.evaluate.paraphrase import checked, paraphrase_requests
+from luthier.evaluate.run import Bench, Model, answer, answer_all
 from luthier.evaluate.style import MIN_AUC, MIN_TEXTS, StyleJudge, train_judge
 from luthier.metrics.consistency import AskedAgain, AskPlan, agreement
 from luthier.metrics.form import AnswerForm, answers_instead, keeps_form, learn_form
@@ -26,11 +27,12 @@ from luthier.pipeline.decide import decision_rule
 from luthier.pipeline.endpoint import endpoint_of
 from luthier.pipeline.measure import MeasureInputs, make_bench, planned_arms, prompt_limit
 from luthier.pipeline.open import open_local, open_tuned
+from luthier.pipeline.paraphraser import Paraphraser, find_paraphraser
 from luthier.pipeline.prepare import Prepared
 from luthier.pipeline.record import RunRecord
 from luthier.pipeline.settings import Settings
 from luthier.store.layout import RunFolder
-from luthier.verdict.behaviour_numbers import BehaviourRecord, StyleRecord
+from luthier.verdict.behaviour_numbers import BehaviourRecord, ParaphraseRecord, StyleRecord
 from luthier.verdict.evidence import best_of, best_tuned
 
 OWN_VALUES = frozenset({"answers", "keeps_form", "consistency", "style_match"})  # what this stage writes beside the scores of an item
@@ -46,34 +48,39 @@ class _Stage:
     inputs: MeasureInputs
     bench: Bench
     plan: AskPlan
+    paraphraser: Paraphraser | None
 
 
 def measure_behaviour(
     settings: Settings, folder: RunFolder, prepared: Prepared, inputs: MeasureInputs, record: RunRecord, *, progress: Progress
 ) -> RunRecord:
     """The record with its part on behaviour; the record itself where that is there, from the same settings."""
-    arms = settings.arms
+    arms, paraphraser = settings.arms, find_paraphraser(settings)
     plan = AskPlan(
         items=arms.consistency_items,
         samples=arms.consistency_samples,
         temperature=arms.consistency_temperature,
         style_rows=arms.style_rows,
         seed=settings.seed,
+        paraphraser="" if paraphraser is None else paraphraser.name,
+        paraphrases=0 if paraphraser is None else arms.paraphrases,
     )
     found = record.behaviour
     is_whole = all("answers" in item.values for arm in record.arms for item in arm.items[:1])  # trainings may have come since
-    if found is not None and found.plan == plan and not found.failed and is_whole:
+    is_settled = found is not None and not found.failed and (found.paraphrases is None or not found.paraphrases.failed)
+    if found is not None and found.plan == plan and is_settled and is_whole:
         return record
     told = replace(make_bench(settings, folder, inputs), on_progress=lambda label, done, total: progress("behaviour", done, total, label))
-    stage = _Stage(settings=settings, folder=folder, prepared=prepared, inputs=inputs, bench=told, plan=plan)
+    stage = _Stage(settings=settings, folder=folder, prepared=prepared, inputs=inputs, bench=told, plan=plan, paraphraser=paraphraser)
     form = learn_form(inputs.split.train, inputs.profile)
     is_cross_fitted = settings.data.folds > 1  # the model handed over has learnt from the test items: nothing to ask it again on
-    contestants = _contestants(settings, record) if plan.items and not is_cross_fitted else ()
-    predicted_s = sum(_forecast_s(stage, arm) for arm in contestants)
-    num = len(contestants) * min(plan.items, len(inputs.split.test)) * answers_per_item(plan)
+    compared = contestants(settings, record) if plan.items and not is_cross_fitted else ()
+    predicted_s = sum(_forecast_s(stage, arm) for arm in compared)
+    num = len(compared) * min(plan.items, len(inputs.split.test)) * answers_per_item(plan)
     if num:
         progress("behaviour", 0, num, f"about {num:,} further answers: about {duration(predicted_s)}; --set arms.consistency_items=0: none")
-    asked, failed = _ask_all(stage, contestants, form)
+    paraphrased, paraphrases = _paraphrase(stage) if compared and paraphraser is not None else ({}, None)
+    asked, failed = _ask_all(stage, compared, form, paraphrased)
     judge, style_note = _style(stage, record)
     test = {item.id: item for item in inputs.split.test}
     return replace(
@@ -89,11 +96,12 @@ def measure_behaviour(
             style_note=style_note,
             predicted_seconds=predicted_s,
             seconds=sum(one.latency_s for answers in asked.values() for one in answers),
+            paraphrases=paraphrases,
         ),
     )
 
 
-def _contestants(settings: Settings, record: RunRecord) -> tuple[ArmResult, ...]:
+def contestants(settings: Settings, record: RunRecord) -> tuple[ArmResult, ...]:
     """The two arms that the verdict compares."""
     rule = decision_rule(settings, record)
     ran = [arm for arm in record.arms if arm.failed is None and arm.items]
@@ -107,15 +115,38 @@ def _forecast_s(stage: _Stage, arm: ArmResult) -> float:
     return mean_s * min(stage.plan.items, len(stage.inputs.split.test)) * answers_per_item(stage.plan)
 
 
-def _ask_all(stage: _Stage, contestants: Sequence[ArmResult], form: AnswerForm) -> tuple[dict[str, tuple[AskedAgain, ...]], dict[str, str]]:
+def _paraphrase(stage: _Stage) -> tuple[Mapping[str, Sequence[str]], ParaphraseRecord]:
+    """Paraphrases of the items asked again, the same for both arms; or why there are none."""
+    who = stage.paraphraser
+    assert who is not None
+    items, number = chosen_items(stage.inputs.split.test, stage.plan), stage.plan.paraphrases
+    try:
+        model = who.open(stage.prepared.model_path, stage.prepared.precision)
+        replies = answer_all(model, paraphrase_requests(items, number), replace(stage.bench, stop="", choices=()), "paraphrases")
+    except (InputError, EndpointError) as error:
+        return {}, ParaphraseRecord(by=who.name, failed=str(error))
+    found = checked(items, replies, number, stage.inputs.profile)
+    return found.texts, ParaphraseRecord(
+        by=who.name,
+        num_asked=found.num_asked,
+        num_items=len(found.texts),
+        refused=found.refused,
+        seconds=sum(reply.latency_s for reply in replies),
+    )
+
+
+def _ask_all(
+    stage: _Stage, compared: Sequence[ArmResult], form: AnswerForm, paraphrased: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, tuple[AskedAgain, ...]], dict[str, str]]:
     """Further answers of each arm, one model in memory at a time; and why one has none."""
     asked: dict[str, tuple[AskedAgain, ...]] = {}
     failed: dict[str, str] = {}
     items = chosen_items(stage.inputs.split.test, stage.plan)
-    for arm in contestants:
+    for arm in compared:
         model = _open(stage, arm)
         try:
-            asked[arm.name] = ask_again(_candidate(stage, arm, model), items, model, stage.bench, stage.plan, form, arm.name)
+            candidate = _candidate(stage, arm, model)
+            asked[arm.name] = ask_again(candidate, items, model, stage.bench, stage.plan, form, arm.name, paraphrased)
         except (InputError, EndpointError) as error:  # a longer wording does not fit, or a server fails: no property of the arm's answers
             failed[arm.name] = str(error)
     return asked, failed
@@ -139,7 +170,9 @@ def _candidate(stage: _Stage, arm: ArmResult, model: Model) -> Candidate:
     inputs, own_name = stage.inputs, arm.name.partition(" · ")[0]
     if own_name == OPTIMISED:
         limit = prompt_limit(inputs, model.context)
-        planned = proposed_arm(inputs.split.train, inputs.profile, [arm.params["instruction"]], max_prompt_chars=limit, by="")
+        planned = proposed_arm(
+            inputs.split.train, inputs.profile, [arm.params["instruction"]], max_prompt_chars=limit, by="", are_given=True
+        )
         return planned.candidates[0]
     planned = next(one for one in planned_arms(stage.settings, inputs, model.context) if one.name == own_name)
     return next(candidate for candidate in planned.candidates if candidate.params.items() <= arm.params.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from luthier.core.types import ArmResult
 from luthier.evaluate.run import Bench
@@ -10,27 +11,34 @@ from luthier.generate.endpoint import Endpoint
 from luthier.generate.http_post import check_url
 from luthier.pipeline.measure import MeasureInputs, larger_arms, measure_arms, planned_arms, proposer_of
 from luthier.pipeline.record import RunRecord
+from luthier.pipeline.server_settings import ChatServerSettings, ServerSettings
 from luthier.pipeline.settings import Settings
 
 
 def endpoint_of(settings: Settings) -> Endpoint | None:
     """The server of the settings, or None. Raises ConfigError for an address that must not be used."""
-    given = settings.endpoint
+    found = server_of(settings.endpoint, "endpoint")
+    return None if found is None else replace(found, context=settings.endpoint.context)
+
+
+def server_of(given: ServerSettings, role: Literal["endpoint", "judge", "embeddings"]) -> Endpoint | None:
+    """As `endpoint_of`, for one group of settings."""
     if not given.url or not given.model:
         return None
-    check_url(given.url)
-    return Endpoint(
+    check_url(given.url, role=role)
+    found = Endpoint(
         url=given.url,
         model=given.model,
         name=given.shown_name,
         key_env=given.key_env or "",
-        context=given.context,
         concurrency=given.concurrency,
         timeout_s=given.timeout_s,
         retries=given.retries,
-        length_field=given.length_field,
-        temperature=given.temperature,
+        role=role,
     )
+    if isinstance(given, ChatServerSettings):
+        return replace(found, length_field=given.length_field, temperature=given.temperature)
+    return found
 
 
 def measure_endpoint(settings: Settings, bench: Bench, inputs: MeasureInputs, endpoint: Endpoint) -> tuple[ArmResult, ...]:
@@ -45,8 +53,8 @@ def measure_endpoint(settings: Settings, bench: Bench, inputs: MeasureInputs, en
 
 def has_failed_endpoint(settings: Settings, record: RunRecord) -> bool:
     """Whether a repeat should ask the server again: an arm of it failed, which may have been the day's fault."""
-    name = settings.endpoint.shown_name
-    return bool(name) and any(arm.failed is not None and (arm.model == name or name in arm.failed) for arm in record.arms)
+    names = [name for name in (settings.endpoint.shown_name, settings.embeddings.shown_name) if name]
+    return any(arm.failed is not None and (arm.model == name or name in arm.failed) for name in names for arm in record.arms)
 
 
 def endpoint_notes(settings: Settings, arms: tuple[ArmResult, ...]) -> tuple[str, ...]:

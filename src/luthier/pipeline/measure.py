@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from luthier.arms.catalogue import for_model, plan_arms
+from luthier.arms.catalogue import Embeddings, for_model, plan_arms
 from luthier.arms.prompts import Arm, Candidate
 from luthier.arms.proposals import NAME as OPTIMISED
 from luthier.arms.proposals import PROPOSAL_TOKENS
@@ -16,13 +16,14 @@ from luthier.core.hashing import digest
 from luthier.core.types import ArmResult, Example, Split, TaskProfile, Wait
 from luthier.data.answer_schema import AnswerSchema, learn_schema
 from luthier.data.documents import Documents
+from luthier.data.instructions import read_instruction
 from luthier.evaluate.run import Bench, Chosen, Model, choose_candidate, measure, measure_latencies
 from luthier.generate.endpoint import Endpoint
 from luthier.generate.local import LocalModel
 from luthier.metrics.catalogue import score_answer
 from luthier.metrics.closed_world import abstention_markers, known_facts
 from luthier.metrics.own import is_own, open_own_metric
-from luthier.pipeline.propose import Proposer, measure_proposed, num_proposals
+from luthier.pipeline.propose import Proposer, given_words, measure_proposed, num_proposals
 from luthier.pipeline.settings import Settings
 from luthier.store.cache import GenerationCache
 from luthier.store.files import atomic_write_json
@@ -42,6 +43,7 @@ class MeasureInputs:
     on_progress: Callable[[str, float, float, str], None]
     should_stop: Callable[[], bool]
     documents: Documents | None = None
+    embeddings: Embeddings | None = None
 
 
 def make_bench(settings: Settings, folder: RunFolder, inputs: MeasureInputs) -> Bench:
@@ -90,6 +92,7 @@ def planned_arms(settings: Settings, inputs: MeasureInputs, context: int) -> tup
         max_prompt_chars=limit,
         documents=inputs.documents,
         num_passages=settings.arms.passages,
+        embeddings=inputs.embeddings,
     )
     return tuple(arm for arm in arms if arm.name not in settings.arms.skip)
 
@@ -101,19 +104,21 @@ def prompt_limit(inputs: MeasureInputs, context: int) -> int:
 
 def proposer_of(settings: Settings, inputs: MeasureInputs, context: int, endpoint: Endpoint | None) -> Proposer | None:
     """Who proposes instructions for a model of this context: the model itself, the endpoint's, or nobody."""
-    if settings.arms.proposer == "none" or OPTIMISED in settings.arms.skip:
+    given = tuple(read_instruction(Path(path)) for path in settings.arms.instructions)
+    if (settings.arms.proposer == "none" and not given) or OPTIMISED in settings.arms.skip:
         return None
     asks_endpoint = settings.arms.proposer == "endpoint" and endpoint is not None
     room = endpoint.context if endpoint is not None and asks_endpoint else context
     return Proposer(
         model=endpoint if asks_endpoint else None,
-        by=endpoint.name if endpoint is not None and asks_endpoint else "the model itself",
+        by=given_words(given) or (endpoint.name if endpoint is not None and asks_endpoint else "the model itself"),
         number=num_proposals(settings.arms.shots),
         train=inputs.split.train,
         profile=inputs.profile,
         seed=settings.seed,
         max_question_chars=prompt_limit(inputs, room - PROPOSAL_TOKENS),
         max_prompt_chars=prompt_limit(inputs, context),
+        given=given,
     )
 
 

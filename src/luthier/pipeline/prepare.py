@@ -14,6 +14,7 @@ from luthier.core.errors import ConfigError, InputError
 from luthier.core.hashing import digest, sha256_file
 from luthier.core.types import Example, Finding, Split, TokenRow
 from luthier.data.documents import Documents, read_documents
+from luthier.data.instructions import read_instruction
 from luthier.kernels.device import choose_device
 from luthier.metrics.catalogue import check_metric, primary_metric
 from luthier.metrics.own import KEY, OwnMetric, is_own, open_own_metric, try_own_metric
@@ -91,6 +92,8 @@ def prepare(settings: Settings, folder: RunFolder, progress: Progress, data: Pre
     larger = _inspect_larger(settings, max_new_tokens)
     _inspect_endpoint(settings, max_new_tokens)
     _refuse_unknown_arms(settings.arms.skip)
+    for file in settings.arms.instructions:
+        read_instruction(Path(file))
     chosen = {DTYPE_FACT: precision.name, DEVICE_FACT: precision.device.type}
     weights = {"model.sha256": info.sha256, **{f"{Path(name).name}.sha256": one.sha256 for name, one in larger.items()}}
     hold_to(folder, {**weights, **_wording(model_path, encoder), **chosen})

@@ -10,6 +10,7 @@ from luthier.arms.prompts import Arm, Candidate
 from luthier.arms.proposals import NAME, PROPOSAL_TOKENS, Mistake, proposed_arm, questions
 from luthier.core.errors import EndpointError, InputError
 from luthier.core.types import ArmResult, Example, Generation, GenerationRequest, TaskProfile
+from luthier.data.instructions import GivenInstruction
 from luthier.evaluate.run import Bench, Chosen, Model, answer, answer_all, choose_candidate, measure, score_generations
 
 
@@ -25,11 +26,17 @@ class Proposer:
     seed: int
     max_question_chars: int  # of the model that proposes
     max_prompt_chars: int  # of the model that is prompted
+    given: tuple[GivenInstruction, ...] = ()  # instead of proposals: nobody is asked for any
 
 
 def num_proposals(shots: Sequence[int]) -> int:
     """As many as the few-shot arms have candidates."""
     return NUM_DRAWS * len(shots)
+
+
+def given_words(given: Sequence[GivenInstruction]) -> str:
+    """The files, and what of them is not used."""
+    return ", ".join(one.name + (f" (its {one.num_demos} solved examples are not used)" if one.num_demos else "") for one in given)
 
 
 def measure_proposed(
@@ -38,10 +45,9 @@ def measure_proposed(
     """Propose, choose on dev, measure on test. What the proposals cost stands in the effort of the arm."""
     proposals: tuple[Generation, ...] = ()
     try:
-        proposals = _propose(proposer, instructed, dev, model, bench)
-        arm = proposed_arm(
-            proposer.train, proposer.profile, [p.text for p in proposals], max_prompt_chars=proposer.max_prompt_chars, by=proposer.by
-        )
+        proposals = () if proposer.given else _propose(proposer, instructed, dev, model, bench)
+        texts, limit = [*(one.text for one in proposer.given), *(p.text for p in proposals)], proposer.max_prompt_chars
+        arm = proposed_arm(proposer.train, proposer.profile, texts, max_prompt_chars=limit, by=proposer.by, are_given=bool(proposer.given))
     except (InputError, EndpointError) as error:
         arm = Arm(name=NAME, family="prompt", model="base", description=f"Instructions proposed by {proposer.by}.", failed=str(error))
     chosen = choose_candidate(arm, dev, model, bench)

@@ -12,6 +12,7 @@ from luthier.core.errors import RunError
 from luthier.core.exports import ExportRecord
 from luthier.core.types import ArmResult, Estimate, Finding, TaskProfile
 from luthier.verdict.behaviour_numbers import BehaviourRecord
+from luthier.verdict.judge import JudgeRecord
 from luthier.verdict.learning import LearningPoint
 from luthier.verdict.probes import ProbeRecord
 
@@ -146,6 +147,7 @@ class RunRecord:
     probes: ProbeRecord | None = None  # base and tuned model beside the test items
     model_sizes: Mapping[str, int] = field(default_factory=dict[str, int])  # parameters of the base and each larger local model
     metric_sha256: str = ""  # of the file of the user's own score, where `metric` is module:function
+    judge: JudgeRecord | None = None  # a model's verdicts on the answers of the two arms
 
 
 _ADAPTER = TypeAdapter(RunRecord)

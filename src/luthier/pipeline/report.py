@@ -17,6 +17,7 @@ from luthier.metrics.form import BEHAVIOUR_MEANINGS
 from luthier.metrics.latency import latency_summary
 from luthier.metrics.own import is_own
 from luthier.models.catalogue import list_models
+from luthier.pipeline.judged import judge_json, reading_of
 from luthier.pipeline.record import RunRecord, TrainRecord, read_exports
 from luthier.pipeline.settings import Settings, origins
 from luthier.report import numbers
@@ -291,7 +292,11 @@ def write_report(folder: RunFolder, record: RunRecord, verdict: Verdict, rule: D
     """Write verdict.json, report.html and card.md."""
     here = shlex.quote(str(folder.root))
     steps = tuple(re.sub(r"(luthier \w+) RUN\b", lambda match: f"{match[1]} {here}", step) for step in verdict.next_steps)
-    model = replace(report_model(record, replace(verdict, next_steps=steps), rule, settings), exports=read_exports(folder.exports))
+    model = replace(
+        report_model(record, replace(verdict, next_steps=steps), rule, settings),
+        exports=read_exports(folder.exports),
+        judge=reading_of(folder, record),
+    )
     atomic_write_json(folder.verdict, asdict(verdict))
     atomic_write_text(folder.report, render_html(model))
     atomic_write_text(folder.card, render_card(model))
@@ -349,6 +354,7 @@ def outcome(folder: RunFolder, record: RunRecord, verdict: Verdict, model: Repor
         "probes": [asdict(line) for line in model.probe_lines],
         "gates": {gate.name: gate.state for gate in verdict.gates},
         "behaviour": None if model.behaviour is None else behaviour_json(model.behaviour),
+        "judge": None if model.judge is None else judge_json(model.judge),
         "arms": arms,
         "train_seconds": train.train_seconds if train else None,
         "search_seconds": train.search_seconds if train else None,

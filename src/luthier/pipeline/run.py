@@ -8,6 +8,7 @@ latency                 taken once, kept
 behaviour               rewordings, samples and typos of a few test items; answers cached
 probes                  refusals and general text, base and tuned model; answers cached
 more trainings          other seeds, parts of the rows, where asked for; also later, on a finished run
+judge                   a model compares the answers of the two arms, where one is named; replies cached
 record                  results.json: verdict and report are functions of it
 """
 
@@ -22,6 +23,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from luthier import __version__
+from luthier.arms.catalogue import Embeddings
 from luthier.core.console import Progress
 from luthier.core.environment import describe_environment
 from luthier.core.errors import InputError
@@ -37,9 +39,12 @@ from luthier.pipeline.arms import measure_all
 from luthier.pipeline.behaviour import measure_behaviour
 from luthier.pipeline.data import write_data_files
 from luthier.pipeline.decide import decision_rule, verdict_of
+from luthier.pipeline.embeddings import find_embeddings
 from luthier.pipeline.endpoint import endpoint_notes, has_failed_endpoint
 from luthier.pipeline.folds import cross_fit, read_whole
+from luthier.pipeline.judge import find_judge, with_judge
 from luthier.pipeline.measure import MeasureInputs
+from luthier.pipeline.paraphraser import find_paraphraser
 from luthier.pipeline.plan import TrainInputs
 from luthier.pipeline.prepare import Prepared, prepare
 from luthier.pipeline.probes import read_probes, with_probes
@@ -65,16 +70,20 @@ def run(settings: Settings, progress: Progress) -> dict[str, object]:
             prepared = prepare(settings, folder, progress, read_whole(settings) if settings.data.folds > 1 else None)
         _refuse_text(prepared.data.split)
         refuse_short_curve(settings, len(prepared.train_rows))
-        probes = read_probes(settings, prepared)
+        probes, judge = read_probes(settings, prepared), find_judge(settings)
+        find_paraphraser(settings)  # refused now, or never
         write_data_files(folder, prepared.data)
         _write_schema(settings, folder, prepared)
-        inputs = _measure_inputs(prepared, progress, should_stop)
+        embeddings = find_embeddings(settings, folder, progress, should_stop)
+        inputs = _measure_inputs(prepared, embeddings, progress, should_stop)
         key = digest(settings.identity())
         record = read_record(folder.results) if stage_is_done(folder, "measure", key) and stage_holds(folder, "train") else None
         if record is None or has_failed_endpoint(settings, record):
             trained = tune(settings, folder, TrainInputs.of(prepared, progress, should_stop, ALONE, watch))
             if settings.data.folds > 1:
-                arms = cross_fit(settings, folder, prepared, progress, should_stop, lambda it: _measure_inputs(it, progress, should_stop))
+                arms = cross_fit(
+                    settings, folder, prepared, progress, should_stop, lambda it: _measure_inputs(it, embeddings, progress, should_stop)
+                )
             else:
                 arms = measure_all(settings, folder, prepared, inputs, trained)
             record = make_record(settings, prepared, trained, arms)
@@ -82,6 +91,7 @@ def run(settings: Settings, progress: Progress) -> dict[str, object]:
         whole = train_again(settings, folder, prepared, inputs, record, progress=progress)
         whole = measure_behaviour(settings, folder, prepared, inputs, whole, progress=progress)
         whole = with_probes(settings, folder, prepared, inputs, probes, whole, progress=progress)
+        whole = with_judge(settings, folder, prepared, inputs, judge, whole, progress=progress)
         if whole is not record:
             _keep(folder, key, whole)
         if not folder.index.exists():
@@ -121,7 +131,9 @@ def _decide_and_report(settings: Settings, folder: RunFolder, record: RunRecord)
     return outcome(folder, record, verdict, model)
 
 
-def _measure_inputs(prepared: Prepared, progress: Progress, should_stop: Callable[[], bool]) -> MeasureInputs:
+def _measure_inputs(
+    prepared: Prepared, embeddings: Embeddings | None, progress: Progress, should_stop: Callable[[], bool]
+) -> MeasureInputs:
     return MeasureInputs(
         split=prepared.data.split,
         profile=prepared.data.profile,
@@ -131,6 +143,7 @@ def _measure_inputs(prepared: Prepared, progress: Progress, should_stop: Callabl
         on_progress=progress,
         should_stop=should_stop,
         documents=prepared.documents,
+        embeddings=embeddings,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, cast
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -189,6 +188,10 @@ class ArmSettings(Group):
     proposer: Literal["none", "model", "endpoint"] = Field(
         default="none", description="who proposes instructions for the arm instruction optimised: the model itself, the endpoint's, nobody"
     )
+    instructions: Texts = Field(
+        default=(),
+        description="files with instructions to try in that arm instead: text, or what DSPy saved as JSON; at most 2 x arms.shots",
+    )
     constrained: bool = Field(
         default=True,
         strict=True,
@@ -203,6 +206,11 @@ class ArmSettings(Group):
     consistency_temperature: Annotated[Real, Field(gt=0, le=2)] = Field(
         default=0.7, description="temperature these samples are drawn at; all other answers are greedy"
     )
+    paraphraser: Literal["none", "model", "endpoint", "judge"] = Field(
+        default="none",
+        description="who puts these rows in other words too, checked: the base model, the endpoint's model, the judge's, nobody",
+    )
+    paraphrases: Annotated[int, Field(strict=True, ge=1, le=4)] = Field(default=2, description="paraphrases of each of these rows")
     style_rows: CountOrZero = Field(
         default=60,
         description="free text: training rows the base model answers, so that its style can be told from that of your answers; 0: none",
@@ -216,6 +224,14 @@ class ArmSettings(Group):
 
     @model_validator(mode="after")
     def _same_effort(self) -> Self:
+        most = 2 * len(self.shots)
+        if len(self.instructions) > most:
+            raise ValueError(
+                f"arms.instructions at most {most} files, as many as the other arms have candidates; found {len(self.instructions)}"
+                " | leave some out"
+            )
+        if self.instructions and self.proposer != "none":
+            raise ValueError("arms.instructions or arms.proposer, not both: they are one arm with one budget | --set arms.proposer=none")
         if self.documents is not None and len(self.passages) != len(self.shots):
             some = ",".join(str(2**n) for n in range(len(self.shots)))
             raise ValueError(
@@ -280,43 +296,3 @@ class DecideSettings(Group):
     serves_other_work: bool = Field(
         default=False, strict=True, description="the tuned model will be asked other things too: what it has forgotten may then veto it"
     )
-
-
-class EndpointSettings(Group):
-    """A server whose model is prompted beside the local ones."""
-
-    url: str | None = Field(default=None, description="base address of an OpenAI-compatible server; null: none, and no network")
-    model: str | None = Field(default=None, description="name of the model there")
-    # In capitals, as such names are: a key given here by mistake has other letters too, and is refused before it is recorded.
-    key_env: str | None = Field(
-        default=None,
-        pattern=r"^[A-Z_][A-Z0-9_]*$",
-        description="environment variable that holds the key; the key itself is written nowhere",
-    )
-    context: Annotated[int, Field(strict=True, ge=256)] = Field(
-        default=8192, description="tokens that prompt and answer may take there, as this model's tokenizer counts them"
-    )
-    concurrency: Annotated[int, Field(strict=True, ge=1, le=64)] = Field(default=4, description="requests on their way at once")
-    timeout_s: Annotated[float, Field(strict=True, gt=0, le=3600)] = Field(
-        default=60.0, description="seconds for one request; then it is tried again"
-    )
-    retries: Annotated[int, Field(strict=True, ge=0, le=20)] = Field(
-        default=5, description="further attempts after a refusal that may pass (429, 5xx, no answer); then the arm has failed"
-    )
-    length_field: Literal["max_tokens", "max_completion_tokens"] = Field(
-        default="max_tokens", description="what the server calls the longest answer; newer OpenAI models want max_completion_tokens"
-    )
-    temperature: Annotated[float, Field(strict=True, ge=0, le=2)] | None = Field(
-        default=0.0, description="sent with each request; null: not sent, for models that refuse it"
-    )
-
-    @model_validator(mode="after")
-    def _address_and_model(self) -> Self:
-        if bool(self.url) != bool(self.model):
-            raise ValueError("endpoint.url and endpoint.model, both or neither | --endpoint URL --endpoint-model NAME")
-        return self
-
-    @property
-    def shown_name(self) -> str:
-        """The model and whose it is, as tables show it; empty without an address."""
-        return f"{self.model} at {urlsplit(self.url).netloc}" if self.url else ""

@@ -19,13 +19,13 @@ from luthier.core.hashing import sha256_file
 from luthier.data.documents import digest_documents
 from luthier.pipeline.origin import MAX_YAML_BYTES, Problem, flatten, put, read_value, read_yaml
 from luthier.pipeline.refusal import nearest, problems_of, raise_all
+from luthier.pipeline.server_settings import EmbeddingSettings, EndpointSettings, JudgeSettings
 from luthier.pipeline.setting_groups import (
     ArmSettings,
     Count,
     CountOrZero,
     DataSettings,
     DecideSettings,
-    EndpointSettings,
     Group,
     ModelSettings,
     ProbeSettings,
@@ -42,13 +42,15 @@ DIGEST_CHARS = 16
 BENIGN = frozenset(
     {"threads", "run_dir", "fresh", "train.micro_batch", "train.checkpoint_activations", "train.save_every", "train.shard"}
     | {"arms.train_seeds", "arms.learning_curve"}  # add to what was measured, and change nothing of it
-    | {"arms.style_rows"} | {f"arms.consistency_{name}" for name in ("items", "samples", "temperature")}  # the same
-    | {f"endpoint.{name}" for name in ("key_env", "concurrency", "timeout_s", "retries")}
+    | {"arms.style_rows", "arms.paraphraser", "arms.paraphrases"}  # the same
+    | {f"arms.consistency_{name}" for name in ("items", "samples", "temperature")}
+    | {f"{group}.{name}" for group in ("endpoint", "embeddings") for name in ("key_env", "concurrency", "timeout_s", "retries")}
     | {f"decide.{name}" for name in ("margin", "min_quality", "volume", "usd_per_hour", "hosting", "labelling", "months")}
     | {"decide.serves_other_work"}
     # Probes change nothing of what was measured; where they changed they are measured anew.
     | {f"probes.{name}" for name in ("safety", "safety_prompts", "safety_items", "max_new_tokens", "retention")}
     | {f"probes.constraint_{name}" for name in ("prompts", "items", "tokens")}
+    | {f"judge.{name}" for name in JudgeSettings.model_fields}  # adds to what was measured; another judge is asked anew
     | {f"decide.usd_per_m_{name}" for name in ("input", "cached_input", "output")}
 )  # fmt: skip
 
@@ -60,8 +62,10 @@ class Settings(Group):
     model: ModelSettings = Field(default=ModelSettings(), description="the model")
     train: TrainSettings = Field(default=TrainSettings(), description="fine-tuning")
     endpoint: EndpointSettings = Field(default=EndpointSettings(), description="a model behind an address")
+    embeddings: EmbeddingSettings = Field(default=EmbeddingSettings(), description="embeddings for retrieval")
     arms: ArmSettings = Field(default=ArmSettings(), description="what is measured")
     probes: ProbeSettings = Field(default=ProbeSettings(), description="what is measured beside the test items")
+    judge: JudgeSettings = Field(default=JudgeSettings(), description="a model that compares the answers")
     decide: DecideSettings = Field(default=DecideSettings(), description="what the verdict weighs")
     seed: CountOrZero = Field(default=0, description="seed of every random choice; the same seed gives the same run")
     run_dir: str = Field(default="", description="folder of the run; empty: runs/ and the name of the first data file")
@@ -96,6 +100,7 @@ class Settings(Group):
         files = {**{f"data.paths[{i}]": path for i, path in enumerate(data.paths)}, "data.test": data.test, "data.dev": data.dev}
         del flat["data.paths"]
         flat["arms.documents"] = _documents(self.arms.documents)
+        flat["arms.instructions"] = [_content(path) for path in self.arms.instructions]
         return {**flat, **{key: _content(path) for key, path in files.items()}, "data.paths.count": len(data.paths)}
 
     def benign(self) -> dict[str, object]:
@@ -107,6 +112,8 @@ class Settings(Group):
         values = self.model_dump(mode="json", exclude={"fresh"})
         values["model"]["name"] = _absolute(self.model.name)  # the run is opened from any folder
         values["model"]["larger"] = [_absolute(name) for name in self.model.larger]
+        if self.judge.model and not self.judge.url:
+            values["judge"]["model"] = _absolute(self.judge.model)
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
 
 

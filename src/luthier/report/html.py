@@ -20,6 +20,7 @@ from luthier.metrics.catalogue import LOWER_IS_BETTER, MEANINGS
 from luthier.metrics.form import BEHAVIOUR_MEANINGS
 from luthier.report import behaviour, numbers, plots
 from luthier.report.model import ArmRow, ItemGroups, ItemPair, ReportModel, pair_items, primary_of, told_comparison
+from luthier.verdict.judge import judge_conditions, judge_words
 
 DEFAULT_TEXT_BYTES = 400  # of rendered HTML; a template asks for more with |clip(n)
 ANSWER_BYTES = 1_200
@@ -96,6 +97,8 @@ def render_html(model: ReportModel) -> str:
             efforts=list(dict.fromkeys(key for arm in model.arms for key in arm.effort))[: MAX_ROWS["efforts"]],
             meanings=meanings,
             behaviour_summary=behaviour.summary(model.behaviour) if model.behaviour else (),
+            judge_sentences=judge_words(model.judge) if model.judge else (),
+            judge_note=judge_conditions(model.judge, seed=model.split.seed) if model.judge and model.judge.record.judged else "",
             lower_is_better=[name for name in scored if name in LOWER_IS_BETTER],
             num_bad_losses=sum(
                 not math.isfinite(loss) for point in model.curve for loss in (point.train_loss, point.dev_loss) if loss is not None

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from luthier.core.exports import ExportRecord
 from luthier.core.types import ArmFamily, ArmResult, Comparison, Estimate, Finding, ItemScore, TaskProfile, Verdict
 from luthier.verdict.behaviour import Behaviour
+from luthier.verdict.judge import JudgeReading
 from luthier.verdict.probes import ProbeLine
 from luthier.verdict.slices import Slice
 
@@ -124,6 +125,7 @@ class ReportModel:
     behaviour: Behaviour | None = None  # before and after
     probe_lines: tuple[ProbeLine, ...] = ()  # base and tuned model beside the test items
     probe_notes: tuple[str, ...] = ()  # how they were probed, and how wrong the detector is
+    judge: JudgeReading | None = None  # a model's comparison of the two arms, and whether it may be believed
     prompt_lengths_tokens: tuple[int, ...] = ()
     response_lengths_tokens: tuple[int, ...] = ()
     config: Mapping[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])  # dotted key -> (value, origin)

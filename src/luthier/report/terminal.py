@@ -13,6 +13,7 @@ from luthier.core.untrusted import render_untrusted
 from luthier.report import numbers
 from luthier.report.behaviour import terminal_words
 from luthier.report.model import ArmRow, ReportModel, primary_of
+from luthier.verdict.judge import judge_words
 
 COLUMNS = 80
 NAME_COLUMNS = 32
@@ -39,6 +40,8 @@ def verdict_lines(model: ReportModel, *, report_path: str = "report.html") -> li
     lines += ["", *_arm_lines(model), ""]
     if model.behaviour:
         lines += _wrapped(terminal_words(model.behaviour), "  Change: ", "          ", max_lines=4)
+    if model.judge:
+        lines += _wrapped(judge_words(model.judge)[0], "  Judge:  ", "          ", max_lines=4)
     for index, line in enumerate(model.probe_lines):
         before = "  Probes: " if index == 0 else "          "
         lines += _wrapped(f"{line.what}: base {line.base}, tuned {line.tuned}, n = {line.n}", before, "          ", max_lines=3)

@@ -3,13 +3,14 @@
 manifest.json           what the results depend on, and which stages are done
 config.yaml             the settings, as they are read back
 lock, owner.json        who works on it
-journal/                events, generations, steps: append-only
+journal/                events, generations, embeddings, steps: append-only
 check.json, rejects.jsonl, split.json, split/{train,dev,test}.jsonl
 answer_schema.json      what JSON answers were held to while they were written
 train/                  checkpoints, probes, the forecast
 stacks.txt              where every thread was when a section took too long
 adapter/ or model/      what was trained: an adapter in the standard PEFT format, or a whole model folder
 latency.json, larger/   single-request times, those of larger models in a folder each
+judge_labels.json       what a person said of pairs that a judge compared; kept by --fresh
 chat/                   conversations with what was trained, a journal each; the user's, kept by --fresh
 folds/                  the folds of a cross-fitted run: a folder each, laid out like this one
 again/                  the recipe trained again, from another seed or on part of the rows: a folder each, laid out like this one
@@ -74,6 +75,11 @@ class RunFolder:
     def journal_generations(self) -> Path:
         """The generation cache."""
         return self.root / "journal" / "generations.jsonl"
+
+    @property
+    def journal_embeddings(self) -> Path:
+        """Vectors of texts, for retrieval."""
+        return self.root / "journal" / "embeddings.jsonl"
 
     @property
     def journal_steps(self) -> Path:
@@ -146,6 +152,11 @@ class RunFolder:
     def results(self) -> Path:
         """The record: everything measured."""
         return self.root / "results.json"
+
+    @property
+    def judge_labels(self) -> Path:
+        """What a person said of the judge's pairs: the user's work, as conversations are."""
+        return self.root / "judge_labels.json"
 
     @property
     def exports(self) -> Path:
@@ -338,7 +349,8 @@ def _owner_pid(folder: RunFolder) -> int | None:
 
 def _tell(folder: RunFolder, *, is_new: bool, killed_pid: int | None) -> None:
     """Write down how this call found the folder."""
-    torn = [path.name for path in (folder.journal_events, folder.journal_generations, folder.journal_steps) if torn_tail(path)]
+    journals = (folder.journal_events, folder.journal_generations, folder.journal_embeddings, folder.journal_steps)
+    torn = [path.name for path in journals if torn_tail(path)]
     append(
         folder.journal_events,
         {"event": "created" if is_new else "resumed", "pid": os.getpid(), "taken_over_from_pid": killed_pid, "torn_journals": torn},

@@ -155,6 +155,9 @@ def _consistency(table: Table) -> BehaviourGroup:
             is_part=True,
         ),
         make_line(table, "order", "solved examples in another order: the same answer", agreeing("order"), is_part=True),
+        make_line(
+            table, "paraphrased", f"put in other words by {plan.paraphraser}: the same answer", agreeing("paraphrased"), is_part=True
+        ),
         make_line(table, "valid again", "in the wanted form, all of these answers", valid),
         BehaviourLine(
             key="spread",
@@ -168,7 +171,27 @@ def _consistency(table: Table) -> BehaviourGroup:
         "All other answers of this report are greedy (temperature 0) and would repeat themselves exactly: the samples show how close the "
         "second best was. The spread contains chance: with so few items some is there without any true one."
     )
-    return BehaviourGroup(title=title, explanation=explanation, lines=tuple(line for line in lines if _has_value(line)), notes=failed)
+    return BehaviourGroup(
+        title=title,
+        explanation=explanation,
+        lines=tuple(line for line in lines if _has_value(line)),
+        notes=(*failed, *_paraphrase_notes(table)),
+    )
+
+
+def _paraphrase_notes(table: Table) -> tuple[str, ...]:
+    """How many paraphrases passed, and why the others did not."""
+    found = table.found.paraphrases
+    if found is None:
+        return ()
+    if found.failed:
+        return (f"No paraphrases by {found.by}: {found.failed}",)
+    reasons = "; ".join(f"{count} × {reason}" for reason, count in found.refused.items())
+    return (
+        f"{found.by} was asked for {found.num_asked:,} paraphrases. {found.num_kept:,}, of {found.num_items:,} items, passed the checks of "
+        f"what must be kept; refused: {reasons or 'none'}. Items without one are not in that line, and it is no part of the agreement in "
+        "all.",
+    )
 
 
 def _tone(table: Table) -> BehaviourGroup:

@@ -33,6 +33,23 @@ class StyleRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ParaphraseRecord:
+    """What a model made of the items asked again, and what the checks refused of it."""
+
+    by: str
+    num_asked: int = 0
+    num_items: int = 0  # with at least one paraphrase that passed
+    refused: Mapping[str, int] = field(default_factory=dict[str, int])  # reason -> how many
+    seconds: float = 0.0
+    failed: str = ""  # why there are none
+
+    @property
+    def num_kept(self) -> int:
+        """Those that passed."""
+        return self.num_asked - sum(self.refused.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BehaviourRecord:
     """What the behaviour of the arms is read from, beside their answers to the locked items."""
 
@@ -45,6 +62,7 @@ class BehaviourRecord:
     style_note: str  # why there is no style match; empty where there is
     predicted_seconds: float
     seconds: float
+    paraphrases: ParaphraseRecord | None = None  # None: nobody was asked for any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

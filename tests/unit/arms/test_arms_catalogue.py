@@ -49,6 +49,7 @@ def candidate(arm: Arm, **params: str):
 def test_names_families_and_equal_numbers_of_candidates() -> None:
     arms = plan()
     asked_for = {"instruction optimised", "documents", "tuned + documents"}  # only where a model proposes, or there are documents
+    asked_for |= {"few-shot by embeddings", "documents by embeddings", "tuned + embeddings"}  # only where a server embeds
     assert tuple(arms) == tuple(name for name in ARM_NAMES if name not in asked_for)
     assert [arm.family for arm in arms.values()] == [*["floor"] * 3, *["prompt"] * 4, *["tuned"] * 2]
     assert [arm.model for arm in arms.values()] == [*["none"] * 3, *["base"] * 4, *["tuned"] * 2]

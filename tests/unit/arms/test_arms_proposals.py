@@ -64,3 +64,15 @@ def test_proposals_become_candidates_with_the_form_of_the_answer() -> None:
 def test_nothing_usable_is_a_failed_arm_not_a_zero(texts: tuple[str, ...], limit: int) -> None:
     arm = proposed_arm(TRAIN, PROFILE, texts, max_prompt_chars=limit, by="the model itself")
     assert arm.failed is not None and "no proposal of the model itself can be used" in arm.failed and not arm.candidates
+
+
+def test_what_a_person_gave_is_never_cut() -> None:
+    long = "Be exact. " * 1000
+    arm = proposed_arm(TRAIN, PROFILE, [long, "Be brief."], max_prompt_chars=50_000, by="a.txt, b.json", are_given=True)
+    assert [c.params["instruction"] for c in arm.candidates] == [long.strip(), "Be brief."]
+    assert all(c.params["instruction"] in c.build(TRAIN[0])[0].content for c in arm.candidates)
+    assert arm.description == "Instructions given, not proposed here: a.txt, b.json, the best on dev."
+    again = proposed_arm(TRAIN, PROFILE, [long.strip()], max_prompt_chars=50_000, by="", are_given=True)  # as a run makes it once more
+    assert again.candidates[0].build(TRAIN[3]) == arm.candidates[0].build(TRAIN[3])
+    too_long = proposed_arm(TRAIN, PROFILE, [long], max_prompt_chars=500, by="a.txt", are_given=True)
+    assert too_long.failed is not None and "no instruction of a.txt can be used" in too_long.failed

@@ -248,6 +248,7 @@ def test_every_command_has_json_debug_help_and_exit_codes() -> None:
         "estimate",
         "decide",
         "report",
+        "judge",
         "chat",
         "feedback",
         "serve",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -39,7 +39,11 @@ def _bench() -> Bench:
 
 
 def _ask(
-    monkeypatch: pytest.MonkeyPatch, plan: AskPlan, model: Any = None, shots: Sequence[Example] = ()
+    monkeypatch: pytest.MonkeyPatch,
+    plan: AskPlan,
+    model: Any = None,
+    shots: Sequence[Example] = (),
+    paraphrased: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[tuple[AskedAgain, ...], list[tuple[Any, GenerationRequest]]]:
     seen: list[tuple[Any, GenerationRequest]] = []
 
@@ -56,7 +60,7 @@ def _ask(
     candidate = Candidate(params={}, build=lambda item: with_shots(item, shots, shared=Shared(system="", instruction="Name it.")))
     items = chosen_items(ITEMS, plan)
     profile = TaskProfile(kind="label", evidence="", labels=("card", "money"))
-    return ask_again(candidate, items, model, _bench(), plan, learn_form(ITEMS, profile), "arm"), seen
+    return ask_again(candidate, items, model, _bench(), plan, learn_form(ITEMS, profile), "arm", paraphrased), seen
 
 
 def test_fewer_items_lie_within_more() -> None:
@@ -76,6 +80,20 @@ def test_every_way_once_and_only_samples_are_drawn(monkeypatch: pytest.MonkeyPat
     assert {one.way for one in asked} == {"repeat", "reworded", "input"}
     assert all(one.score == 1.0 and one.is_valid == 1.0 and one.latency_s == 0.5 for one in asked)
     assert [one.item_id for one in asked] == [item.id for item in chosen_items(ITEMS, PLAN) for _ in range(7)]
+
+
+def test_paraphrases_are_asked_greedily_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, *_ = chosen_items(ITEMS, PLAN)
+    asked, seen = _ask(monkeypatch, PLAN, paraphrased={first.id: ["in other words", "otherwise said"], second.id: ["again"]})
+    told = [one for one in asked if one.way == "paraphrased"]
+    assert [(one.item_id, one.name, one.shown) for one in told] == [
+        (first.id, "paraphrase 1", "in other words"),
+        (first.id, "paraphrase 2", "otherwise said"),
+        (second.id, "paraphrase 1", "again"),
+    ]
+    assert len(seen) == 5 * 7 + 3
+    assert [request.messages[-1].content for _, request in seen[-3:]] == ["in other words", "otherwise said", "again"]
+    assert {request.temperature for _, request in seen[-3:]} == {0.0}
 
 
 def test_samples_and_temperature_are_those_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from tests.fixtures.fake_server import Answer, fake_server
 from luthier.core.errors import ConfigError, EndpointError, RunError
 from luthier.core.types import Generation, GenerationRequest, Message
 from luthier.generate import http_post
-from luthier.generate.endpoint import MAX_WAIT_S, Endpoint, _asked_wait_s, _Garbage, _is_same_model, _read_answer, ask
+from luthier.generate.endpoint import MAX_WAIT_S, Endpoint, Garbage, _asked_wait_s, _is_same_model, _read_answer, ask
 from luthier.generate.http_post import check_url
 from luthier.generate.store import NoStore
 from luthier.store.cache import GenerationCache
@@ -297,7 +297,7 @@ def test_whatever_a_server_says_is_an_answer_or_a_known_error(body: bytes) -> No
     [request] = _requests(1)
     try:
         found = _read_answer(_endpoint("http://127.0.0.1:1/"), request, body)
-    except (_Garbage, EndpointError):
+    except (Garbage, EndpointError):
         return
     found.text.encode("utf-8")
     assert all(n is None or n >= 0 for n in (found.num_prompt_tokens, found.num_cached_tokens, found.num_new_tokens))

@@ -50,6 +50,8 @@ def test_agreement_of_one_item() -> None:
     assert found.paraphrase == pytest.approx(3 / 6)  # card, card, money, card: the first answer is one of them
     assert found.order == 0.0
     assert found.overall == pytest.approx((1 / 3 + 1 / 2) / 2)
+    told = agreement("card", [*again, *_again("paraphrased", "card", "money")], LABEL)
+    assert told.paraphrased == 0.5 and found.paraphrased is None and told.overall == found.overall  # no part of what the gate looks at
     assert agreement("card", _again("order", "card"), LABEL).overall is None  # few-shot arms alone have another order
     assert sample_confidence("card", again, LABEL) == pytest.approx(2 / 3)
     assert sample_confidence("card", _again("input", "card"), LABEL) is None
