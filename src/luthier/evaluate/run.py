@@ -16,7 +16,8 @@ from statistics import fmean
 from luthier.arms.prompts import Arm, Candidate
 from luthier.arms.search import Effort, choose
 from luthier.core.errors import EndpointError, InputError
-from luthier.core.types import HELD, ArmResult, Example, Generation, GenerationRequest, ItemScore, Message, Wait
+from luthier.core.types import HELD, ArmResult, Example, Generation, GenerationRequest, ItemScore, Message
+from luthier.core.wait import Wait
 from luthier.generate.choices import open_choices
 from luthier.generate.endpoint import Endpoint, ask
 from luthier.generate.held import can_hold_to_schema

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from luthier.core.errors import InputError
 from luthier.core.hashing import digest
-from luthier.core.types import Generation, GenerationRequest, Sampling, Wait
+from luthier.core.types import Generation, GenerationRequest, Sampling
+from luthier.core.wait import Wait
 from luthier.generate.batching import plan_batches
 from luthier.generate.choices import Choices, ChoiceStep, open_choices
 from luthier.generate.decode import decode
@@ -104,6 +105,59 @@ def check_fits(local: LocalModel, request: GenerationRequest, num_prompt_tokens:
         )
 
 
+class _Writing:
+    """What the answers of one batch are held to while they are written, and where each stands. Row by row."""
+
+    def __init__(self, local: LocalModel, requests: Sequence[GenerationRequest], on_first: Callable[[], None] | None) -> None:
+        self._encoder = local.encoder
+        self._on_first = on_first
+        self.stops = [_stop(local, request) for request in requests]
+        self.choices = [choices_of(local, request) for request in requests]
+        self.schemas = [schema_of(local, request) for request in requests]
+        self.is_complete = [False] * len(requests)  # a label or an object, behind which only the end could stand
+        self.spelled = [b""] * len(requests)
+        self.steps: list[list[ChoiceStep]] = [[] for _ in requests]
+        self._tails: list[list[int]] = [[] for _ in requests]
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether tokens need to be looked at one by one."""
+        return any(self.stops) or any(self.choices) or any(self.schemas) or self._on_first is not None
+
+    def allowed(self, row: int) -> Tensor | None:
+        held, schema = self.choices[row], self.schemas[row]
+        if schema is not None:
+            return schema.allowed()
+        return None if held is None else held.allowed(self.spelled[row])
+
+    def accepts(self, row: int, token: int) -> bool:
+        schema = self.schemas[row]
+        return schema is None or schema.accepts(token)
+
+    def on_choice(self, row: int, ids: Tensor, logprobs: Tensor) -> None:
+        self.steps[row].append(ChoiceStep(self.spelled[row], ids, logprobs))
+
+    def goes_on(self, row: int, token: int) -> bool:
+        if self._on_first is not None:
+            self._on_first()
+            self._on_first = None
+        held, schema = self.choices[row], self.schemas[row]
+        if held is not None:
+            self.spelled[row] = held.after(self.spelled[row], token)
+            self.is_complete[row] = held.is_complete(self.spelled[row])
+        elif schema is not None:
+            self.is_complete[row] = schema.write(token)
+        if self.is_complete[row]:
+            return False
+        self._tails[row] = [*self._tails[row][1 - STOP_TOKENS :], token]
+        return not self.stops[row] or self.stops[row] not in self._encoder.decode(self._tails[row]).lstrip()
+
+    def logprob(self, row: int) -> float | None:
+        """Of the label that was written, among the labels."""
+        held = self.choices[row]
+        return None if held is None else held.logprob(self.spelled[row], self.steps[row])
+
+
 def _decode_batch(
     local: LocalModel,
     requests: Sequence[GenerationRequest],
@@ -116,43 +170,8 @@ def _decode_batch(
     """One batch to its end. `on_first` is called when the first token is there."""
     started = time.perf_counter()
     num_prefix = len(prefix.ids)
-    stops = [_stop(local, request) for request in requests]
-    choices = [choices_of(local, request) for request in requests]
-    schemas = [schema_of(local, request) for request in requests]
-    is_complete = [False] * len(requests)
-    spelled = [b""] * len(requests)
-    tails: list[list[int]] = [[] for _ in requests]
-    steps: list[list[ChoiceStep]] = [[] for _ in requests]
-
-    def allowed(row: int) -> Tensor | None:
-        held, schema = choices[row], schemas[row]
-        if schema is not None:
-            return schema.allowed()
-        return None if held is None else held.allowed(spelled[row])
-
-    def accepts(row: int, token: int) -> bool:
-        schema = schemas[row]
-        return schema is None or schema.accepts(token)
-
-    def on_choice(row: int, ids: Tensor, logprobs: Tensor) -> None:
-        steps[row].append(ChoiceStep(spelled[row], ids, logprobs))
-
-    def goes_on(row: int, token: int) -> bool:
-        nonlocal on_first
-        if on_first is not None:
-            on_first()
-            on_first = None
-        held, schema = choices[row], schemas[row]
-        if held is not None:
-            spelled[row] = held.after(spelled[row], token)
-            is_complete[row] = held.is_complete(spelled[row])
-        elif schema is not None:
-            is_complete[row] = schema.write(token)
-        if is_complete[row]:
-            return False
-        tails[row] = [*tails[row][1 - STOP_TOKENS :], token]
-        return not stops[row] or stops[row] not in local.encoder.decode(tails[row]).lstrip()
-
+    writing = _Writing(local, requests, on_first)
+    has_choices, has_schemas = any(writing.choices), any(writing.schemas)
     written = decode(
         local.voices,
         prefix,
@@ -160,24 +179,24 @@ def _decode_batch(
         max_new_tokens=[request.max_new_tokens for request in requests],
         eos_ids=local.encoder.eos_ids,
         sampling=[Sampling(temperature=request.temperature, seed=request.seed) for request in requests],
-        on_token=goes_on if any(stops) or any(choices) or any(schemas) or on_first is not None else None,
-        allowed=allowed if any(choices) or any(schemas) else None,
-        accepts=accepts if any(schemas) and not any(choices) else None,
-        on_choice=on_choice if any(choices) else None,
+        on_token=writing.goes_on if writing.is_watched else None,
+        allowed=writing.allowed if has_choices or has_schemas else None,
+        accepts=writing.accepts if has_schemas and not has_choices else None,
+        on_choice=writing.on_choice if has_choices else None,
     )
     share_s = (time.perf_counter() - started) / len(requests) + prefix_share_s
     return [
         Generation(
             item_id=request.item_id,
-            text=_before(local.encoder.decode(ids), stop),
-            finish="length" if len(ids) >= request.max_new_tokens and not is_complete[row] else "stop",
+            text=_before(local.encoder.decode(ids), writing.stops[row]),
+            finish="length" if len(ids) >= request.max_new_tokens and not writing.is_complete[row] else "stop",
             num_prompt_tokens=len(prompt),
             num_cached_tokens=num_prefix,
             num_new_tokens=len(ids),
             latency_s=share_s,
-            choice_logprob=None if held is None else held.logprob(spelled[row], steps[row]),
+            choice_logprob=writing.logprob(row),
         )
-        for row, (request, prompt, ids, stop, held) in enumerate(zip(requests, prompts, written, stops, choices, strict=True))
+        for row, (request, prompt, ids) in enumerate(zip(requests, prompts, written, strict=True))
     ]
 
 

@@ -13,7 +13,8 @@ from luthier.arms.prompts import Arm, Candidate
 from luthier.arms.proposals import NAME as OPTIMISED
 from luthier.arms.proposals import PROPOSAL_TOKENS
 from luthier.core.hashing import digest
-from luthier.core.types import ArmResult, Example, Split, TaskProfile, Wait
+from luthier.core.types import ArmResult, Example, Split, TaskProfile
+from luthier.core.wait import Wait
 from luthier.data.answer_schema import AnswerSchema, learn_schema
 from luthier.data.documents import Documents
 from luthier.data.instructions import read_instruction

@@ -94,13 +94,7 @@ def prepare(settings: Settings, folder: RunFolder, progress: Progress, data: Pre
     _refuse_unknown_arms(settings.arms.skip)
     for file in settings.arms.instructions:
         read_instruction(Path(file))
-    chosen = {DTYPE_FACT: precision.name, DEVICE_FACT: precision.device.type}
-    weights = {"model.sha256": info.sha256, **{f"{Path(name).name}.sha256": one.sha256 for name, one in larger.items()}}
-    hold_to(folder, {**weights, **_wording(model_path, encoder), **chosen})
-    if documents is not None:
-        hold_to(folder, {"arms.documents": f"sha256 {documents.digest}"})  # it could have changed since the settings were looked at
-    if own is not None:
-        hold_to(folder, {f"{KEY}.sha256": own.sha256})
+    _hold_run_to(folder, info, larger, precision, documents, own, _wording(model_path, encoder))
     split, too_long = _measurable(encoder, data.split, info.context - max_new_tokens)
     cut = _cut_references(encoder, split.test, max_new_tokens)
     return Prepared(
@@ -119,6 +113,24 @@ def prepare(settings: Settings, folder: RunFolder, progress: Progress, data: Pre
         own_metric=own,
         own_metric_note=own_note,
     )
+
+
+def _hold_run_to(
+    folder: RunFolder,
+    info: ModelInfo,
+    larger: Mapping[str, ModelInfo],
+    precision: Precision,
+    documents: Documents | None,
+    own: OwnMetric | None,
+    wording: dict[str, str],
+) -> None:
+    """What the run is made of, besides its settings: it may not change between two calls."""
+    facts = {"model.sha256": info.sha256, **{f"{Path(name).name}.sha256": one.sha256 for name, one in larger.items()}, **wording}
+    hold_to(folder, {**facts, DTYPE_FACT: precision.name, DEVICE_FACT: precision.device.type})
+    if documents is not None:
+        hold_to(folder, {"arms.documents": f"sha256 {documents.digest}"})  # it could have changed since the settings were looked at
+    if own is not None:
+        hold_to(folder, {f"{KEY}.sha256": own.sha256})
 
 
 def _wording(model_path: Path, encoder: ChatEncoder) -> dict[str, str]:

@@ -13,7 +13,8 @@ from tests.fixtures.tiny_model import make_tiny_model
 from transformers import AutoModelForCausalLM
 
 from luthier.core.errors import InputError, ModelError
-from luthier.core.types import Generation, GenerationRequest, Message, Sampling, Wait
+from luthier.core.types import Generation, GenerationRequest, Message, Sampling
+from luthier.core.wait import Wait
 from luthier.generate.batching import MAX_PAIRS, plan_batches
 from luthier.generate.decode import decode
 from luthier.generate.local import LocalModel, generate, peak_memory_gib, shared_prefix, single_latencies

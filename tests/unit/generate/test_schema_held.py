@@ -74,6 +74,7 @@ def test_an_answer_that_is_cut_off_says_so(local: LocalModel) -> None:
 def test_which_tokens_may_follow_is_told_alike_one_by_one_and_all_at_once(local: LocalModel) -> None:
     held = hold_to_schema(json.dumps(SCHEMA), local.encoder, VOCAB)
     assert held is not None
+    is_complete = False
     for token in local.encoder.encode_bare('{"intent": "open", "handover": true, "n": null}'):
         allowed = held.allowed().tolist()
         accepted = [t for t in range(VOCAB) if held.accepts(t)]

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 from tests.unit.verdict.made_arms import arm, paired, rule
 
+from luthier.core.types import ArmResult
 from luthier.verdict.larger import larger_sentences
 
 TUNED, BIG = paired(200, 150, 20, 10)
 SIZES = {"small": 135_000_000, "big": 1_700_000_000}
 
 
-def _arms(*, big_seconds: float | None = 10.0) -> tuple:
+def _arms(*, big_seconds: float | None = 10.0) -> tuple[ArmResult, ...]:
     tuned = replace(arm("tuned", TUNED, family="tuned"), model="small, tuned")
     own = arm("few-shot", BIG, family="prompt")
     weak = replace(arm("zero-shot · big", [0.0] * 200, family="prompt", dev=0.1), model="big")
