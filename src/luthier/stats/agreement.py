@@ -19,7 +19,8 @@ def cohen_kappa(a: Sequence[str], b: Sequence[str], clusters: Sequence[str], *, 
     """Kappa of two raters over the same items (Cohen 1960), clusters resampled whole.
 
     Kappa is (agreement - chance) / (1 - chance), chance being what two raters with these shares of verdicts agree on by accident. None
-    where there is no item, or both gave one and the same verdict throughout: chance is then 1, and nothing can be said. Where fewer than
+    where there is no item, or one of them gave the same verdict throughout: kappa is then 0, or undefined, in every resample, and an
+    interval without width would be false certainty. Where fewer than
     three items are rated unlike, the lower end is at most that of three: a bootstrap cannot show a disagreement that did not happen.
     """
     n = len(a)
@@ -27,7 +28,7 @@ def cohen_kappa(a: Sequence[str], b: Sequence[str], clusters: Sequence[str], *, 
     place = {name: i for i, name in enumerate(names)}
     first, second = (np.array([place[name] for name in ratings], dtype=np.int64) for ratings in (a, b))
     value = _kappa(first, second, len(names))
-    if value is None:
+    if value is None or len(set(a)) == 1 or len(set(b)) == 1:
         return Estimate(value=None, low=None, high=None, n=n, method="not measured")
 
     def interval(second: NDArray[np.int64]) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from luthier.verdict.settings import EPSILON
 
 MIN_LABELS = 50
 MIN_KAPPA = 0.6
+MAX_UNREADABLE = 0.1  # of all replies
 MAX_MOVED = 0.05  # of the scale from 0 to 1, by answers that ask for marks
 SAMPLE_PAIRS = 60
 NOT_MEASURED = Estimate(value=None, low=None, high=None, n=0, method="not measured")
@@ -154,6 +155,9 @@ def _doubts(record: JudgeRecord, asked: Sequence[Judged], moved: float | None, k
         out.append("the judge, or the person, gave one and the same verdict throughout, so that their agreement says nothing")
     elif kappa.value < MIN_KAPPA:
         out.append(f"its agreement with the person is kappa {kappa.value:.2f}, below {MIN_KAPPA:g}")
+    replies = [choice for one in (*asked, *record.attacks) for choice in (one.prompt_first, one.tuned_first)]
+    if replies and replies.count(None) > MAX_UNREADABLE * len(replies):
+        out.append(f"{replies.count(None):,} of its {len(replies):,} replies, the attacks included, held no verdict")
     if moved is not None and moved > MAX_MOVED + EPSILON:
         out.append(f"answers that ask for marks gain {moved:.3f} by it, more than {MAX_MOVED:g}")
     if record.is_contestant:

@@ -97,6 +97,18 @@ def test_a_judge_among_the_judged_and_a_swayed_one_are_never_calibrated() -> Non
     assert read_judge(_record(judged, attacks=two), labels, {}, seed=0).is_calibrated
 
 
+def test_a_judge_that_hardly_ever_decides_is_not_calibrated_by_its_silence() -> None:
+    """Ties without a verdict would pass every other check: nothing moves them, and a person may find ties too."""
+    judged = _many(30, 25, 25)
+    labels = _labels(judged, 0)
+    silent = tuple(_judged(n, None, None) for n in range(20))
+    reading = read_judge(_record(judged, attacks=silent), labels, {}, seed=0)
+    assert reading.moved == 0 and reading.kappa.value == 1.0
+    assert any("40 of its 200 replies, the attacks included, held no verdict" in doubt for doubt in reading.doubts)
+    few = tuple(_judged(n, None if n < 5 else "tie", "tie") for n in range(20))
+    assert read_judge(_record(judged, attacks=few), labels, {}, seed=0).is_calibrated
+
+
 def test_labels_of_other_pairs_count_for_nothing() -> None:
     judged = _many(30, 25, 25)
     assert read_judge(_record(judged), {f"other{n}": "tuned" for n in range(80)}, {}, seed=0).num_labels == 0
