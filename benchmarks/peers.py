@@ -110,7 +110,7 @@ def _row(work: str, peer: str, found: dict[str, Any]) -> str:
     speeds = median(ours, "tokens_per_s"), median(best, "tokens_per_s")
     if speeds[1] is None:
         failed = next((run["failed"] for run in best if "failed" in run), "not measured")
-        return f"| {work} | {peer} | {shown(ours, 'tokens_per_s', '.0f')} | cannot run here: {failed.replace('|', '/')} | | | | | |"
+        return f"| {work} | {peer} | {shown(ours, 'tokens_per_s', '.0f')} | cannot run here: {failed.replace('|', '/')} | | | | | | |"
     mems = median(ours, "peak_rss_gb"), median(best, "peak_rss_gb")
     losses = [median(side, "held_out_loss") for side in (ours, best)]
     cells = [
@@ -119,16 +119,18 @@ def _row(work: str, peer: str, found: dict[str, Any]) -> str:
         shown(ours, "peak_rss_gb", ".2f"), shown(best, "peak_rss_gb", ".2f"),
         f"{mems[0] / mems[1]:.2f}" if mems[0] and mems[1] else "not measured",
         " / ".join("not measured" if loss is None else f"{loss:.3f}" for loss in losses),
+        f"{found['environment']['git_revision']}, {found['environment']['bf16 product GFLOP/s']}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 
 
 def write_table(results: dict[str, Any]) -> None:
     heads = ("work", "peer, its best", "Luthier tokens/s", "peer tokens/s", "times", "Luthier peak GB", "peer's peak GB", "share")
-    heads = (*heads, "held-out loss, ours / theirs")
+    heads = (*heads, "held-out loss, ours / theirs", "measured at revision, bf16 GFLOP/s then")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     lines += [_row(work, peer, found) for work, peers in results["works"].items() for peer, found in peers.items()]
-    conditions = "; ".join(f"{key}: {value}" for key, value in results["environment"].items())
+    kept = {key: value for key, value in results["environment"].items() if key not in ("git_revision", "bf16 product GFLOP/s")}
+    conditions = "; ".join(f"{key}: {value}" for key, value in kept.items())
     after = f"Versions of the peers: benchmarks/peers/requirements-*.txt; transformers and peft as below. {conditions}."
     replace_table("peers", [*lines, "", after])
 
@@ -144,13 +146,13 @@ def main() -> None:
     options = parser.parse_args()
     path = HERE / "results" / "peers.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"works": {}}
-    results["environment"] = environment()
+    about = results["environment"] = environment()
     for work in options.work:
         plan = {**WORKS[work], "threads": options.threads, "rows": options.rows or WORKS[work]["rows"]}
         able = [peer for peer in plan.get("peers", PEERS) if not (plan.get("full") and peer in ADAPTERS_ONLY)]
         peers = [peer for peer in options.peer if peer in able]
         found = measure(work, plan, peers, options.repeats, fastest_only=options.fastest_only)
-        results["works"].setdefault(work, {}).update(found)
+        results["works"].setdefault(work, {}).update({peer: {**one, "environment": about} for peer, one in found.items()})
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         write_table(results)
 
