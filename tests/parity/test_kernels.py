@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests.fixtures.tiny_model import make_tiny_model
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from luthier.core.types import TokenRow
 from luthier.kernels import chunked_ce, reference, tree_attention
@@ -244,3 +245,25 @@ def test_fast_kernels_are_used_where_they_answer_alike_and_nowhere_else(tmp_path
         layer.mlp.act_fn = torch.nn.GELU()
         layer.input_layernorm.forward = lambda x: x * 2
     assert use_fast_kernels(model) == {"lora_linear": 0, "rms_norm": 3, "swiglu": 0, "decoder_layer": 0}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_that_add_one_to_their_weights_are_told_apart_beside_a_large_weight(dtype: torch.dtype) -> None:
+    """Gemma's norms scale by 1 + w. Held to the largest number alone, w passed for 1 + w where one weight is large."""
+    config = Gemma3TextConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+        sliding_window=16,
+    )  # fmt: skip
+    model = Gemma3ForCausalLM(config).to(dtype).eval()
+    gen = torch.Generator().manual_seed(0)
+    norms = [module for module in model.modules() if type(module).__name__ == "Gemma3RMSNorm"]
+    for norm in norms:
+        norm.weight.data = (2 * torch.rand(norm.weight.shape, generator=gen)).to(dtype)  # pyright: ignore[reportArgumentType]
+        norm.weight.data[0] = 400.0  # pyright: ignore[reportIndexIssue]
+    xs = [torch.randn(5, norm.weight.shape[0], generator=gen).to(dtype) for norm in norms]  # pyright: ignore[reportIndexIssue]
+    with torch.no_grad():
+        before = [norm(x) for norm, x in zip(norms, xs, strict=True)]
+        assert use_fast_kernels(model)["rms_norm"] == len(norms) == 13
+        after = [norm(x) for norm, x in zip(norms, xs, strict=True)]
+    for ours, theirs in zip(after, before, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4 if dtype == torch.float32 else 0.02)
