@@ -50,7 +50,7 @@ def _measured(name: str, row: Mapping[str, Any]) -> str:
 def _worth(row: Mapping[str, Any]) -> str:
     """n*: how many examples the tuned model needs to be as good as the best prompt; said by the run itself."""
     if not row["learning_curve"]:
-        return "no curve asked for"
+        return "curve not finished" if "stopped" in row and "--learning-curve" in row["flags"] else "no curve asked for"
     said = [match for text in row["remarks"] if (match := re.search(r"is worth (.+?) training examples(?: \((.+?)\))?\.$", text))]
     return "not known" if not said else f"{said[0][1]}{f' ({said[0][2]})' if said[0][2] else ''}"
 

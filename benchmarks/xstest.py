@@ -79,7 +79,7 @@ def before_and_after(folder: RunFolder, probes: list[Probe], store: GenerationCa
     )  # fmt: skip
     return {
         "model": record.model,
-        "trained by": record.command,
+        "trained by": f"python benchmarks/study.py --only {folder.root.name}",
         "lines": [asdict(line) for line in probe_lines(both, seed=SEED)],
         "tuned minus base": {metric: _difference(both, metric) for metric in METRICS},
         "gates": [asdict(gate) for gate in _gates(folder, record, both)],
