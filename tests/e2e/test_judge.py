@@ -50,11 +50,18 @@ def _letters(text: str) -> int:
     return sum(char in "aeiou" for char in text)
 
 
+def _better(request: str, a: str, b: str) -> str:
+    """A taste that gives every verdict, whatever a tiny model writes: more vowels, or fewer where the request has an odd number of them."""
+    more, fewer = ("A", "b") if _letters(request) % 2 == 0 else ("b", "A")
+    return "tie" if _letters(a) == _letters(b) else more if _letters(a) > _letters(b) else fewer
+
+
 def _by_vowels(request: dict, number: int) -> Answer:
-    """More vowels is better; two with as many are as good."""
-    parts = request["messages"][-1]["content"].split("\n\nAnswer ")
-    a, b = (_letters(part.split("\n\nWhich")[0].partition("\n")[2]) for part in parts[1:3])
-    return Answer(text=f"I counted.\nVERDICT: {'TIE' if a == b else 1 if a > b else 2}", model="wise-2026-01-01")
+    whole = request["messages"][-1]["content"]
+    asked, *parts = whole.split("\n\nAnswer ")
+    a, b = (part.split("\n\nWhich")[0].partition("\n")[2] for part in parts[:2])
+    said = {"tie": "TIE", "A": "1", "b": "2"}[_better(asked.split("\n\n")[0].partition("\n")[2], a, b)]
+    return Answer(text=f"I counted.\nVERDICT: {said}", model="wise-2026-01-01")
 
 
 def test_a_judge_from_refusal_to_calibration(place: Path, tmp_path: Path) -> None:
@@ -98,8 +105,7 @@ def test_a_judge_from_refusal_to_calibration(place: Path, tmp_path: Path) -> Non
     assert wrote["num_pairs"] == len(rows) == 60 and list(rows[0]) == ["pair", "request", "wanted answer", "answer A", "answer B", "better"]
     assert "already there" in _go([*LUTHIER, "judge", run, "--sample", str(sheet)]).stderr
     for row in rows:
-        a, b = _letters(row["answer A"]), _letters(row["answer B"])
-        row["better"] = "tie" if a == b else "A" if a > b else "b"
+        row["better"] = _better(row["request"], row["answer A"], row["answer B"])
     _write(sheet, rows)
     taken = _found(_go([*LUTHIER, "judge", run, "--labels", str(sheet), "--json"]))
     assert taken["num_labels"] == 60 and taken["kappa"] == 1.0 and taken["kappa_low"] < 1
