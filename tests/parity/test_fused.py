@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -206,3 +208,18 @@ def test_without_a_compiler_or_where_asked_plain_torch_says_so(tmp_path: Path) -
     (broken / "c++").chmod(0o755)
     assert "could not make" in _words(tmp_path, PATH=str(broken))
     assert not list((tmp_path / "kernels").iterdir())
+
+
+def test_where_there_is_a_compiler_nothing_here_is_skipped() -> None:
+    """A source that no longer compiles would else pass as a machine without a compiler."""
+    found = compiled.library()
+    compiler = next((path for name in compiled.COMPILERS if (path := shutil.which(name))), None)
+    if compiler is None or sys.platform != "linux" or os.environ.get(compiled.SWITCH) == "plain":
+        assert not found and found.words.startswith("plain torch")
+        return
+    assert found, found.words
+    macros = subprocess.run(
+        [compiler, "-march=native", "-dM", "-E", "-x", "c++", "/dev/null"], capture_output=True, text=True, check=True
+    ).stdout
+    wanted = ("__AMX_BF16__", "__AMX_TILE__", "__AVX512BF16__", "__AVX512BW__", "__AVX512VL__")
+    assert (found.narrow is not None) == all(f"#define {macro} " in macros for macro in wanted)
