@@ -17,7 +17,7 @@ from luthier.kernels import compiled, fused, reference
 
 ERROR = {torch.float32: 1e-5, torch.bfloat16: 0.012}  # of the largest number; plain torch rounds to bf16 up to three times
 WIDTHS = [5, 16, 17, 72, 130]
-PLAIN = compiled.Library({}, {}, None, None, None, "plain")
+PLAIN = compiled.Library({}, {}, None, None, None, None, "plain")
 
 needs_compiler = pytest.mark.skipif(not compiled.library(), reason=f"no compiled functions here: {compiled.library().words}")
 

@@ -13,7 +13,7 @@ from luthier.kernels.lora_linear import lora_linear
 
 needs_amx = pytest.mark.skipif(compiled.library().narrow is None, reason=f"no AMX here: {compiled.library().words}")
 ERROR = 0.006  # of the largest number: one rounding to bf16
-PLAIN = compiled.Library({}, {}, None, None, None, "plain")
+PLAIN = compiled.Library({}, {}, None, None, None, None, "plain")
 
 
 def _numbers(*shape: int, seed: int) -> Tensor:

@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from luthier.kernels import fused
+from luthier.kernels import fused, wide
 
 CHUNK_TOKENS = 256
 CHUNK_LOGITS = 2**25  # 128 tokens of 262,144 words: a product of fewer rows would wait for the weights
@@ -39,7 +38,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, h_NE.shape[0], size):
             part = slice(start, start + size)
             needs = grad_h is not None or needs_w
-            loss_N, d_logits = fused.cross_entropy(F.linear(h_NE[part], weight_VE), target_N[part], with_gradient=needs)
+            loss_N, d_logits = fused.cross_entropy(wide.product([(h_NE[part], weight_VE.T)]), target_N[part], with_gradient=needs)
             total += loss_N.sum()
             if d_logits is None:
                 continue

@@ -1,8 +1,8 @@
-"""`fused.cpp` and `narrow.cpp`, made into a library by this machine's own compiler, once, and opened.
+"""`fused.cpp`, `narrow.cpp` and `wide.cpp`, made into a library by this machine's own compiler, once, and opened.
 
 Why the user's compiler: the same lines then use whatever this processor has (AVX-512, AMX, NEON), three seconds once instead of a wheel
-for each kind of machine. Without a compiler, or with LUTHIER_KERNELS=plain, `fused.py` and `narrow.py` compute the same in plain torch,
-slower.
+for each kind of machine. Without a compiler, or with LUTHIER_KERNELS=plain, `fused.py`, `narrow.py` and `wide.py` compute the same in
+plain torch, slower.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pathlib import Path
 from luthier.core.folders import cache_root
 from luthier.core.hashing import sha256_text
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("fused.cpp", "narrow.cpp"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("fused.cpp", "narrow.cpp", "wide.cpp"))
+HEADERS = (Path(__file__).with_name("tiles.h"),)
 # Sums keep the order they are written in, and NaN and infinity their meaning: no -ffast-math.
 FLAGS = (
     "-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC",
@@ -54,8 +55,9 @@ class Library:
     bf16: Mapping[str, Function]
     f32: Mapping[str, Function]
     gather: Function | None
-    narrow: Function | None  # these two on processors with AMX
+    narrow: Function | None  # these three on processors with AMX
     outer: Function | None
+    wide: Function | None
     words: str  # for `luthier doctor` and records
 
     def __bool__(self) -> bool:
@@ -77,24 +79,25 @@ def library() -> Library:
         opened = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         return _none(f"plain torch, up to twice as slow: {Path(compiler).name} could not make the compiled ones ({type(error).__name__})")
-    words, narrow, outer = f"compiled by {Path(compiler).name}", None, None
+    words, narrow, outer, wide = f"compiled by {Path(compiler).name}", None, None, None
     if opened.luthier_has_narrow():
-        words += ", adapters' products on AMX"
+        words += ", products on AMX"
         narrow = _function(opened, "luthier_narrow", (_P, _N, _N, _N, _P, _N, _N, _N, _F, _P, _N, _I))
         outer = _function(opened, "luthier_outer", (_P, _N, _P, _N, _P, _N, _N, _N, _P, _P, _N, _N, _I))
+        wide = _function(opened, "luthier_wide", (_P, _N, _N, _N, _P, _P, _N, _P, _N, _I))
     gather = _function(opened, "luthier_gather", (_P, _P, _P, _N, _N, _I))
-    return Library(_functions(opened, "bf16"), _functions(opened, "f32"), gather, narrow, outer, words)
+    return Library(_functions(opened, "bf16"), _functions(opened, "f32"), gather, narrow, outer, wide, words)
 
 
 def _none(why: str) -> Library:
-    return Library({}, {}, None, None, None, why)
+    return Library({}, {}, None, None, None, None, why)
 
 
 def _built(compiler: str) -> Path:
     """The library in the user's cache, made if it is not there. Its name says what it depends on: source, flags, compiler, processor."""
     about = Path(compiler).resolve().stat()
     parts = (
-        *(source.read_text(encoding="utf-8") for source in SOURCES),
+        *(source.read_text(encoding="utf-8") for source in (*SOURCES, *HEADERS)),
         *FLAGS,
         str(Path(compiler).resolve()),
         str(about.st_size),

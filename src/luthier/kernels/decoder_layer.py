@@ -5,7 +5,7 @@
 
 Taken apart, a layer is some hundred small operations forward and two hundred backward, and on a CPU an update of a few hundred tokens
 spends half as long on them as on the large products. Here sums are made inside the products of their parts, what is cheap (norms, silu)
-is computed again instead of being kept, and what lies between products is one pass each (`fused.py`, `narrow.py`).
+is computed again instead of being kept, and what lies between products is one pass each (`fused.py`, `narrow.py`, `wide.py`).
 
 Shapes: T tokens, E hidden, F feed-forward width, S = H + 2K heads of size D, R rank. Plain twin: `reference.decoder_layer`.
 """
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.kernels import fused, narrow
+from luthier.kernels import fused, narrow, wide
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class _AttentionOutput(torch.autograd.Function):
         del trained  # parts of the layers
         o, gate, up, down = layers
         (u_o,) = _low_rank(attended_TO, (o,))
-        x1_TE = _linear(attended_TO, u_o, o).add_(x_TE)
+        x1_TE = _linear(attended_TO, u_o, o, residual_TO=x_TE)
         h_TE, r_T1 = fused.rms_norm(x1_TE, norm.weight_E, norm.eps)
         u_gate, u_up = _low_rank(h_TE, (gate, up))
         gate_TF = _linear(h_TE, u_gate, gate)
@@ -110,7 +110,7 @@ class _AttentionOutput(torch.autograd.Function):
         (u_down,) = _low_rank(s_TF, (down,))
         ctx.save_for_backward(attended_TO, u_o, x1_TE, r_T1, u_gate, u_up, gate_TF, up_TF, u_down)
         ctx.spec = (norm, layers)
-        return _linear(s_TF, u_down, down).add_(x1_TE)
+        return _linear(s_TF, u_down, down, residual_TO=x1_TE)
 
     @staticmethod
     def backward(ctx: Any, g_TE: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -138,15 +138,10 @@ def _low_rank(h_TI: Tensor, layers: Sequence[Adapted]) -> tuple[Tensor, ...]:
     return u_TRs
 
 
-def _linear(h_TI: Tensor, u_TR: Tensor, layer: Adapted, out_TO: Tensor | None = None) -> Tensor:
-    """B u + W h + bias; `u_TR` is scale * A h.
-
-    The adapter's part is small. Added to a large part that is already rounded to bf16, most of it would round away, always in the same
-    direction; so it comes first, and the large product is added to it before rounding. For the same reason the residual is added last.
-    """
-    part_TO = torch.mm(u_TR, layer.b_OR.T) if out_TO is None else torch.mm(u_TR, layer.b_OR.T, out=out_TO)
-    part_TO.addmm_(h_TI, layer.weight_OI.T)
-    return part_TO if layer.bias_O is None else part_TO.add_(layer.bias_O)
+def _linear(h_TI: Tensor, u_TR: Tensor, layer: Adapted, *, residual_TO: Tensor | None = None, out_TO: Tensor | None = None) -> Tensor:
+    """B u + W h + bias + residual; `u_TR` is scale * A h."""
+    parts = [(u_TR, layer.b_OR.T), (h_TI, layer.weight_OI.T)]
+    return wide.product(parts, bias_O=layer.bias_O, residual_TO=residual_TO, out_TO=out_TO)
 
 
 def _backward(g_TOs: Sequence[Tensor], u_TRs: Sequence[Tensor], layers: Sequence[Adapted]) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
@@ -157,11 +152,8 @@ def _backward(g_TOs: Sequence[Tensor], u_TRs: Sequence[Tensor], layers: Sequence
     for g_TO, u_TR, layer, c in zip(g_TOs, u_TRs, layers, torch.split_with_sizes(c_TR, ranks, 1), strict=True):
         narrow.into_rank(g_TO, layer.b_OR, scale=layer.scale, out_TR=c)
         grad_b.append(narrow.outer(u_TR, g_TO, transposed=True))
-    dh_TI = c_TR @ (
-        torch.cat([layer.a_RI for layer in layers]) if len(layers) > 1 else layers[0].a_RI
-    )  # the small part first, as in `_linear`
-    for g_TO, layer in zip(g_TOs, layers, strict=True):
-        dh_TI.addmm_(g_TO, layer.weight_OI)
+    a_RI = torch.cat([layer.a_RI for layer in layers]) if len(layers) > 1 else layers[0].a_RI
+    dh_TI = wide.product([(c_TR, a_RI), *((g_TO, layer.weight_OI) for g_TO, layer in zip(g_TOs, layers, strict=True))])
     return dh_TI, c_TR, grad_b
 
 

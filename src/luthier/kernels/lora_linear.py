@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.kernels import narrow
+from luthier.kernels import narrow, wide
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -27,9 +27,7 @@ class _LoraLinear(torch.autograd.Function):
     def forward(ctx: Any, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
         u_TR = x_TI.new_empty(x_TI.shape[0], a_RI.shape[0])
         narrow.into_rank(x_TI, a_RI.T, scale=scale, out_TR=u_TR)
-        y_TO = (u_TR @ b_OR.T).addmm_(x_TI, weight_OI.T)
-        if bias_O is not None:
-            y_TO.add_(bias_O)
+        y_TO = wide.product([(u_TR, b_OR.T), (x_TI, weight_OI.T)], bias_O=bias_O)
         ctx.save_for_backward(x_TI, u_TR, weight_OI, a_RI, b_OR)
         ctx.scale = scale
         return y_TO
@@ -39,7 +37,7 @@ class _LoraLinear(torch.autograd.Function):
         x_TI, u_TR, weight_OI, a_RI, b_OR = ctx.saved_tensors
         c_TR = torch.empty_like(u_TR)
         narrow.into_rank(g_TO, b_OR, scale=ctx.scale, out_TR=c_TR)
-        grad_x = (c_TR @ a_RI).addmm_(g_TO, weight_OI) if ctx.needs_input_grad[0] else None
+        grad_x = wide.product([(c_TR, a_RI), (g_TO, weight_OI)]) if ctx.needs_input_grad[0] else None
         return grad_x, None, None, narrow.outer(c_TR, x_TI), narrow.outer(u_TR, g_TO, transposed=True), None
 
 

@@ -5,44 +5,18 @@
 // Sums are fp32; results are rounded to bf16 once. A result does not depend on the number of threads. Ranks are whole sixteens, K whole
 // thirty-twos; the caller checks that.
 
-#include <cstdint>
-#include <cstring>
+#include "tiles.h"
 
-#if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-#include <immintrin.h>
+#ifdef LUTHIER_HAS_TILES
 #include <sys/syscall.h>
 #include <unistd.h>
-#include <vector>
 
 namespace {
 
-using bf16 = uint16_t;
-
-// The processor's tiles, 0 to 7. A tile is 16 rows of 64 bytes: 32 numbers of a row (left factor), 16 pairs of rows (right factor), 16 sums.
-struct alignas(64) Tiles {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t bytes[16] = {};
-    uint8_t rows[16] = {};
-};
-
-// Sets the tiles up for this thread, and leaves them as they were found. The first `wide` tiles and those behind have 16 rows, the tiles
-// in `last` have fewer: a block at the end of a matrix.
-class Session {
-  public:
-    Session() { _tile_storeconfig(&before); }
-    void rows(int last, int count) {
-        Tiles tiles;
-        for (int n = 0; n < 8; ++n) tiles.bytes[n] = 64, tiles.rows[n] = static_cast<uint8_t>((last >> n) & 1 ? count : 16);
-        _tile_loadconfig(&tiles);
-    }
-    ~Session() {
-        if (before.palette == 0) _tile_release();
-        else _tile_loadconfig(&before);
-    }
-
-  private:
-    Tiles before;
-};
+using luthier::bf16;
+using luthier::pair_rows;
+using luthier::Session;
+using luthier::written;
 
 inline std::vector<bf16> &scratch(int which) {
     static thread_local std::vector<bf16> buffers[2];
@@ -92,6 +66,7 @@ void narrow(const bf16 *x, int64_t x_stride, int64_t T, int64_t K, const bf16 *w
         for (int64_t r = 0; r < R; r += 16) {
             const bf16 *b = right + r * K;
             tiles.rows(0, 16);
+            written();
             _tile_zero(0);
             _tile_zero(1);
             _tile_zero(2);
@@ -143,20 +118,6 @@ void pack_turned(const bf16 *u, int64_t u_stride, const float *t_scale, int64_t 
         }
 }
 
-// Rows t and t + 1 of g, 32 columns of each, as pairs: columns 0 to 15 into `low`, 16 to 31 into `high`
-inline void pair_rows(const bf16 *g, int64_t g_stride, int64_t rows, __mmask32 columns, bf16 *low, bf16 *high) {
-    alignas(64) static const uint16_t order[2][32] = {
-        {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
-        {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
-    const __m512i first = _mm512_load_si512(order[0]), second = _mm512_load_si512(order[1]);
-    for (int64_t p = 0; p < 16; ++p) {
-        const __m512i even = 2 * p < rows ? _mm512_maskz_loadu_epi16(columns, g + 2 * p * g_stride) : _mm512_setzero_si512();
-        const __m512i odd = 2 * p + 1 < rows ? _mm512_maskz_loadu_epi16(columns, g + (2 * p + 1) * g_stride) : _mm512_setzero_si512();
-        _mm512_store_si512(low + 32 * p, _mm512_permutex2var_epi16(even, first, odd));
-        _mm512_store_si512(high + 32 * p, _mm512_permutex2var_epi16(even, second, odd));
-    }
-}
-
 void store_outer(const float *sums, const bf16 *o_scale, bf16 *out, int64_t r_stride, int64_t o_stride, int64_t columns) {
     const __m512i lanes = _mm512_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240);
     if (r_stride == 1) {  // [O, R]
@@ -204,6 +165,7 @@ void outer(const bf16 *u, int64_t u_stride, const float *t_scale, int64_t R, con
             for (int64_t t = 0; t < padded; t += 32) {
                 pair_rows(g + t * g_stride + o, g_stride, T - t, kept, low, high);
                 const bf16 *a = turned + r * padded + t;
+                written();
                 _tile_loadd(6, a, padded * 2);
                 _tile_loadd(7, low, 64);
                 _tile_dpbf16ps(0, 6, 7);

@@ -1,0 +1,64 @@
+// The tile registers of processors with AMX: what narrow.cpp and wide.cpp share.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define LUTHIER_HAS_TILES
+#include <immintrin.h>
+#include <vector>
+
+namespace luthier {
+
+using bf16 = uint16_t;
+
+// The processor's tiles, 0 to 7. A tile is 16 rows of 64 bytes: 32 numbers of a row (left factor), 16 pairs of rows (right factor), 16 sums.
+struct alignas(64) Tiles {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t bytes[16] = {};
+    uint8_t rows[16] = {};
+};
+
+// Sets the tiles up for this thread, and leaves them as they were found. The tiles in `last` have `count` rows, a block at the end of a
+// matrix; the others 16. In words of assembler because the compiler's own functions name 8 of the 64 bytes as what they read, and it then
+// leaves out the writing of the others.
+class Session {
+  public:
+    Session() { asm volatile("sttilecfg %0" : "=m"(before)); }
+    Session(const Session &) = delete;
+    Session &operator=(const Session &) = delete;
+    void rows(int last, int count) {
+        Tiles tiles;
+        for (int n = 0; n < 8; ++n) tiles.bytes[n] = 64, tiles.rows[n] = static_cast<uint8_t>((last >> n) & 1 ? count : 16);
+        load(tiles);
+    }
+    ~Session() {
+        if (before.palette == 0) _tile_release();
+        else load(before);
+    }
+
+  private:
+    static void load(const Tiles &tiles) { asm volatile("ldtilecfg %0" ::"m"(tiles)); }
+    Tiles before;
+};
+
+// Between writing memory in C++ and reading it into a tile: the compiler does not know that a load of a tile reads.
+inline void written() { asm volatile("" ::: "memory"); }
+
+// Rows t and t + 1 of g, 32 columns of each, as pairs: columns 0 to 15 into `low`, 16 to 31 into `high`; 16 pairs. Rows past `rows` are 0.
+inline void pair_rows(const bf16 *g, int64_t g_stride, int64_t rows, __mmask32 columns, bf16 *low, bf16 *high) {
+    alignas(64) static const uint16_t order[2][32] = {
+        {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
+        {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
+    const __m512i first = _mm512_load_si512(order[0]), second = _mm512_load_si512(order[1]);
+    for (int64_t p = 0; p < 16; ++p) {
+        const __m512i even = 2 * p < rows ? _mm512_maskz_loadu_epi16(columns, g + 2 * p * g_stride) : _mm512_setzero_si512();
+        const __m512i odd = 2 * p + 1 < rows ? _mm512_maskz_loadu_epi16(columns, g + (2 * p + 1) * g_stride) : _mm512_setzero_si512();
+        _mm512_store_si512(low + 32 * p, _mm512_permutex2var_epi16(even, first, odd));
+        _mm512_store_si512(high + 32 * p, _mm512_permutex2var_epi16(even, second, odd));
+    }
+}
+
+}  // namespace luthier
+#endif

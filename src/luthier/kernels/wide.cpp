@@ -1,0 +1,232 @@
+// Products with the large matrices of a layer on processors with AMX:  out = sum over parts of x w  (+ bias) (+ residual).
+//
+// A part is a pair of factors, x [T, K] and w [K, O]: the layer's weight and its adapter's are two parts of one product, so that all is
+// summed in fp32 and rounded to bf16 once. General libraries reach a third of what the tiles can do on a few hundred tokens. Called by
+// wide.py, which takes torch's own products elsewhere. The order of a sum does not depend on the number of threads.
+//
+//   1. Threads take shares of the columns of w as they get free, and of the tokens where there are more threads than columns.
+//   2. The panel of w of a share is laid out as pairs of rows, as the tiles read it; it stays in the second-level cache.
+//   3. For each 32 tokens, x is laid out tile by tile, in the first-level cache, and meets every 32 columns of the panel:
+//      2 x 2 tiles of sums, two loads of each side for four products. The panel's loads pass the first-level cache by.
+
+#include "tiles.h"
+
+#ifdef LUTHIER_HAS_TILES
+#include <algorithm>
+
+namespace {
+
+using luthier::bf16;
+using luthier::pair_rows;
+using luthier::Session;
+using luthier::written;
+
+constexpr int64_t TILE = 512;            // numbers of a tile
+constexpr int64_t STEPS = 20;            // of 2 KiB of x each: in a first-level cache of 48 KiB
+constexpr int64_t PANEL_BYTES = 1 << 19;  // of a second-level cache of 1 MiB or more
+
+struct Part {
+    const bf16 *x;
+    int64_t x_stride, K;
+    const bf16 *w;
+    int64_t k_stride, o_stride;
+    int64_t steps() const { return (K + 31) / 32; }
+};
+
+struct Product {
+    const Part *parts;
+    int64_t num_parts, T, O;
+    const bf16 *bias, *residual;
+    int64_t residual_stride;
+    bf16 *out;
+    int64_t out_stride;
+    int64_t steps() const {
+        int64_t sum = 0;
+        for (int64_t i = 0; i < num_parts; ++i) sum += parts[i].steps();
+        return sum;
+    }
+};
+
+inline __mmask32 mask32(int64_t count) { return count >= 32 ? 0xffffffffu : count <= 0 ? 0u : (1u << count) - 1u; }
+
+// 16 rows of w^T, 32 numbers of each, to 16 pairs of k: a 16 x 16 transpose of pairs, in four rounds of two inputs each.
+inline void turn_pairs(const bf16 *w, int64_t o_stride, int64_t rows, __mmask32 kept, bf16 *tile) {
+    __m512i a[16], b[16];
+    for (int64_t r = 0; r < 16; ++r) a[r] = r < rows ? _mm512_maskz_loadu_epi16(kept, w + r * o_stride) : _mm512_setzero_si512();
+    for (int r = 0; r < 16; r += 2) b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]), b[r + 1] = _mm512_unpackhi_epi32(a[r], a[r + 1]);
+    for (int r = 0; r < 16; r += 4) {
+        a[r] = _mm512_unpacklo_epi64(b[r], b[r + 2]), a[r + 1] = _mm512_unpackhi_epi64(b[r], b[r + 2]);
+        a[r + 2] = _mm512_unpacklo_epi64(b[r + 1], b[r + 3]), a[r + 3] = _mm512_unpackhi_epi64(b[r + 1], b[r + 3]);
+    }
+    for (int r = 0; r < 4; ++r) {  // rows 0-3 with 4-7, 8-11 with 12-15: quarters 0, 2 and 1, 3
+        b[r] = _mm512_shuffle_i32x4(a[r], a[r + 4], 0x88), b[r + 4] = _mm512_shuffle_i32x4(a[r], a[r + 4], 0xdd);
+        b[r + 8] = _mm512_shuffle_i32x4(a[r + 8], a[r + 12], 0x88), b[r + 12] = _mm512_shuffle_i32x4(a[r + 8], a[r + 12], 0xdd);
+    }
+    for (int r = 0; r < 4; ++r) {
+        _mm512_store_si512(tile + 32 * r, _mm512_shuffle_i32x4(b[r], b[r + 8], 0x88));
+        _mm512_store_si512(tile + 32 * (r + 8), _mm512_shuffle_i32x4(b[r], b[r + 8], 0xdd));
+        _mm512_store_si512(tile + 32 * (r + 4), _mm512_shuffle_i32x4(b[r + 4], b[r + 12], 0x88));
+        _mm512_store_si512(tile + 32 * (r + 12), _mm512_shuffle_i32x4(b[r + 4], b[r + 12], 0xdd));
+    }
+}
+
+// 32 columns of w from `o`, all parts: for each 32 of k, the tile of columns 0 to 15, then that of 16 to 31
+void lay_columns(const Product &p, int64_t o, bf16 *panel) {
+    for (int64_t i = 0; i < p.num_parts; ++i) {
+        const Part &part = p.parts[i];
+        for (int64_t k = 0; k < part.K; k += 32, panel += 2 * TILE) {
+            const bf16 *w = part.w + k * part.k_stride + o * part.o_stride;
+            for (int64_t row = 0; row < 32; ++row) _mm_prefetch(w + row * (part.o_stride + part.k_stride - 1) + 32 * part.o_stride, _MM_HINT_T0);
+            if (part.o_stride == 1) {
+                pair_rows(w, part.k_stride, part.K - k, mask32(p.O - o), panel, panel + TILE);
+            } else {
+                turn_pairs(w, part.o_stride, p.O - o, mask32(part.K - k), panel);
+                turn_pairs(w + 16 * part.o_stride, part.o_stride, p.O - o - 16, mask32(part.K - k), panel + TILE);
+            }
+        }
+    }
+}
+
+// 32 tokens of one part's x: where the tiles are read from. In place, unless rows or columns are missing at an end or the rows lie a
+// multiple of 2 KiB apart, where they push each other out of the cache; then laid out tile by tile, zeros for what is missing.
+struct Tokens {
+    const bf16 *first;  // tokens 0 to 15
+    int64_t second, step, row_bytes;  // numbers to tokens 16 to 31, and to the next 32 of k; bytes from token to token
+
+    Tokens(const Part &part, int64_t t, int64_t rows, bf16 *room) {
+        const bf16 *x = part.x + t * part.x_stride;
+        if (rows >= 32 && part.K % 32 == 0 && part.x_stride % 1024 != 0) {
+            first = x, second = 16 * part.x_stride, step = 32, row_bytes = 2 * part.x_stride;
+            return;
+        }
+        for (int64_t row = 0; row < 32; ++row)
+            for (int64_t k = 0; k < part.K; k += 32)
+                _mm512_store_si512(room + k * 32 + row * 32, row < rows ? _mm512_maskz_loadu_epi16(mask32(part.K - k), x + row * part.x_stride + k)
+                                                                       : _mm512_setzero_si512());
+        first = room, second = TILE, step = 2 * TILE, row_bytes = 64;
+    }
+};
+
+inline __m512 widen(__m256i numbers) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16)); }
+
+// 32 tokens and 32 columns of sums, [2][2][16][16], to out
+void write(const Product &p, const float *sums, int64_t t, int64_t o) {
+    const int64_t rows = std::min<int64_t>(32, p.T - t);
+    const __mmask32 kept = mask32(p.O - o);
+    const __mmask16 kept_low = static_cast<__mmask16>(kept), kept_high = static_cast<__mmask16>(kept >> 16);
+    __m512 bias_low = _mm512_setzero_ps(), bias_high = bias_low;
+    if (p.bias != nullptr) {
+        bias_low = widen(_mm256_maskz_loadu_epi16(kept_low, p.bias + o));
+        bias_high = widen(_mm256_maskz_loadu_epi16(kept_high, p.bias + o + 16));
+    }
+    for (int64_t row = 0; row < rows; ++row) {
+        const float *from = sums + (row / 16) * 512 + (row % 16) * 16;
+        __m512 low = _mm512_add_ps(_mm512_load_ps(from), bias_low), high = _mm512_add_ps(_mm512_load_ps(from + 256), bias_high);
+        if (p.residual != nullptr) {
+            const bf16 *also = p.residual + (t + row) * p.residual_stride + o;
+            low = _mm512_add_ps(low, widen(_mm256_maskz_loadu_epi16(kept_low, also)));
+            high = _mm512_add_ps(high, widen(_mm256_maskz_loadu_epi16(kept_high, also + 16)));
+        }
+        const __m512bh rounded = _mm512_cvtne2ps_pbh(high, low);
+        __m512i bits;
+        std::memcpy(&bits, &rounded, 64);
+        _mm512_mask_storeu_epi16(p.out + (t + row) * p.out_stride + o, kept, bits);
+    }
+}
+
+inline void load_sums(const float *sums) {
+    written();
+    _tile_loadd(0, sums, 64);
+    _tile_loadd(1, sums + 256, 64);
+    _tile_loadd(2, sums + 512, 64);
+    _tile_loadd(3, sums + 768, 64);
+}
+
+inline void store_sums(float *sums) {
+    _tile_stored(0, sums, 64);
+    _tile_stored(1, sums + 256, 64);
+    _tile_stored(2, sums + 512, 64);
+    _tile_stored(3, sums + 768, 64);
+}
+
+inline void zero_sums() {
+    written();
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+// Steps of 32 along k, into the tiles of sums 0 to 3
+inline void multiply(const Tokens &tokens, int64_t from, int64_t to, const bf16 *columns) {
+    const bf16 *a = tokens.first + from * tokens.step, *b = columns + from * 2 * TILE;
+    const int64_t second = tokens.second, row_bytes = tokens.row_bytes;
+    for (int64_t step = from; step < to; ++step, a += tokens.step, b += 2 * TILE) {
+        _tile_loadd(4, a, row_bytes);
+        _tile_stream_loadd(6, b, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_stream_loadd(7, b + TILE, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, a + second, row_bytes);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+}
+
+// A share of the work: blocks of 32 tokens from t to t_end, of 32 columns from o to o_end
+struct Share {
+    int64_t t, t_end, o, o_end;
+};
+
+void compute(const Product &p, const Share &share, int64_t steps) {
+    static thread_local std::vector<bf16> buffer;
+    const int64_t block = steps * 2 * TILE, width = share.o_end - share.o, pieces = (steps + STEPS - 1) / STEPS;
+    buffer.resize((width + 1) * block + width * 4 * TILE + 32);
+    bf16 *room = reinterpret_cast<bf16 *>((reinterpret_cast<uintptr_t>(buffer.data()) + 63) / 64 * 64), *panel = room + block;
+    float *sums = reinterpret_cast<float *>(panel + width * block);
+    for (int64_t n = 0; n < width; ++n) lay_columns(p, 32 * (share.o + n), panel + n * block);
+    for (int64_t t = share.t; t < share.t_end; ++t) {
+        std::vector<Tokens> tokens;
+        for (int64_t i = 0, before = 0; i < p.num_parts; before += p.parts[i++].steps())
+            tokens.emplace_back(p.parts[i], 32 * t, p.T - 32 * t, room + before * 2 * TILE);
+        for (int64_t piece = 0; piece < pieces; ++piece) {
+            const int64_t from = steps * piece / pieces, to = steps * (piece + 1) / pieces;
+            for (int64_t n = 0; n < width; ++n) {
+                if (piece == 0) zero_sums();
+                else load_sums(sums + n * 2 * TILE);
+                for (int64_t i = 0, before = 0; i < p.num_parts; before += p.parts[i++].steps())
+                    multiply(tokens[i], std::max<int64_t>(from - before, 0), std::min(to - before, p.parts[i].steps()),
+                             panel + n * block + before * 2 * TILE);
+                store_sums(sums + n * 2 * TILE);
+                if (piece == pieces - 1) write(p, sums + n * 2 * TILE, 32 * t, 32 * (share.o + n));
+            }
+        }
+    }
+}
+
+void wide(const Product &p, int64_t threads) {
+    const int64_t columns = (p.O + 31) / 32, blocks = (p.T + 31) / 32, steps = p.steps();
+    // Four shares for each thread: the threads of a shared machine are not equally fast. Each share is taken by whoever is free.
+    const int64_t width = std::clamp<int64_t>(columns / (4 * threads), 1, std::max<int64_t>(1, PANEL_BYTES / (steps * 4 * TILE)));
+    const int64_t by_columns = (columns + width - 1) / width, by_tokens = std::clamp<int64_t>(2 * threads / by_columns, 1, blocks);
+#pragma omp parallel num_threads(threads)
+    {
+        Session tiles;
+        tiles.rows(0, 16);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t n = 0; n < by_columns * by_tokens; ++n) {
+            const int64_t c = n / by_tokens * width, t = n % by_tokens;
+            compute(p, {blocks * t / by_tokens, blocks * (t + 1) / by_tokens, c, std::min(c + width, columns)}, steps);
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" void luthier_wide(const Part *parts, int64_t num_parts, int64_t T, int64_t O, const bf16 *bias, const bf16 *residual,
+                             int64_t residual_stride, bf16 *out, int64_t out_stride, int threads) {
+    wide({parts, num_parts, T, O, bias, residual, residual_stride, out, out_stride}, threads);
+}
+#else
+extern "C" void luthier_wide(const void *, int64_t, int64_t, int64_t, const void *, const void *, int64_t, void *, int64_t, int) {}
+#endif

@@ -1,0 +1,63 @@
+"""Products with the large matrices of a layer, several summed into one result: by `wide.cpp` where the processor has AMX, else torch's own.
+
+Both compute the same to rounding (tests/parity/test_wide.py); with an adapter as one of the parts it is `reference.lora_linear`.
+`wide.cpp` sums all parts in fp32 and rounds once. torch's way rounds after each part, so the small part comes first: added to a large one
+that is already rounded to bf16, most of a small adapter would round away, always in the same direction. For the same reason the residual
+is added last.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from luthier.kernels.compiled import library
+
+MIN_TOKENS = 16  # half a tile's: fewer are bound by reading the matrix
+MAX_K = 4608  # of all parts: more than that does not stay in the second-level cache, and torch's products are faster
+
+
+def product(
+    parts: Sequence[tuple[Tensor, Tensor]], *, bias_O: Tensor | None = None, residual_TO: Tensor | None = None, out_TO: Tensor | None = None
+) -> Tensor:
+    """x1 w1 + x2 w2 + ... + bias + residual, [T, O]. `parts`, small ones first: x [T, K] and w [K, O].
+
+    A w may be the transpose of an [O, K], `out_TO` may be columns of a wider matrix.
+    """
+    x_TK, w_KO = parts[0]
+    compiled, T, O = library().wide, x_TK.shape[0], w_KO.shape[1]  # noqa: E741 - O, a width
+    if compiled is None or T < MIN_TOKENS or not _suits(parts, bias_O, residual_TO, out_TO):
+        return _plain(parts, bias_O, residual_TO, out_TO)
+    out_TO = x_TK.new_empty(T, O) if out_TO is None else out_TO
+    numbers = [n for x, w in parts for n in (x.data_ptr(), x.stride(0), x.shape[1], w.data_ptr(), w.stride(0), w.stride(1))]
+    compiled(
+        (ctypes.c_int64 * len(numbers))(*numbers), len(parts), T, O, None if bias_O is None else bias_O.data_ptr(),
+        None if residual_TO is None else residual_TO.data_ptr(), 0 if residual_TO is None else residual_TO.stride(0),
+        out_TO.data_ptr(), out_TO.stride(0), torch.get_num_threads(),
+    )  # fmt: skip
+    return out_TO
+
+
+def _plain(parts: Sequence[tuple[Tensor, Tensor]], bias_O: Tensor | None, residual_TO: Tensor | None, out_TO: Tensor | None) -> Tensor:
+    (x_TK, w_KO), *others = parts
+    sum_TO = torch.mm(x_TK, w_KO) if out_TO is None else torch.mm(x_TK, w_KO, out=out_TO)
+    for x, w in others:
+        sum_TO.addmm_(x, w)
+    if bias_O is not None:
+        sum_TO.add_(bias_O)
+    return sum_TO if residual_TO is None else sum_TO.add_(residual_TO)
+
+
+def _suits(parts: Sequence[tuple[Tensor, Tensor]], bias_O: Tensor | None, *matrices_TO: Tensor | None) -> bool:
+    """Whether these are bf16 on the host, rows in one piece, and the sums not too long."""
+    rows = [*(x for x, _ in parts), *(matrix for matrix in matrices_TO if matrix is not None)]
+    return (
+        sum(x.shape[1] for x, _ in parts) <= MAX_K
+        and all(t.dtype == torch.bfloat16 and t.is_cpu for pair in parts for t in pair)
+        and all(row.dtype == torch.bfloat16 and row.is_cpu and row.stride(1) == 1 for row in rows)
+        and all(1 in w.stride() for _, w in parts)
+        and (bias_O is None or (bias_O.dtype == torch.bfloat16 and bias_O.is_contiguous()))
+    )

@@ -1,0 +1,129 @@
+"""Products with a layer's large matrices on AMX against torch's and against the formula in fp32, on sizes that fill no tile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from luthier.kernels import compiled, wide
+
+needs_amx = pytest.mark.skipif(compiled.library().wide is None, reason=f"no AMX here: {compiled.library().words}")
+ERROR = 0.004  # of the largest number: one rounding to bf16
+PLAIN = replace(compiled.library(), wide=None)
+
+
+def _numbers(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def _check(got: Tensor, want: Tensor, *, error: float = ERROR) -> None:
+    """Within the error of the formula in fp32, and a little more would be seen."""
+    largest = want.abs().max()
+    assert got.dtype == torch.bfloat16 and got.shape == want.shape
+    assert (got.float() - want).abs().max() <= error * largest
+    assert (got.float() * (1 + 3 * error) - want).abs().max() > error * largest
+
+
+def _sum(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    return torch.stack([x.float() @ w.float() for x, w in parts]).sum(0)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each product that the compiled function made."""
+    found, made = compiled.library(), list[int]()
+    function = found.wide
+    assert function is not None
+    monkeypatch.setattr(wide, "library", lambda: replace(found, wide=lambda *given: (made.append(1), function(*given))[1]))
+    return made
+
+
+@needs_amx
+@pytest.mark.parametrize("tokens", [16, 31, 32, 33, 131])
+@pytest.mark.parametrize(("width", "out"), [(32, 32), (48, 50), (33, 7), (576, 192), (1000, 65), (2048, 40)])
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_one_part(tokens: int, width: int, out: int, is_transposed: bool, calls: list[int]) -> None:
+    x = _numbers(tokens, width + 64, seed=0)[:, 32 : 32 + width]  # columns of a wider matrix
+    weight = _numbers(out, width, seed=1).T if is_transposed else _numbers(width, out, seed=1)
+    whole = torch.full((tokens, out + 20), 7.0).bfloat16()
+    got = wide.product([(x, weight)], out_TO=whole[:, 10 : 10 + out])
+    assert calls and got.data_ptr() == whole[:, 10:].data_ptr()
+    _check(got, x.float() @ weight.float())
+    assert (whole[:, :10] == 7).all() and (whole[:, 10 + out :] == 7).all()  # nothing beside it is touched
+
+
+@needs_amx
+@pytest.mark.parametrize("tokens", [16, 70])
+@pytest.mark.parametrize("rank", [4, 16, 48])
+@pytest.mark.parametrize(("width", "out"), [(576, 96), (1024, 33)])  # rows a multiple of 2 KiB apart are laid out anew
+@pytest.mark.parametrize("with_all", [False, True])
+def test_a_layer_and_its_adapter(tokens: int, rank: int, width: int, out: int, with_all: bool, calls: list[int]) -> None:
+    u = _numbers(tokens, rank + 7, seed=0)[:, 7:]
+    parts = [(u, _numbers(out, rank, seed=1).T), (_numbers(tokens, width, seed=2), _numbers(out, width, seed=3).T)]
+    parts += [(_numbers(tokens, width, seed=4), _numbers(width, out, seed=5))] if with_all else []
+    bias, residual = (_numbers(out, seed=6), _numbers(tokens, out + 3, seed=7)[:, :out]) if with_all else (None, None)
+    want = _sum(parts)
+    if bias is not None and residual is not None:
+        want = want + bias.float() + residual.float()
+    _check(wide.product(parts, bias_O=bias, residual_TO=residual), want)
+    assert calls
+
+
+@needs_amx
+def test_a_small_part_is_not_rounded_away(calls: list[int]) -> None:
+    """A hundred equal small additions to a sum of 256: in bf16 each of them is less than half a step, together they are 50."""
+    x, weight = torch.full((32, 128), 2.0).bfloat16(), torch.ones(128, 32).bfloat16()
+    small = (torch.full((32, 100), 0.5).bfloat16(), torch.ones(100, 32).bfloat16())
+    assert (wide.product([small, (x, weight)]) == 306).all()
+    assert calls
+
+
+@needs_amx
+def test_the_result_does_not_depend_on_the_number_of_threads(calls: list[int]) -> None:
+    x, weight, residual = _numbers(300, 1536, seed=0), _numbers(200, 1536, seed=1).T, _numbers(300, 200, seed=2)
+    before, results = torch.get_num_threads(), list[Tensor]()
+    try:
+        for threads in (1, 2, 3, 8, 64):
+            torch.set_num_threads(threads)
+            results.append(wide.product([(x, weight)], residual_TO=residual))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(result, results[0]) for result in results) and len(calls) == 5
+
+
+@needs_amx
+def test_not_a_number_stays_one(calls: list[int]) -> None:
+    x, weight = _numbers(40, 64, seed=0), _numbers(64, 64, seed=1)
+    x[3, 5], x[7, 0] = float("nan"), float("inf")
+    got = wide.product([(x, weight)])
+    assert got[3].isnan().all() and not got[7].isfinite().any() and got[[0, 1, 2, 4, 5, 6]].isfinite().all()
+    assert calls
+
+
+@needs_amx
+@pytest.mark.parametrize(
+    ("x", "weight"),
+    [
+        (_numbers(15, 64, seed=0), _numbers(64, 64, seed=1)),  # too few tokens
+        (_numbers(32, 64, seed=0).float(), _numbers(64, 64, seed=1).float()),
+        (_numbers(64, 32, seed=0).T, _numbers(64, 64, seed=1)),  # rows not in one piece
+        (_numbers(32, 64, seed=0), _numbers(64, 128, seed=1)[:, ::2]),
+        (_numbers(32, wide.MAX_K + 1, seed=0), _numbers(wide.MAX_K + 1, 64, seed=1)),
+    ],
+)  # fmt: skip
+def test_what_does_not_suit_goes_the_plain_way(x: Tensor, weight: Tensor, calls: list[int]) -> None:
+    assert torch.equal(wide.product([(x, weight)]), x @ weight)
+    assert not calls
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_plain(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wide, "library", lambda: PLAIN)
+    u, b, x, weight = (_numbers(*shape, seed=n).to(dtype) for n, shape in enumerate([(40, 16), (16, 30), (40, 64), (64, 30)]))
+    bias, residual, whole = _numbers(30, seed=8).to(dtype), _numbers(40, 30, seed=9).to(dtype), torch.zeros(40, 35, dtype=dtype)
+    got = wide.product([(u, b), (x, weight)], bias_O=bias, residual_TO=residual, out_TO=whole[:, :30])
+    want = _sum([(u, b), (x, weight)]) + bias.float() + residual.float()
+    assert (got.float() - want).abs().max() <= (0.012 if dtype == torch.bfloat16 else 1e-5) * want.abs().max()  # it rounds four times
