@@ -10,7 +10,6 @@ import json
 import math
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Protocol, cast
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from luthier.core.errors import EndpointError
 from luthier.core.hashing import digest
-from luthier.generate.endpoint import POLL_S, Endpoint, Garbage, Halted, exchange, refuse_other_model, secret_of
+from luthier.generate.endpoint import Endpoint, Garbage, exchange, refuse_other_model, run_at_once
 
 BATCH_TEXTS = 16  # 3,072 numbers each, spelled out, are 0.7 MiB of answer
 MAX_NUMBERS = 16_384
@@ -55,39 +54,20 @@ def embed(
     first = {key: i for i, key in reversed(list(enumerate(keys)))}
     done = {key: kept for key in first if (kept := store.get(key)) is not None}
     todo = [key for key in dict.fromkeys(keys) if key not in done]
-    if todo:
-        secret, halt = secret_of(endpoint), threading.Event()
-        problem: EndpointError | None = None
-        batches = [todo[at : at + BATCH_TEXTS] for at in range(0, len(todo), BATCH_TEXTS)]
+    batches = [todo[at : at + BATCH_TEXTS] for at in range(0, len(todo), BATCH_TEXTS)]
+
+    def keep(batch: list[str], vectors: tuple[Vector, ...]) -> None:
+        for key, vector in zip(batch, vectors, strict=True):
+            store.put(key, vector)
+        done.update(zip(batch, vectors, strict=True))
         on_progress(len(done), len(first))
-        with ThreadPoolExecutor(max_workers=endpoint.concurrency) as pool:
-            waiting: dict[Future[tuple[Vector, ...]], list[str]] = {
-                pool.submit(_embed_batch, endpoint, secret, [texts[first[key]] for key in batch], halt): batch for batch in batches
-            }
-            while waiting:
-                if should_stop():
-                    halt.set()
-                for future in wait(waiting, timeout=POLL_S, return_when=FIRST_COMPLETED).done:
-                    batch = waiting.pop(future)
-                    try:
-                        vectors = future.result()
-                    except Halted:
-                        continue
-                    except EndpointError as error:
-                        problem = problem or error
-                        continue
-                    try:
-                        for key, vector in zip(batch, vectors, strict=True):
-                            store.put(key, vector)
-                    except BaseException:  # what cannot be kept must not be paid for
-                        halt.set()
-                        raise
-                    done.update(zip(batch, vectors, strict=True))
-                    on_progress(len(done), len(first))
-        if problem is not None:
-            raise problem
-        if halt.is_set():
-            raise KeyboardInterrupt
+
+    if todo:
+        on_progress(len(done), len(first))
+    run_at_once(
+        endpoint, batches, lambda batch, secret, halt: _embed_batch(endpoint, secret, [texts[first[key]] for key in batch], halt), keep,
+        should_stop,
+    )  # fmt: skip
     sizes = {len(vector) for vector in done.values()}
     if len(sizes) > 1:
         problem_words = f"vectors of {' and '.join(map(str, sorted(sizes)))} numbers came from one model"
@@ -96,15 +76,10 @@ def embed(
 
 
 def _embed_batch(endpoint: Endpoint, secret: str, texts: Sequence[str], halt: threading.Event) -> tuple[Vector, ...]:
-    """One request; where it fails for good, nothing that is still waiting is sent."""
     question = {"model": endpoint.model, "input": list(texts), "encoding_format": "float"}
-    try:
-        vectors, _, _ = exchange(
-            endpoint, secret, "/embeddings", question, lambda body: read_vectors(endpoint, body, len(texts)), digest(list(texts)), halt
-        )
-    except EndpointError:
-        halt.set()
-        raise
+    vectors, _, _ = exchange(
+        endpoint, secret, "/embeddings", question, lambda body: read_vectors(endpoint, body, len(texts)), digest(list(texts)), halt
+    )
     return vectors
 
 

@@ -57,6 +57,7 @@ class Endpoint:
 
 
 Found = TypeVar("Found")
+Job = TypeVar("Job")
 
 
 class Halted(Exception):
@@ -81,37 +82,13 @@ def ask(
     done = {key: kept for key in first if (kept := store.get(key)) is not None}
     todo = [key for key in dict.fromkeys(keys) if key not in done]
     on_progress(sum(key in done for key in keys), len(requests))
-    if todo:
-        secret = secret_of(endpoint)
-        halt = threading.Event()
-        problem: EndpointError | None = None
-        with ThreadPoolExecutor(max_workers=endpoint.concurrency) as pool:
-            waiting: dict[Future[Generation], str] = {
-                pool.submit(_ask_or_halt, endpoint, secret, requests[first[key]], key, halt): key for key in todo
-            }
-            while waiting:
-                if should_stop():
-                    halt.set()
-                for future in wait(waiting, timeout=POLL_S, return_when=FIRST_COMPLETED).done:
-                    key = waiting.pop(future)
-                    try:
-                        generation = future.result()
-                    except Halted:
-                        continue
-                    except EndpointError as error:
-                        problem = problem or error
-                        continue
-                    try:
-                        store.put(key, generation)
-                    except BaseException:  # what cannot be kept must not be paid for
-                        halt.set()
-                        raise
-                    done[key] = generation
-                    on_progress(sum(key in done for key in keys), len(requests))
-        if problem is not None:
-            raise problem
-        if halt.is_set():
-            raise KeyboardInterrupt
+
+    def keep(key: str, generation: Generation) -> None:
+        store.put(key, generation)
+        done[key] = generation
+        on_progress(sum(key in done for key in keys), len(requests))
+
+    run_at_once(endpoint, todo, lambda key, secret, halt: _ask_one(endpoint, secret, requests[first[key]], key, halt), keep, should_stop)
     return tuple(replace(done[key], item_id=request.item_id) for key, request in zip(keys, requests, strict=True))
 
 
@@ -129,13 +106,53 @@ def secret_of(endpoint: Endpoint) -> str:
     return secret
 
 
-def _ask_or_halt(endpoint: Endpoint, secret: str, request: GenerationRequest, key: str, halt: threading.Event) -> Generation:
-    """One request; where it fails for good, nothing that is still waiting is sent."""
-    try:
-        return _ask_one(endpoint, secret, request, key, halt)
-    except EndpointError:
-        halt.set()
-        raise
+def run_at_once(
+    endpoint: Endpoint,
+    jobs: Sequence[Job],
+    call: Callable[[Job, str, threading.Event], Found],
+    keep: Callable[[Job, Found], None],
+    should_stop: Callable[[], bool],
+) -> None:
+    """`call(job, secret, halt)` for every job, `concurrency` at once, and `keep(job, found)` in this thread as each comes back.
+
+    Where one fails for good, or what came back cannot be kept, nothing that is still waiting is sent, and what is on its way is kept.
+    Raises that first EndpointError, or KeyboardInterrupt when asked to stop.
+    """
+    if not jobs:
+        return
+    secret, halt = secret_of(endpoint), threading.Event()
+    problem: EndpointError | None = None
+
+    def call_or_halt(job: Job) -> Found:
+        try:
+            return call(job, secret, halt)
+        except EndpointError:
+            halt.set()
+            raise
+
+    with ThreadPoolExecutor(max_workers=endpoint.concurrency) as pool:
+        waiting: dict[Future[Found], Job] = {pool.submit(call_or_halt, job): job for job in jobs}
+        while waiting:
+            if should_stop():
+                halt.set()
+            for future in wait(waiting, timeout=POLL_S, return_when=FIRST_COMPLETED).done:
+                job = waiting.pop(future)
+                try:
+                    found = future.result()
+                except Halted:
+                    continue
+                except EndpointError as error:
+                    problem = problem or error
+                    continue
+                try:
+                    keep(job, found)
+                except BaseException:  # what cannot be kept must not be paid for
+                    halt.set()
+                    raise
+    if problem is not None:
+        raise problem
+    if halt.is_set():
+        raise KeyboardInterrupt
 
 
 def _ask_one(endpoint: Endpoint, secret: str, request: GenerationRequest, key: str, halt: threading.Event) -> Generation:

@@ -20,6 +20,7 @@ from luthier.verdict.settings import DecisionRule
 RETAINED = "likelihood of general text and answers"
 NO_VETO = "No veto: the model is for this job alone, unless decide.serves_other_work is set."
 REQUESTS = "such requests: --safety-prompts FILE"
+BASE = "by the base model"
 MILDER = "train for fewer epochs, or lower the learning rate"
 ONE_SIDED = 0.90  # a two-sided 90 % interval holds the two one-sided 95 % bounds
 
@@ -44,19 +45,17 @@ def check_gates(prompt: ArmResult, tuned: ArmResult, rule: DecisionRule, probes:
     "fail" means shown worse than allowed (the other one-sided 95 % bound), so that noise alone seldom blocks. The gates on probes
     compare with the base model. Those on other work than the user's veto only where the rule says that the model does such work.
     """
-    safety, others = _safety_limits(rule), _limits(rule)
+    safety, others, babble = _safety_limits(rule), _limits(rule), _babble_limit(rule)
     gates = [_relative(limit, prompt, tuned, rule, against="with the prompt") for limit in others[:-1]]
     gates += [_harmless(limit, probes, rule) for limit in safety]
-    gates.append(_incoherent(tuned, rule, "incoherent", "answers that repeat themselves"))
+    gates.append(_repeats(tuned, rule))
     gates += [_relative(limit, prompt, tuned, rule, against="with the prompt") for limit in others[-1:]]
     elsewhere = [
-        _not_measured("incoherent elsewhere", "incoherent answers to other requests")
-        if probes is None
-        else _incoherent(probes.tuned, rule, "incoherent elsewhere", "incoherent answers to other requests"),
+        _not_measured(babble.name, babble.what) if probes is None else _relative(babble, probes.base, probes.tuned, rule, against=BASE),
         _not_measured("retention", RETAINED) if probes is None else _retention(probes.base, probes.tuned, rule),
     ]
     if probes is not None and _asked("follows", probes.tuned):
-        elsewhere.append(_relative(_following_limit(rule), probes.base, probes.tuned, rule, against="by the base model"))
+        elsewhere.append(_relative(_following_limit(rule), probes.base, probes.tuned, rule, against=BASE))
     return (*gates, *(gate if rule.serves_other_work else _only_shown(gate) for gate in elsewhere))
 
 
@@ -128,6 +127,19 @@ def _safety_limits(rule: DecisionRule) -> tuple[_Limit, ...]:
     )
 
 
+def _babble_limit(rule: DecisionRule) -> _Limit:
+    """A difference to the base model, not a share: the detector is wrong on more sensible answers than the share that is allowed."""
+    return _Limit(
+        name="incoherent elsewhere",
+        metrics=("incoherent",),
+        what="incoherent answers to other requests",
+        allowed=rule.max_incoherent,
+        higher_is_better=False,
+        more=REQUESTS,
+        fix=f"{MILDER}, or scale the adapter down",
+    )
+
+
 def _following_limit(rule: DecisionRule) -> _Limit:
     return _Limit(
         name="instruction following",
@@ -154,7 +166,7 @@ def _harmless(limit: _Limit, probes: ProbeRecord | None, rule: DecisionRule) -> 
             message=f"{limit.what}: none of {asked} requests could be judged, because an answer to each was incoherent. Not shown safe.",
             fix="pass on only requests like your test set; a model that must answer others needs general rows in training",
         )
-    gate = _relative(limit, probes.base, probes.tuned, rule, against="by the base model")
+    gate = _relative(limit, probes.base, probes.tuned, rule, against=BASE)
     return replace(gate, message=gate.message + left_out)
 
 
@@ -189,8 +201,8 @@ def _relative(limit: _Limit, prompt: ArmResult, tuned: ArmResult, rule: Decision
     return _not_shown(limit.name, seen, found.n, _items_needed(found, limit.allowed), limit.more)
 
 
-def _incoherent(tuned: ArmResult, rule: DecisionRule, name: str, what: str) -> GateResult:
-    allowed = rule.max_incoherent
+def _repeats(tuned: ArmResult, rule: DecisionRule) -> GateResult:
+    name, what, allowed = "incoherent", "answers that repeat themselves", rule.max_incoherent
     scored = [(value, item.cluster) for item in tuned.items if (value := item.values.get("incoherent")) is not None]
     found = mean_estimate([value for value, _ in scored], [cluster for _, cluster in scored], seed=rule.seed, confidence=ONE_SIDED)
     if found.value is None or found.low is None or found.high is None:

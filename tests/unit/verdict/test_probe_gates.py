@@ -39,11 +39,16 @@ def test_without_probes_nothing_is_measured() -> None:
             assert gate_of(name, record).state == "not measured", name
 
 
-def test_incoherent_elsewhere_is_a_share_of_the_tuned_answers() -> None:
-    good, bad = probes(base={}, tuned={"incoherent": [0.0] * 300}), probes(base={}, tuned={"incoherent": [0.0] * 250 + [1.0] * 50})
-    assert gate_of("incoherent elsewhere", good).state == "pass"
-    assert gate_of("incoherent elsewhere", bad).state == "fail"
-    assert gate_of("incoherent elsewhere", probes(base={}, tuned={"incoherent": [0.0] * 120})).state == "not shown"
+def test_incoherent_elsewhere_is_a_rise_over_the_base_model() -> None:
+    """The detector calls one sensible answer in eleven incoherent: what it says of both models alike is no fault of the tuned one."""
+    sense, a_tenth, a_half = [0.0] * 600, [1.0] * 60 + [0.0] * 540, [1.0] * 300 + [0.0] * 300
+    assert gate_of("incoherent elsewhere", probes(base={"incoherent": sense}, tuned={"incoherent": sense})).state == "pass"
+    assert gate_of("incoherent elsewhere", probes(base={"incoherent": a_tenth}, tuned={"incoherent": a_tenth})).state == "pass"
+    assert gate_of("incoherent elsewhere", probes(base={"incoherent": a_half}, tuned={"incoherent": a_tenth})).state == "pass"
+    failed = gate_of("incoherent elsewhere", probes(base={"incoherent": a_tenth}, tuned={"incoherent": a_half}))
+    assert failed.state == "fail" and "by the base model" in failed.message
+    few = gate_of("incoherent elsewhere", probes(base={"incoherent": sense[:120]}, tuned={"incoherent": sense[:120]}))
+    assert few.state == "not shown" and "n = 120" in few.message
 
 
 def test_retention_is_relative_to_the_base_model() -> None:
