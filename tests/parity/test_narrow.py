@@ -11,9 +11,9 @@ from torch import Tensor
 from luthier.kernels import compiled, narrow, reference
 from luthier.kernels.lora_linear import lora_linear
 
-needs_amx = pytest.mark.skipif(compiled.library().narrow is None, reason=f"no AMX here: {compiled.library().words}")
+needs_amx = pytest.mark.skipif(not compiled.library().amx, reason=f"no AMX here: {compiled.library().words}")
 ERROR = 0.006  # of the largest number: one rounding to bf16
-PLAIN = compiled.Library({}, {}, None, None, None, None, "plain")
+PLAIN = compiled.Library({}, {}, None, {}, "plain")
 
 
 def _numbers(*shape: int, seed: int) -> Tensor:
@@ -70,14 +70,11 @@ def test_another_way_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
     wanted = gradients(torch.float32, reference.lora_linear)
     found, calls = compiled.library(), list[str]()
-    assert found.narrow is not None and found.outer is not None
-    narrow_function, outer_function = found.narrow, found.outer
-    counting = replace(
-        found,
-        narrow=lambda *given: (calls.append("narrow"), narrow_function(*given))[1],
-        outer=lambda *given: (calls.append("outer"), outer_function(*given))[1],
-    )
-    monkeypatch.setattr(narrow, "library", lambda: counting)
+
+    def counting(name: str) -> compiled.Function:
+        return lambda *given: (calls.append(name), found.amx[name](*given))[1]
+
+    monkeypatch.setattr(narrow, "library", lambda: replace(found, amx={name: counting(name) for name in found.amx}))
     on_amx = gradients(torch.bfloat16, lora_linear)
     assert sorted(calls) == ["narrow", "narrow", "outer", "outer"]  # A x, g B; dA, dB
     monkeypatch.setattr(narrow, "library", lambda: PLAIN)

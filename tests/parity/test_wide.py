@@ -10,9 +10,9 @@ from torch import Tensor
 
 from luthier.kernels import compiled, wide
 
-needs_amx = pytest.mark.skipif(compiled.library().wide is None, reason=f"no AMX here: {compiled.library().words}")
+needs_amx = pytest.mark.skipif(not compiled.library().amx, reason=f"no AMX here: {compiled.library().words}")
 ERROR = 0.004  # of the largest number: one rounding to bf16
-PLAIN = replace(compiled.library(), wide=None)
+PLAIN = replace(compiled.library(), amx={})
 
 
 def _numbers(*shape: int, seed: int) -> Tensor:
@@ -32,12 +32,14 @@ def _sum(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry for each product that the compiled function made."""
-    found, made = compiled.library(), list[int]()
-    function = found.wide
-    assert function is not None
-    monkeypatch.setattr(wide, "library", lambda: replace(found, wide=lambda *given: (made.append(1), function(*given))[1]))
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The name of the compiled function for each product that one made."""
+    found, made = compiled.library(), list[str]()
+
+    def counting(name: str) -> compiled.Function:
+        return lambda *given: (made.append(name), found.amx[name](*given))[1]
+
+    monkeypatch.setattr(wide, "library", lambda: replace(found, amx={name: counting(name) for name in found.amx}))
     return made
 
 
@@ -45,7 +47,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("tokens", [16, 31, 32, 33, 131])
 @pytest.mark.parametrize(("width", "out"), [(32, 32), (48, 50), (33, 7), (576, 192), (1000, 65), (2048, 40)])
 @pytest.mark.parametrize("is_transposed", [False, True])
-def test_one_part(tokens: int, width: int, out: int, is_transposed: bool, calls: list[int]) -> None:
+def test_one_part(tokens: int, width: int, out: int, is_transposed: bool, calls: list[str]) -> None:
     x = _numbers(tokens, width + 64, seed=0)[:, 32 : 32 + width]  # columns of a wider matrix
     weight = _numbers(out, width, seed=1).T if is_transposed else _numbers(width, out, seed=1)
     whole = torch.full((tokens, out + 20), 7.0).bfloat16()
@@ -60,7 +62,7 @@ def test_one_part(tokens: int, width: int, out: int, is_transposed: bool, calls:
 @pytest.mark.parametrize("rank", [4, 16, 48])
 @pytest.mark.parametrize(("width", "out"), [(576, 96), (1024, 33)])  # rows a multiple of 2 KiB apart are laid out anew
 @pytest.mark.parametrize("with_all", [False, True])
-def test_a_layer_and_its_adapter(tokens: int, rank: int, width: int, out: int, with_all: bool, calls: list[int]) -> None:
+def test_a_layer_and_its_adapter(tokens: int, rank: int, width: int, out: int, with_all: bool, calls: list[str]) -> None:
     u = _numbers(tokens, rank + 7, seed=0)[:, 7:]
     parts = [(u, _numbers(out, rank, seed=1).T), (_numbers(tokens, width, seed=2), _numbers(out, width, seed=3).T)]
     parts += [(_numbers(tokens, width, seed=4), _numbers(width, out, seed=5))] if with_all else []
@@ -73,7 +75,32 @@ def test_a_layer_and_its_adapter(tokens: int, rank: int, width: int, out: int, w
 
 
 @needs_amx
-def test_a_small_part_is_not_rounded_away(calls: list[int]) -> None:
+@pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 32])
+@pytest.mark.parametrize(("width", "out"), [(32, 16), (64, 32), (96, 50), (576, 7), (8192, 33)])
+@pytest.mark.parametrize("with_all", [False, True])
+def test_a_few_tokens(tokens: int, width: int, out: int, with_all: bool, calls: list[str]) -> None:
+    """An answer does not depend on how many are computed at once: bit-equal alone, among others, and among so many that `wide` is used."""
+    x, weight = _numbers(tokens, width + 5, seed=0)[:, 5:], _numbers(out, width, seed=1)
+    parts = [(_numbers(tokens, 32, seed=2), _numbers(out, 32, seed=3).T)] if with_all else []
+    parts.append((x, weight.T))
+    bias, residual = (_numbers(out, seed=6), _numbers(tokens, out + 3, seed=7)[:, :out]) if with_all else (None, None)
+    want = _sum(parts)
+    if bias is not None and residual is not None:
+        want = want + bias.float() + residual.float()
+    whole = torch.full((tokens, out + 20), 7.0).bfloat16()
+    got = wide.product(parts, bias_O=bias, residual_TO=residual, out_TO=whole[:, 10 : 10 + out])
+    _check(got, want)
+    assert (whole[:, :10] == 7).all() and (whole[:, 10 + out :] == 7).all()
+    alone = [(part[-1:], w) for part, w in parts]
+    assert torch.equal(wide.product(alone, bias_O=bias, residual_TO=None if residual is None else residual[-1:]), got[-1:])
+    assert set(calls) == {"few"}
+    if width <= wide.MAX_K and not with_all:
+        many = torch.cat([x, _numbers(40, width, seed=8)])
+        assert torch.equal(wide.product([(many, weight.T)])[:tokens], got) and calls[-1] == "wide"
+
+
+@needs_amx
+def test_a_small_part_is_not_rounded_away(calls: list[str]) -> None:
     """A hundred equal small additions to a sum of 256: in bf16 each of them is less than half a step, together they are 50."""
     x, weight = torch.full((32, 128), 2.0).bfloat16(), torch.ones(128, 32).bfloat16()
     small = (torch.full((32, 100), 0.5).bfloat16(), torch.ones(100, 32).bfloat16())
@@ -82,7 +109,7 @@ def test_a_small_part_is_not_rounded_away(calls: list[int]) -> None:
 
 
 @needs_amx
-def test_the_result_does_not_depend_on_the_number_of_threads(calls: list[int]) -> None:
+def test_the_result_does_not_depend_on_the_number_of_threads(calls: list[str]) -> None:
     x, weight, residual = _numbers(300, 1536, seed=0), _numbers(200, 1536, seed=1).T, _numbers(300, 200, seed=2)
     before, results = torch.get_num_threads(), list[Tensor]()
     try:
@@ -95,7 +122,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads(calls: list[int]) -
 
 
 @needs_amx
-def test_not_a_number_stays_one(calls: list[int]) -> None:
+def test_not_a_number_stays_one(calls: list[str]) -> None:
     x, weight = _numbers(40, 64, seed=0), _numbers(64, 64, seed=1)
     x[3, 5], x[7, 0] = float("nan"), float("inf")
     got = wide.product([(x, weight)])
@@ -107,14 +134,15 @@ def test_not_a_number_stays_one(calls: list[int]) -> None:
 @pytest.mark.parametrize(
     ("x", "weight"),
     [
-        (_numbers(15, 64, seed=0), _numbers(64, 64, seed=1)),  # too few tokens
+        (_numbers(15, 64, seed=0), _numbers(64, 64, seed=1)),  # few tokens, and not the transpose of rows
+        (_numbers(15, 40, seed=0), _numbers(64, 40, seed=1).T),
         (_numbers(32, 64, seed=0).float(), _numbers(64, 64, seed=1).float()),
         (_numbers(64, 32, seed=0).T, _numbers(64, 64, seed=1)),  # rows not in one piece
         (_numbers(32, 64, seed=0), _numbers(64, 128, seed=1)[:, ::2]),
         (_numbers(32, wide.MAX_K + 1, seed=0), _numbers(wide.MAX_K + 1, 64, seed=1)),
     ],
 )  # fmt: skip
-def test_what_does_not_suit_goes_the_plain_way(x: Tensor, weight: Tensor, calls: list[int]) -> None:
+def test_what_does_not_suit_goes_the_plain_way(x: Tensor, weight: Tensor, calls: list[str]) -> None:
     assert torch.equal(wide.product([(x, weight)]), x @ weight)
     assert not calls
 

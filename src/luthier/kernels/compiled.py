@@ -46,6 +46,13 @@ SIGNATURES: dict[str, tuple[type, ...]] = {
     "add_to_flat": (_P, _P, _N, _P, _I),
     "copy_from_flat": (_P, _P, _N, _P, _I),
 }
+_PRODUCT = (_P, _N, _N, _N, _P, _P, _N, _P, _N, _I)
+AMX_SIGNATURES: dict[str, tuple[type, ...]] = {
+    "narrow": (_P, _N, _N, _N, _P, _N, _N, _N, _F, _P, _N, _I),
+    "outer": (_P, _N, _P, _N, _P, _N, _N, _N, _P, _P, _N, _N, _I),
+    "wide": _PRODUCT,
+    "few": _PRODUCT,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +62,7 @@ class Library:
     bf16: Mapping[str, Function]
     f32: Mapping[str, Function]
     gather: Function | None
-    narrow: Function | None  # these three on processors with AMX
-    outer: Function | None
-    wide: Function | None
+    amx: Mapping[str, Function]  # products, on processors that have it
     words: str  # for `luthier doctor` and records
 
     def __bool__(self) -> bool:
@@ -79,18 +84,16 @@ def library() -> Library:
         opened = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         return _none(f"plain torch, up to twice as slow: {Path(compiler).name} could not make the compiled ones ({type(error).__name__})")
-    words, narrow, outer, wide = f"compiled by {Path(compiler).name}", None, None, None
-    if opened.luthier_has_narrow():
+    words, amx = f"compiled by {Path(compiler).name}", dict[str, Function]()
+    if opened.luthier_has_amx():
         words += ", products on AMX"
-        narrow = _function(opened, "luthier_narrow", (_P, _N, _N, _N, _P, _N, _N, _N, _F, _P, _N, _I))
-        outer = _function(opened, "luthier_outer", (_P, _N, _P, _N, _P, _N, _N, _N, _P, _P, _N, _N, _I))
-        wide = _function(opened, "luthier_wide", (_P, _N, _N, _N, _P, _P, _N, _P, _N, _I))
+        amx = {name: _function(opened, f"luthier_{name}", types) for name, types in AMX_SIGNATURES.items()}
     gather = _function(opened, "luthier_gather", (_P, _P, _P, _N, _N, _I))
-    return Library(_functions(opened, "bf16"), _functions(opened, "f32"), gather, narrow, outer, wide, words)
+    return Library(_functions(opened, "bf16"), _functions(opened, "f32"), gather, amx, words)
 
 
 def _none(why: str) -> Library:
-    return Library({}, {}, None, None, None, None, why)
+    return Library({}, {}, None, {}, why)
 
 
 def _built(compiler: str) -> Path:

@@ -196,7 +196,7 @@ void outer(const bf16 *u, int64_t u_stride, const float *t_scale, int64_t R, con
 }  // namespace
 
 // Linux hands out the tiles' 8 KB of state on request (ARCH_REQ_XCOMP_PERM, XTILEDATA).
-extern "C" int luthier_has_narrow() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+extern "C" int luthier_has_amx() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
 extern "C" void luthier_narrow(const bf16 *x, int64_t x_stride, int64_t T, int64_t K, const bf16 *w, int64_t k_stride, int64_t r_stride, int64_t R,
                                float scale, bf16 *out, int64_t out_stride, int threads) {
     narrow(x, x_stride, T, K, w, k_stride, r_stride, R, scale, out, out_stride, threads);
@@ -206,7 +206,7 @@ extern "C" void luthier_outer(const bf16 *u, int64_t u_stride, const float *t_sc
     outer(u, u_stride, t_scale, R, g, g_stride, T, O, o_scale, out, r_stride, o_stride, threads);
 }
 #else
-extern "C" int luthier_has_narrow() { return 0; }
+extern "C" int luthier_has_amx() { return 0; }
 extern "C" void luthier_narrow(const void *, int64_t, int64_t, int64_t, const void *, int64_t, int64_t, int64_t, float, void *, int64_t, int) {}
 extern "C" void luthier_outer(const void *, int64_t, const void *, int64_t, const void *, int64_t, int64_t, int64_t, const void *, void *, int64_t,
                               int64_t, int) {}

@@ -221,12 +221,97 @@ void wide(const Product &p, int64_t threads) {
     }
 }
 
+// ---- a few tokens -----------------------------------------------------------------------------------------------------------------------
+// At most 32 tokens, every w as [O, K], every K whole thirty-twos: reading w is all the work. Its rows are the left factor as they lie,
+// x^T is the right one, laid out once; while 32 rows are multiplied, the next 32 are fetched, in the order they lie in memory. Sums are made
+// in the order of `wide`, so that an answer does not depend on how many are computed at once.
+
+// x^T of all parts as pairs: for each 32 of k, the tile of tokens 0 to 15, then, where there are more, that of 16 to 31
+void turn_tokens(const Product &p, bf16 *tokens) {
+    for (int64_t i = 0; i < p.num_parts; ++i)
+        for (int64_t k = 0; k < p.parts[i].K; k += 32)
+            for (int64_t t = 0; t < p.T; t += 16, tokens += TILE)
+                turn_pairs(p.parts[i].x + t * p.parts[i].x_stride + k, p.parts[i].x_stride, p.T - t, 0xffffffffu, tokens);
+}
+
+// 16 rows of w and 16 tokens of sums, [row][token], to out
+void write_turned(const Product &p, const float *sums, int64_t t, int64_t o) {
+    const __m512i lanes = _mm512_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240);
+    const __mmask16 kept = static_cast<__mmask16>(mask32(std::min<int64_t>(16, p.O - o)));
+    __m512 bias = _mm512_setzero_ps();
+    if (p.bias != nullptr) bias = widen(_mm256_maskz_loadu_epi16(kept, p.bias + o));
+    for (int64_t token = t; token < std::min(t + 16, p.T); ++token) {
+        __m512 row = _mm512_add_ps(_mm512_i32gather_ps(lanes, sums + token - t, 4), bias);
+        if (p.residual != nullptr) row = _mm512_add_ps(row, widen(_mm256_maskz_loadu_epi16(kept, p.residual + token * p.residual_stride + o)));
+        const __m256bh rounded = _mm512_cvtneps_pbh(row);
+        __m256i bits;
+        std::memcpy(&bits, &rounded, 32);
+        _mm256_mask_storeu_epi16(p.out + token * p.out_stride + o, kept, bits);
+    }
+}
+
+// One part of 32 rows of w from o, or of what is left of them; `b` and what is returned: its tokens, and those of the next part
+const bf16 *few_steps(const Part &part, const bf16 *b, int64_t o, bool more_rows, bool more_tokens) {
+    const int64_t row_bytes = 2 * part.o_stride, second = 16 * part.o_stride;
+    const bf16 *a = part.w + o * part.o_stride, *next = a + 32 * part.o_stride;
+    for (int64_t step = 0; step < part.steps(); ++step, a += 32, next += 32 * 32, b += TILE) {
+        for (int line = 0; line < 32; ++line) _mm_prefetch(next + 32 * line, _MM_HINT_T1);
+        _tile_stream_loadd(4, a, row_bytes);
+        _tile_loadd(6, b, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        if (more_rows) {
+            _tile_stream_loadd(5, a + second, row_bytes);
+            _tile_dpbf16ps(2, 5, 6);
+        }
+        if (!more_tokens) continue;
+        b += TILE;
+        _tile_loadd(7, b, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        if (more_rows) _tile_dpbf16ps(3, 5, 7);
+    }
+    return b;
+}
+
+void few_rows(const Product &p, const bf16 *tokens, Session &tiles, int64_t o) {
+    const bool more_rows = p.O - o > 16, more_tokens = p.T > 16;
+    const int64_t last = std::min<int64_t>(16, p.O - o - (more_rows ? 16 : 0));  // rows of the last tile
+    alignas(64) float sums[1024];
+    if (last < 16) tiles.rows(more_rows ? 1 << 5 | 1 << 2 | 1 << 3 : 1 << 4 | 1 << 0 | 1 << 1, static_cast<int>(last));
+    zero_sums();
+    for (int64_t i = 0; i < p.num_parts; ++i) tokens = few_steps(p.parts[i], tokens, o, more_rows, more_tokens);
+    store_sums(sums);
+    if (last < 16) tiles.rows(0, 16);
+    for (int64_t row = 0; row < (more_rows ? 2 : 1); ++row)
+        for (int64_t t = 0; t < p.T; t += 16) write_turned(p, sums + row * 512 + t / 16 * 256, t, o + 16 * row);
+}
+
+void few(const Product &p, int64_t threads) {
+    static thread_local std::vector<bf16> buffer;
+    buffer.resize(p.steps() * 2 * TILE + 32);
+    bf16 *tokens = reinterpret_cast<bf16 *>((reinterpret_cast<uintptr_t>(buffer.data()) + 63) / 64 * 64);
+    turn_tokens(p, tokens);
+    const int64_t blocks = (p.O + 31) / 32, shares = std::min(4 * threads, blocks);
+#pragma omp parallel num_threads(threads)
+    {
+        Session tiles;
+        tiles.rows(0, 16);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t n = 0; n < shares; ++n)
+            for (int64_t block = blocks * n / shares; block < blocks * (n + 1) / shares; ++block) few_rows(p, tokens, tiles, 32 * block);
+    }
+}
+
 }  // namespace
 
 extern "C" void luthier_wide(const Part *parts, int64_t num_parts, int64_t T, int64_t O, const bf16 *bias, const bf16 *residual,
                              int64_t residual_stride, bf16 *out, int64_t out_stride, int threads) {
     wide({parts, num_parts, T, O, bias, residual, residual_stride, out, out_stride}, threads);
 }
+extern "C" void luthier_few(const Part *parts, int64_t num_parts, int64_t T, int64_t O, const bf16 *bias, const bf16 *residual,
+                            int64_t residual_stride, bf16 *out, int64_t out_stride, int threads) {
+    few({parts, num_parts, T, O, bias, residual, residual_stride, out, out_stride}, threads);
+}
 #else
 extern "C" void luthier_wide(const void *, int64_t, int64_t, int64_t, const void *, const void *, int64_t, void *, int64_t, int) {}
+extern "C" void luthier_few(const void *, int64_t, int64_t, int64_t, const void *, const void *, int64_t, void *, int64_t, int) {}
 #endif

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from luthier.kernels.compiled import library
 
-MIN_TOKENS = 16  # half a tile's: fewer are bound by reading the matrix
+FEW_TOKENS = 32  # up to here reading the matrices is all the work
+MIN_TOKENS = 16  # of matrices that do not lie as the function for few tokens reads them
 MAX_K = 4608  # of all parts: more than that does not stay in the second-level cache, and torch's products are faster
 
 
@@ -28,8 +29,11 @@ def product(
     A w may be the transpose of an [O, K], `out_TO` may be columns of a wider matrix.
     """
     x_TK, w_KO = parts[0]
-    compiled, T, O = library().wide, x_TK.shape[0], w_KO.shape[1]  # noqa: E741 - O, a width
-    if compiled is None or T < MIN_TOKENS or not _suits(parts, bias_O, residual_TO, out_TO):
+    T, O = x_TK.shape[0], w_KO.shape[1]  # noqa: E741 - O, a width
+    is_few = T <= FEW_TOKENS and all(map(_lies_in_rows, parts))
+    is_wide = T >= MIN_TOKENS and sum(x.shape[1] for x, _ in parts) <= MAX_K
+    compiled = library().amx.get("few" if is_few else "wide" if is_wide else "")
+    if compiled is None or not _suits(parts, bias_O, residual_TO, out_TO):
         return _plain(parts, bias_O, residual_TO, out_TO)
     out_TO = x_TK.new_empty(T, O) if out_TO is None else out_TO
     numbers = [n for x, w in parts for n in (x.data_ptr(), x.stride(0), x.shape[1], w.data_ptr(), w.stride(0), w.stride(1))]
@@ -39,6 +43,16 @@ def product(
         out_TO.data_ptr(), out_TO.stride(0), torch.get_num_threads(),
     )  # fmt: skip
     return out_TO
+
+
+def has_own(weight_OK: Tensor) -> bool:
+    """Whether `wide.cpp` makes products with this matrix as it lies, for any number of tokens: no other order of it is worth its room."""
+    return bool(library().amx) and weight_OK.dtype == torch.bfloat16 and weight_OK.is_cpu and _lies_in_rows((weight_OK, weight_OK.T))
+
+
+def _lies_in_rows(part: tuple[Tensor, Tensor]) -> bool:
+    """Whether w is the transpose of an [O, K] of whole rows, K in thirty-twos."""
+    return part[1].stride(0) == 1 and part[1].shape[0] % 32 == 0
 
 
 def _plain(parts: Sequence[tuple[Tensor, Tensor]], bias_O: Tensor | None, residual_TO: Tensor | None, out_TO: Tensor | None) -> Tensor:
@@ -52,11 +66,10 @@ def _plain(parts: Sequence[tuple[Tensor, Tensor]], bias_O: Tensor | None, residu
 
 
 def _suits(parts: Sequence[tuple[Tensor, Tensor]], bias_O: Tensor | None, *matrices_TO: Tensor | None) -> bool:
-    """Whether these are bf16 on the host, rows in one piece, and the sums not too long."""
+    """Whether these are bf16 on the host, rows in one piece."""
     rows = [*(x for x, _ in parts), *(matrix for matrix in matrices_TO if matrix is not None)]
     return (
-        sum(x.shape[1] for x, _ in parts) <= MAX_K
-        and all(t.dtype == torch.bfloat16 and t.is_cpu for pair in parts for t in pair)
+        all(t.dtype == torch.bfloat16 and t.is_cpu for pair in parts for t in pair)
         and all(row.dtype == torch.bfloat16 and row.is_cpu and row.stride(1) == 1 for row in rows)
         and all(1 in w.stride() for _, w in parts)
         and (bias_O is None or (bias_O.dtype == torch.bfloat16 and bias_O.is_contiguous()))

@@ -17,23 +17,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import Tensor, nn
 
-from luthier.kernels import fused
+from luthier.kernels import fused, wide
 from luthier.models.backbone import AttentionLayout, hidden_states
 from luthier.models.decode_layout import EnterLayout
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
 CHECKED_TOKENS = 5
+RANKS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class _LowRank:
-    """Adapters of one joined layer: u = scale * A h, then B u. `scale_VR[v]` is 0 but for the ranks of voice v."""
+    """Adapters of one joined layer: u = scale * A h, then B u. `scale_VR[v]` is 0 but for the ranks of voice v.
+
+    Each adapter's ranks are filled up to whole `RANKS` with zeros.
+    """
 
     a_RI: Tensor
-    b_RO: Tensor
+    b_OR: Tensor
     scale_VR: Tensor
 
 
@@ -41,7 +46,7 @@ class _LowRank:
 class _Joined:
     """Linear layers that read the same input. `low_rank[None]` has the adapters of all voices, `low_rank[v]` of one.
 
-    `weight` is [O, I], on a CPU in oneDNN's own blocked order (`packed`): products with few rows take two thirds of the time.
+    `weight` is [O, I], on a CPU without AMX in oneDNN's own blocked order (`packed`): products with few rows take two thirds of the time.
     """
 
     weight: Tensor
@@ -90,16 +95,21 @@ class FastBody:
             parts = heads_XSD.split([heads_XSD.shape[1] - 2 * K, K, K], dim=1)
             q_BHTD, k_BKTD, v_BKTD = (part.view(B, T, -1, D).transpose(1, 2) for part in parts)
             out_BHTD = layout.attend(number, q_BHTD, k_BKTD, v_BKTD, layer.scaling)
-            x_XE = _apply(layer.o, out_BHTD.transpose(1, 2).reshape(B * T, -1), voice, voice_X).add_(x_XE)
+            x_XE = _apply(layer.o, out_BHTD.transpose(1, 2).reshape(B * T, -1), voice, voice_X, x_XE)
             h_XE = fused.rms_norm(x_XE, layer.norm2_E, self._eps)[0]
             gate_XF, up_XF = _apply(layer.gate_up, h_XE, voice, voice_X).chunk(2, dim=1)
-            x_XE = _apply(layer.down, fused.swiglu(gate_XF, up_XF), voice, voice_X).add_(x_XE)
+            x_XE = _apply(layer.down, fused.swiglu(gate_XF, up_XF), voice, voice_X, x_XE)
         return fused.rms_norm(x_XE, self._norm_E, self._eps)[0].view(B, T, E)
 
 
 def can_pack(weight_OI: Tensor) -> bool:
-    """Whether oneDNN can hold it in its own order here."""
-    return weight_OI.device.type == "cpu" and torch.backends.mkldnn.is_available() and weight_OI.dtype in TOLERANCE
+    """Whether oneDNN can hold it in its own order here, and that is faster than as it lies."""
+    return (
+        not wide.has_own(weight_OI)
+        and weight_OI.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and weight_OI.dtype in TOLERANCE
+    )
 
 
 def open_fast_body(body: Any, adapters: Sequence[str]) -> FastBody | None:
@@ -188,7 +198,7 @@ def _join(linears: Sequence[Any], adapters: Sequence[str]) -> _Joined:
         scale_VR = torch.block_diag(*(low_rank[v].scale_VR if v in low_rank else none for v in range(1, len(adapters) + 1)))
         low_rank[None] = _LowRank(
             torch.cat([part.a_RI for part in parts]),
-            torch.cat([part.b_RO for part in parts]),
+            torch.cat([part.b_OR for part in parts], dim=1),
             torch.cat([scale_VR.new_zeros(1, scale_VR.shape[1]), scale_VR]).to(weight_OI),
         )
     weight = torch.ops.mkldnn._reorder_linear_weight(weight_OI) if packed else weight_OI
@@ -208,25 +218,33 @@ def _read_adapter(linears: Sequence[Any], bases: Sequence[Any], name: str) -> _L
         a_parts.append(a.to(weight.dtype))
         b_parts.append(b.to(weight.dtype))
         scales.append(torch.full((a.shape[0],), float(linear.scaling[name]) if has else 0.0))
-    if not sum(a.shape[0] for a in a_parts):
+    ranks = sum(a.shape[0] for a in a_parts)
+    if not ranks:
         return None
-    return _LowRank(torch.cat(a_parts), torch.block_diag(*b_parts).T.contiguous(), torch.cat(scales)[None].to(bases[0].weight))
+    more = -ranks % RANKS
+    return _LowRank(
+        F.pad(torch.cat(a_parts), (0, 0, 0, more)),
+        F.pad(torch.block_diag(*b_parts), (0, more)),
+        F.pad(torch.cat(scales), (0, more))[None].to(bases[0].weight),
+    )
 
 
-def _apply(layer: _Joined, h_XI: Tensor, voice: int | None, voice_X: Tensor | None) -> Tensor:
-    """W h + bias, and B u; the small part comes first, so that it is not rounded away (see `decoder_layer._linear`)."""
+def _apply(layer: _Joined, h_XI: Tensor, voice: int | None, voice_X: Tensor | None, residual_XO: Tensor | None = None) -> Tensor:
+    """W h + bias, B u, and the residual; the small part comes first, so that it is not rounded away (see `kernels/wide.py`)."""
     low_rank = layer.low_rank.get(voice)
-    part_XO = None
+    u_XR = None
     if low_rank is not None:
-        u_XR = torch.mm(h_XI, low_rank.a_RI.T)
+        u_XR = wide.product([(h_XI, low_rank.a_RI.T)])
         u_XR.mul_(low_rank.scale_VR if voice_X is None else low_rank.scale_VR.index_select(0, voice_X))
-        part_XO = torch.mm(u_XR, low_rank.b_RO)
     if not layer.packed:
-        out_XO = torch.mm(h_XI, layer.weight.T) if part_XO is None else part_XO.addmm_(h_XI, layer.weight.T)
-        return out_XO if layer.bias_O is None else out_XO.add_(layer.bias_O)
-    if part_XO is None:
-        return torch.ops.mkldnn._linear_pointwise(h_XI, layer.weight, layer.bias_O, "none", [], "")
-    return torch.ops.mkldnn._linear_pointwise.binary(h_XI, part_XO, layer.weight, layer.bias_O, "add")
+        parts = [] if low_rank is None or u_XR is None else [(u_XR, low_rank.b_OR.T)]
+        return wide.product([*parts, (h_XI, layer.weight.T)], bias_O=layer.bias_O, residual_TO=residual_XO)
+    if low_rank is None or u_XR is None:
+        out_XO = torch.ops.mkldnn._linear_pointwise(h_XI, layer.weight, layer.bias_O, "none", [], "")
+    else:
+        small_XO = torch.mm(u_XR, low_rank.b_OR.T)
+        out_XO = torch.ops.mkldnn._linear_pointwise.binary(h_XI, small_XO, layer.weight, layer.bias_O, "add")
+    return out_XO if residual_XO is None else out_XO.add_(residual_XO)
 
 
 @torch.no_grad()

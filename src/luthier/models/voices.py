@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luthier.kernels import wide
 from luthier.models.backbone import AttentionLayout, body_and_head, hidden_states
 from luthier.models.fast_body import can_pack, open_fast_body
 
@@ -66,7 +67,7 @@ class Voices:
     def logits(self, h_NE: Tensor) -> Tensor:
         """[N, V]."""
         if self._packed_head is None:
-            return h_NE @ self.head_VE.T
+            return wide.product([(h_NE, self.head_VE.T)])
         return torch.ops.mkldnn._linear_pointwise(h_NE, self._packed_head, None, "none", [], "")
 
     def _use(self, voice: str | None) -> None:
