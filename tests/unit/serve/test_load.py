@@ -56,11 +56,6 @@ async def _load(url: str, *, clients: int, requests: int) -> list[float]:
     return rejects
 
 
-def _rss_mib() -> float:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
 def _check_load(server: Served, *, clients: int, requests: int) -> list[float]:
     rejects = asyncio.run(_load(server.url, clients=clients, requests=requests))
     assert server.service.dispatcher.num_live == 0 and server.engine.idle and not server.service.dispatcher._open
@@ -74,22 +69,6 @@ def test_streams_of_many_clients_do_not_mix() -> None:
         rejects = _check_load(server, clients=16, requests=100)
         assert rejects and server.service.metrics.refused == len(rejects)
         assert sorted(rejects)[len(rejects) // 2] < 0.1
-
-
-@pytest.mark.slow
-def test_d1() -> None:
-    with served(limit=48, max_active=16, answers=_nonce_answer) as server:
-        _check_load(server, clients=64, requests=200)
-        before = _rss_mib()
-        rejects = sorted(_check_load_more(server))
-        assert rejects[int(0.99 * len(rejects))] <= 0.1 and _rss_mib() <= 1.05 * before
-
-
-def _check_load_more(server: Served) -> list[float]:
-    before = len(server.engine.orders)
-    rejects = asyncio.run(_load(server.url, clients=64, requests=2000))
-    assert len(server.engine.orders) - before == 2000 and server.service.dispatcher.num_live == 0
-    return rejects
 
 
 def _leave_at_random(server: Served, times: int) -> None:
