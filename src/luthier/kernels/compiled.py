@@ -1,4 +1,4 @@
-"""`fused.cpp`, `narrow.cpp` and `wide.cpp`, made into a library by this machine's own compiler, once, and opened.
+"""The C++ files beside this one, made into a library by this machine's own compiler, once, and opened.
 
 Why the user's compiler: the same lines then use whatever this processor has (AVX-512, AMX, NEON), three seconds once instead of a wheel
 for each kind of machine. Without a compiler, or with LUTHIER_KERNELS=plain, `fused.py`, `narrow.py` and `wide.py` compute the same in
@@ -21,7 +21,7 @@ from pathlib import Path
 from luthier.core.folders import cache_root
 from luthier.core.hashing import sha256_text
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("fused.cpp", "narrow.cpp", "wide.cpp"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("fused.cpp", "narrow.cpp", "wide.cpp", "few_layer.cpp"))
 HEADERS = (Path(__file__).with_name("tiles.h"),)
 # Sums keep the order they are written in, and NaN and infinity their meaning: no -ffast-math.
 FLAGS = (
@@ -52,6 +52,8 @@ AMX_SIGNATURES: dict[str, tuple[type, ...]] = {
     "outer": (_P, _N, _P, _N, _P, _N, _N, _N, _P, _P, _N, _N, _I),
     "wide": _PRODUCT,
     "few": _PRODUCT,
+    "layer_in": (_P, _P, _N, _F, _P, _P, _N, _N, _P, _I),
+    "layer_out": (_P, _P, _P, _N, _F, _P, _I),
 }
 
 

@@ -1,4 +1,4 @@
-// The tile registers of processors with AMX: what narrow.cpp and wide.cpp share.
+// The tile registers of processors with AMX, and what the files that use them share.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +12,15 @@
 namespace luthier {
 
 using bf16 = uint16_t;
+
+// One of the products that are summed in wide.cpp: x [T, K] and w [K, O], either side of which lies in one piece
+struct Part {
+    const bf16 *x;
+    int64_t x_stride, K;
+    const bf16 *w;
+    int64_t k_stride, o_stride;
+    int64_t steps() const { return (K + 31) / 32; }
+};
 
 // The processor's tiles, 0 to 7. A tile is 16 rows of 64 bytes: 32 numbers of a row (left factor), 16 pairs of rows (right factor), 16 sums.
 struct alignas(64) Tiles {

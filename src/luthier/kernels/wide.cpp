@@ -18,20 +18,13 @@ namespace {
 
 using luthier::bf16;
 using luthier::pair_rows;
+using luthier::Part;
 using luthier::Session;
 using luthier::written;
 
 constexpr int64_t TILE = 512;            // numbers of a tile
 constexpr int64_t STEPS = 20;            // of 2 KiB of x each: in a first-level cache of 48 KiB
 constexpr int64_t PANEL_BYTES = 1 << 19;  // of a second-level cache of 1 MiB or more
-
-struct Part {
-    const bf16 *x;
-    int64_t x_stride, K;
-    const bf16 *w;
-    int64_t k_stride, o_stride;
-    int64_t steps() const { return (K + 31) / 32; }
-};
 
 struct Product {
     const Part *parts;

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import Tensor, nn
 
-from luthier.kernels import fused, wide
+from luthier.kernels import few_layer, fused, wide
 from luthier.models.backbone import AttentionLayout, hidden_states
 from luthier.models.decode_layout import EnterLayout
 
@@ -64,6 +64,7 @@ class _Layer:
     gate_up: _Joined
     down: _Joined
     scaling: float
+    few: Mapping[int, few_layer.Layer]  # by voice, where few tokens can be computed at once
 
 
 class FastBody:
@@ -76,7 +77,7 @@ class FastBody:
         self._eps = float(first.input_layernorm.variance_epsilon)
         self._head_dim = int(first.self_attn.head_dim)
         self._norm_E: Tensor = body.norm.weight
-        self._layers = [_read_layer(layer, adapters) for layer in body.layers]
+        self._layers = [_read_layer(layer, adapters, self._eps) for layer in body.layers]
         self._num_kv = int(first.self_attn.config.num_key_value_heads)
 
     def states(self, ids_BT: Tensor, positions_BT: Tensor, layout: AttentionLayout, voices_B: Sequence[int]) -> Tensor:
@@ -84,18 +85,26 @@ class FastBody:
         B, T = ids_BT.shape
         x_XE = self._embed[ids_BT.reshape(-1)]
         E, D, K = x_XE.shape[1], self._head_dim, self._num_kv
-        cos, sin = (table.reshape(B * T, 1, D) for table in self._rotary(x_XE, positions_BT.expand(B, T)))
+        cos, sin = (table.reshape(B * T, 1, D).contiguous() for table in self._rotary(x_XE, positions_BT.expand(B, T)))
         voice: int | None = voices_B[0] if len(set(voices_B)) == 1 else None
         voice_X = None
         if voice is None:
             voice_X = torch.tensor(voices_B, device=ids_BT.device).repeat_interleave(T)
         for number, layer in enumerate(self._layers):
-            h_XE = fused.rms_norm(x_XE, layer.norm1_E, self._eps)[0]
-            heads_XSD = fused.rotate(_apply(layer.qkv, h_XE, voice, voice_X).view(B * T, -1, D), cos, sin, values=K)
+            few = layer.few.get(voice) if voice is not None and 0 < B * T <= wide.FEW_TOKENS else None
+            if few is not None:
+                heads_XSD = few_layer.layer_in(few, x_XE, cos, sin, values=K)
+            else:
+                h_XE = fused.rms_norm(x_XE, layer.norm1_E, self._eps)[0]
+                heads_XSD = fused.rotate(_apply(layer.qkv, h_XE, voice, voice_X).view(B * T, -1, D), cos, sin, values=K)
             parts = heads_XSD.split([heads_XSD.shape[1] - 2 * K, K, K], dim=1)
             q_BHTD, k_BKTD, v_BKTD = (part.view(B, T, -1, D).transpose(1, 2) for part in parts)
             out_BHTD = layout.attend(number, q_BHTD, k_BKTD, v_BKTD, layer.scaling)
-            x_XE = _apply(layer.o, out_BHTD.transpose(1, 2).reshape(B * T, -1), voice, voice_X, x_XE)
+            out_XO = out_BHTD.transpose(1, 2).reshape(B * T, -1)
+            if few is not None:
+                x_XE = few_layer.layer_out(few, out_XO, x_XE)
+                continue
+            x_XE = _apply(layer.o, out_XO, voice, voice_X, x_XE)
             h_XE = fused.rms_norm(x_XE, layer.norm2_E, self._eps)[0]
             gate_XF, up_XF = _apply(layer.gate_up, h_XE, voice, voice_X).chunk(2, dim=1)
             x_XE = _apply(layer.down, fused.swiglu(gate_XF, up_XF), voice, voice_X, x_XE)
@@ -168,17 +177,23 @@ def _is_plain(linear: Any, adapters: Sequence[str]) -> bool:
     return type(linear.base_layer) is nn.Linear and not any(linear.use_dora.get(name) for name in adapters)
 
 
-def _read_layer(layer: Any, adapters: Sequence[str]) -> _Layer:
+def _read_layer(layer: Any, adapters: Sequence[str], eps: float) -> _Layer:
     q, k, v, o, gate, up, down = _linears(layer)
-    return _Layer(
-        norm1_E=layer.input_layernorm.weight,
-        qkv=_join([q, k, v], adapters),
-        o=_join([o], adapters),
-        norm2_E=layer.post_attention_layernorm.weight,
-        gate_up=_join([gate, up], adapters),
-        down=_join([down], adapters),
-        scaling=float(layer.self_attn.scaling),
-    )
+    joined = [_join(linears, adapters) for linears in ([q, k, v], [o], [gate, up], [down])]
+    norm1_E, norm2_E = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+    few: dict[int, few_layer.Layer] = {}
+    for voice in () if any(part.packed for part in joined) else range(len(adapters) + 1):
+        read = few_layer.read_layer([_of_voice(part, voice) for part in joined], norm1_E, norm2_E, eps)
+        if read is not None:
+            few[voice] = read
+    return _Layer(norm1_E, joined[0], joined[1], norm2_E, joined[2], joined[3], scaling=float(layer.self_attn.scaling), few=few)
+
+
+def _of_voice(part: _Joined, voice: int) -> few_layer.Joined:
+    low_rank = part.low_rank.get(voice)
+    if low_rank is None:
+        return few_layer.Joined(part.weight, part.bias_O, None, None, None)
+    return few_layer.Joined(part.weight, part.bias_O, low_rank.a_RI, low_rank.scale_VR[0], low_rank.b_OR)
 
 
 def _join(linears: Sequence[Any], adapters: Sequence[str]) -> _Joined:
