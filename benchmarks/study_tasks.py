@@ -126,6 +126,7 @@ TASKS = (
         flags=(
             "train.jsonl", "--dev", "dev.jsonl", "--test", "test.jsonl", "--group", "group", "--min-quality", "60",
             "--set", "arms.dev_items=20", "--lr", "1e-3", "--epochs", "1", "--set", "arms.shots=[2]", "--set", "arms.latency_items=2",
+            "--set", "arms.consistency_items=10",
         ),
         budget_s=480,
     ),
@@ -138,6 +139,7 @@ TASKS = (
             "train.csv", "--test", "test.csv", *LABELS, "--output", "category", "--train-rows", "770", "--dev-rows", "154",
             "--test-rows", "154", "--set", "arms.dev_items=20", "--lr", "2e-3", "--epochs", "1",
             "--set", "arms.skip=[few-shot,tuned + retrieval]", "--set", "arms.shots=[2]", "--set", "arms.latency_items=1",
+            "--set", "arms.consistency_items=10",
         ),
         budget_s=180,
     ),
