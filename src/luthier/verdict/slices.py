@@ -12,8 +12,9 @@ import numpy as np
 from luthier.arms.classic import make_vectoriser
 from luthier.core.seeds import seed_for
 from luthier.core.types import ArmResult, Estimate, ItemScore, TaskProfile
-from luthier.data.normalise import normalise
+from luthier.data.normalise import UNSPACED, normalise
 from luthier.data.profile import as_text, parse_object
+from luthier.metrics.text import word_tokens
 from luthier.stats.clusters import FloatArray, cluster_totals
 from luthier.stats.holm import holm
 from luthier.stats.intervals import mean_estimate
@@ -105,14 +106,16 @@ def slice_sentence(slices: Sequence[Slice], arm: str) -> str:
 
 
 def _by_length(items: Sequence[ItemScore], inputs: Mapping[str, str]) -> dict[str, list[int]]:
-    """Thirds by number of words."""
-    lengths = [len(inputs.get(item.item_id, "").split()) for item in items]
+    """Thirds by number of words; scripts without spaces by character."""
+    texts = [inputs.get(item.item_id, "") for item in items]
+    lengths = [len(word_tokens(text)) for text in texts]
     if len(items) < 3 * MIN_ITEMS or len(set(lengths)) < 3:
         return {}
     low, high = (round(cut) for cut in quantiles(lengths, n=3))
+    unit = "words or characters" if any(UNSPACED.search(text) for text in texts) else "words"
     out: dict[str, list[int]] = {}
     for at, length in enumerate(lengths):
-        name = f"up to {low} words" if length <= low else f"more than {high} words" if length > high else f"{low + 1} to {high} words"
+        name = f"up to {low} {unit}" if length <= low else f"more than {high} {unit}" if length > high else f"{low + 1} to {high} {unit}"
         out.setdefault(name, []).append(at)
     return out
 

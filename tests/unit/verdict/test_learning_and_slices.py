@@ -107,6 +107,14 @@ def test_copies_of_an_item_are_one_draw() -> None:
     assert copied["answer money"] > 0.2 * alone["answer money"]
 
 
+def test_length_of_what_has_no_spaces_is_its_characters() -> None:
+    made, inputs = _arm(None)
+    chinese = {item: "你是谁呢请告诉我" * (1 + n % 9) for n, item in enumerate(inputs)}
+    names = {one.name for one in _slices((made, chinese))}
+    assert any(name.startswith("up to ") and name.endswith(" words or characters") for name in names)
+    assert not any(name.startswith("up to 1 ") for name in names)
+
+
 def test_what_an_answer_belongs_to() -> None:
     assert answer_slices("Card ", PROFILE) == ("answer card",)
     json_profile = TaskProfile(kind="json", evidence="", json_keys=("a", "b"), json_enums={"a": ("x", "y")})
