@@ -72,6 +72,14 @@ def sentence(code: VerdictCode, evidence: Evidence, *, conflict: str) -> str:
                 f"{gap.a}, without a language model, is not worse than {gap.b} by {margin}: {signed_points(gap.difference)} points "
                 f"(90 % interval {_range(gap.low90, gap.high90)}, n = {gap.n:,}) {SCOPE}."
             )
+        case "neither_yet" if may_be_reached(evidence):
+            best = highest(evidence)
+            found = evidence.scores[best]
+            return (
+                f"No arm was measured at {points(rule.least_quality)} points {SCOPE}: the best, {best}, has {points(found.value or 0.0)} "
+                f"(95 % interval {_range(found.low or 0.0, found.high or 0.0)}, n = {found.n:,}), which does not rule it out. "
+                f"Tuned minus prompt: {effect}."
+            )
         case "neither_yet":
             best, top = max(((name, score.high or 0.0) for name, score in evidence.scores.items()), key=lambda pair: pair[1])
             return (
@@ -82,6 +90,16 @@ def sentence(code: VerdictCode, evidence: Evidence, *, conflict: str) -> str:
             return f"{tuned} would be chosen ({effect}), but: {' '.join(gate.message for gate in contest.failed_gates)}"
         case "inconclusive":
             return _inconclusive(contest, conflict)
+
+
+def highest(evidence: Evidence) -> str:
+    """The arm with the highest score, baselines included."""
+    return max(evidence.scores, key=lambda name: evidence.scores[name].value or 0.0)
+
+
+def may_be_reached(evidence: Evidence) -> bool:
+    """Whether the interval of some arm ends at the least quality or above."""
+    return any((score.high or 0.0) >= evidence.contest.rule.least_quality for score in evidence.scores.values())
 
 
 def next_steps(code: VerdictCode, evidence: Evidence, *, conflict: str) -> tuple[str, ...]:

@@ -106,10 +106,17 @@ def _neither_rows(evidence: Evidence) -> Iterator[_Row]:
     if gap is None:
         yield _Row(code="neither_needed", holds=False, reason="neither needed: no simple baseline was scored")
         return
-    is_enough = tops.get(gap.a, 0.0) >= rule.least_quality
+    is_as_good, is_enough = gap.low90 > -rule.margin, tops.get(gap.a, 0.0) >= rule.least_quality
+    if rule.min_quality is not None:  # a baseline that was measured below what was asked for is no answer, however well it compares
+        highest = explain.highest(evidence)
+        yield _Row(
+            code="neither_yet",
+            holds=is_as_good and is_enough and (evidence.scores[highest].value or 0.0) < rule.least_quality,
+            reason=f"neither yet, leaning: {gap.a} is as good as any arm, and the highest score, that of {highest}, lies below {least}",
+        )
     below = "" if is_enough else f", but its own upper end is below {least}"
     reason = f"neither needed: {gap.a} minus {gap.b}, the better arm, is {_interval90(gap)}, to lie above {_signed(-rule.margin)}{below}"
-    yield _Row(code="neither_needed", holds=gap.low90 > -rule.margin and is_enough, reason=reason)
+    yield _Row(code="neither_needed", holds=is_as_good and is_enough, reason=reason)
 
 
 def _contest_rows(contest: Contest) -> Iterator[_Row]:
@@ -205,7 +212,7 @@ def _strength(code: VerdictCode, evidence: Evidence, *, leans: bool) -> explain.
     contest, gap = evidence.contest, evidence.floor_gap
     if code == "inconclusive":
         return "leaning" if leans else "none"
-    if contest.is_small:
+    if contest.is_small or (code == "neither_yet" and explain.may_be_reached(evidence)):
         return "leaning"
     if code not in ("neither_needed", "neither_yet") and gap is not None and gap.high95 >= 0:
         return "leaning"  # better than its rival, but not shown better than what needs no language model

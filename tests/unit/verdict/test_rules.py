@@ -163,6 +163,19 @@ def test_neither_yet() -> None:
     assert decide([*contest(*counts), _floor(low_floor)], rule(min_quality=0.73)).code == "equivalent_prompt"
 
 
+def test_a_baseline_measured_below_the_minimum_is_not_the_answer() -> None:
+    """Half of the questions have no answer: always saying so scores 54 where the tuned model has 46, and 60 were asked for."""
+    arms = [*contest(120, 30, 25, 2), _floor([1.0] * 65 + [0.0] * 55)]
+    found = decide(arms, rule(min_quality=0.6))
+    assert (found.code, found.strength) == ("neither_yet", "leaning")
+    assert "nearest neighbour, has 54.2 (95 % interval" in found.sentence and "does not rule it out" in found.sentence
+    assert decide(arms, rule()).code == "neither_needed" == decide(arms, rule(min_quality=0.5)).code
+    assert decide(arms, rule(min_quality=0.7)).strength == "clear"  # no interval reaches that
+    # Where an arm is better than the baseline, it is judged against the prompt as ever.
+    better = decide([*contest(120, 30, 35, 2), _floor([1.0] * 30 + [0.0] * 90)], rule(min_quality=0.6))
+    assert better.code == "fine_tune_better"
+
+
 def test_arms_that_all_fail_the_task_are_not_a_case_for_the_baseline() -> None:
     """A model of 135M parameters on school maths: 0 of 300 against 1 of 300. "Use the baseline" would be absurd."""
     found = decide([*contest(300, 0, 1, 0), _floor([0.0] * 300)], rule())
