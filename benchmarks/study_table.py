@@ -65,7 +65,7 @@ def _seconds(row: Mapping[str, Any]) -> str:
 def _spent(found: Mapping[str, Any]) -> str:
     earlier = sum(row.get("wall_s", 0) for row in found.values() if "cpu_s" not in row)
     later = sum(row.get("cpu_s", 0) for row in found.values())
-    return f"All together {earlier / 60:.0f} minutes by the clock on two cores and {later / 60:.0f} processor minutes on one."
+    return f"All together {earlier / 60:.0f} minutes by the clock on two cores and {later / 60:.0f} processor minutes."
 
 
 def _words(name: str, row: Mapping[str, Any]) -> list[str]:

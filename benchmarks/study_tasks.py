@@ -78,9 +78,9 @@ TASKS = (
         flags=(
             "train.jsonl", "--test", "test.jsonl", "--train-rows", "200", "--dev-rows", "30", "--set", "arms.dev_items=16", "--lr", "5e-4",
             "--epochs", "1", "--set", "arms.skip=[few-shot,tuned + retrieval]", "--set", "arms.shots=[2]",
-            "--set", "arms.latency_items=2", "--set", "arms.consistency_items=10",
+            "--set", "arms.latency_items=2", "--set", "arms.consistency_items=10", "--learning-curve",
         ),
-        budget_s=210,
+        budget_s=300,
     ),
     Task(
         name="alpaca-32",
@@ -126,9 +126,9 @@ TASKS = (
         flags=(
             "train.jsonl", "--dev", "dev.jsonl", "--test", "test.jsonl", "--group", "group", "--min-quality", "60",
             "--set", "arms.dev_items=20", "--lr", "1e-3", "--epochs", "1", "--set", "arms.shots=[2]", "--set", "arms.latency_items=2",
-            "--set", "arms.consistency_items=10",
+            "--set", "arms.consistency_items=10", "--learning-curve",
         ),
-        budget_s=480,
+        budget_s=600,
     ),
     Task(
         name="shuffled",
