@@ -202,12 +202,13 @@ void wide(const Product &p, int64_t threads) {
     // Four shares for each thread: the threads of a shared machine are not equally fast. Each share is taken by whoever is free.
     const int64_t width = std::clamp<int64_t>(columns / (4 * threads), 1, std::max<int64_t>(1, PANEL_BYTES / (steps * 4 * TILE)));
     const int64_t by_columns = (columns + width - 1) / width, by_tokens = std::clamp<int64_t>(2 * threads / by_columns, 1, blocks);
-#pragma omp parallel num_threads(threads)
+    const int64_t shares = by_columns * by_tokens;
+#pragma omp parallel num_threads(std::min(threads, shares))
     {
         Session tiles;
         tiles.rows(0, 16);
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t n = 0; n < by_columns * by_tokens; ++n) {
+        for (int64_t n = 0; n < shares; ++n) {
             const int64_t c = n / by_tokens * width, t = n % by_tokens;
             compute(p, {blocks * t / by_tokens, blocks * (t + 1) / by_tokens, c, std::min(c + width, columns)}, steps);
         }
@@ -284,7 +285,7 @@ void few(const Product &p, int64_t threads) {
     bf16 *tokens = reinterpret_cast<bf16 *>((reinterpret_cast<uintptr_t>(buffer.data()) + 63) / 64 * 64);
     turn_tokens(p, tokens);
     const int64_t blocks = (p.O + 31) / 32, shares = std::min(4 * threads, blocks);
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(std::min(threads, shares))
     {
         Session tiles;
         tiles.rows(0, 16);
