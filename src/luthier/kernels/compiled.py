@@ -21,7 +21,7 @@ from pathlib import Path
 from luthier.core.folders import cache_root
 from luthier.core.hashing import sha256_text
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("fused.cpp", "narrow.cpp", "wide.cpp", "few_layer.cpp"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("fused.cpp", "narrow.cpp", "wide.cpp", "few_layer.cpp", "step_attention.cpp"))
 HEADERS = (Path(__file__).with_name("tiles.h"),)
 # Sums keep the order they are written in, and NaN and infinity their meaning: no -ffast-math.
 FLAGS = (
@@ -54,6 +54,7 @@ AMX_SIGNATURES: dict[str, tuple[type, ...]] = {
     "few": _PRODUCT,
     "layer_in": (_P, _P, _N, _F, _P, _P, _N, _N, _P, _I),
     "layer_out": (_P, _P, _P, _N, _F, _P, _I),
+    "step_attention": (_P, _P, _P, _N, _P, _P, _P, _N, _N, _N, _N, _N, _F, _P, _P, _I),
 }
 
 

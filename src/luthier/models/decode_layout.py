@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from luthier.kernels.lse_attention import attention_lse, join_parts
+from luthier.kernels.step_attention import step_attention
 
 
 def _over_prefix(q_RKQD: Tensor, kv_2PKD: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
@@ -74,11 +75,15 @@ class StepLayout:
         R, H, _, D = q_BHTD.shape
         K = k_BKTD.shape[1]
         keys, values = self.store[layer]
-        keys.view(-1, K, D).index_copy_(0, self.slot_R, k_BKTD[:, :, 0])
-        values.view(-1, K, D).index_copy_(0, self.slot_R, v_BKTD[:, :, 0])
         q_RKGD = q_BHTD.reshape(R, K, H // K, D)
-        k, v = (part[:R, : self.filled].transpose(1, 2) for part in (keys, values))
-        own, lse = attention_lse(q_RKGD, k, v, bias=self.bias_R11C, scaling=scaling)
+        made = step_attention(q_BHTD[:, :, 0], k_BKTD[:, :, 0], v_BKTD[:, :, 0], keys, values, self.slot_R, scaling=scaling)
+        if made is not None:
+            own, lse = made[0].view(R, K, H // K, D), made[1].view(R, K, H // K)
+        else:
+            keys.view(-1, K, D).index_copy_(0, self.slot_R, k_BKTD[:, :, 0])
+            values.view(-1, K, D).index_copy_(0, self.slot_R, v_BKTD[:, :, 0])
+            k, v = (part[:R, : self.filled].transpose(1, 2) for part in (keys, values))
+            own, lse = attention_lse(q_RKGD, k, v, bias=self.bias_R11C, scaling=scaling)
         for group in self.shared:
             if group.rows is None:
                 own = join_parts(own, lse, *_over_prefix(q_RKGD, group.kv[layer], scaling))
