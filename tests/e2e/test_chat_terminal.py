@@ -33,7 +33,7 @@ class Terminal:
         env.pop("COLUMNS", None)
         self.process = subprocess.Popen(
             [sys.executable, str(SCRIPTED), str(root / "script.json"), "chat", "some-run", *words],
-            stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True,
+            stdin=slave, stdout=slave, stderr=slave, env=env, cwd=root, start_new_session=True,
         )  # fmt: skip
         os.close(slave)
         self.seen = ""
@@ -130,6 +130,7 @@ def test_hostile_answers_never_move_the_cursor(open_terminal: Open, tmp_path: Pa
     terminal.type("show")
     shown = terminal.until(r"ends with quotes \"\"\r\n")
     terminal.type("/save copy.jsonl")
+    terminal.until("copy.jsonl")
     assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", shown)
     assert "\r" not in shown.replace("\r\n", "") and "\u202e" not in shown and "⟨U+001B⟩]52;" in shown
     assert _records(tmp_path)[1]["answers"][0]["text"] == text  # kept as it was written
