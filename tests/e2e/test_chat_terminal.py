@@ -44,14 +44,19 @@ class Terminal:
         deadline = time.monotonic() + timeout_s
         while not (found := re.search(wanted, self.seen, re.DOTALL)):
             assert time.monotonic() < deadline, f"no {wanted!r} in {self.seen!r}"
-            if select.select([self.child], [], [], 0.2)[0]:
-                try:
-                    read = os.read(self.child, 65536).decode("utf-8", "replace")
-                except OSError as error:  # the other end is closed
-                    raise AssertionError(f"it left before {wanted!r}: {self.seen!r}") from error
-                self.seen, self.all = self.seen + read, self.all + read
+            assert self._read(), f"it left before {wanted!r}: {self.seen!r}"
         part, self.seen = self.seen[: found.end()], self.seen[found.end() :]
         return part
+
+    def _read(self) -> bool:
+        """What it writes within a moment; whether its end is still open."""
+        if select.select([self.child], [], [], 0.2)[0]:
+            try:
+                read = os.read(self.child, 65536).decode("utf-8", "replace")
+            except OSError:
+                return False
+            self.seen, self.all = self.seen + read, self.all + read
+        return True
 
     def type(self, text: str) -> None:
         """Type a line, once the prompt is there."""
@@ -63,7 +68,10 @@ class Terminal:
         os.kill(self.process.pid, signal.SIGINT)
 
     def leaves(self) -> int:
-        """Its exit code."""
+        """Its exit code. What it still writes is read: nobody reading would hold it up."""
+        deadline = time.monotonic() + 30
+        while self.process.poll() is None and self._read():
+            assert time.monotonic() < deadline, f"it stays, having written {self.all[-2000:]!r}"
         return self.process.wait(timeout=30)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.fixtures.products import check, numbers
 from torch import Tensor
 
 from luthier.kernels import compiled, narrow, reference
@@ -16,28 +17,16 @@ ERROR = 0.006  # of the largest number: one rounding to bf16
 PLAIN = compiled.Library({}, {}, None, {}, "plain")
 
 
-def _numbers(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
-
-
-def _check(got: Tensor, want: Tensor, *, error: float = ERROR) -> None:
-    """Within the error of the formula in fp32, and a little more would be seen."""
-    largest = want.abs().max()
-    assert got.dtype == torch.bfloat16 and got.shape == want.shape
-    assert (got.float() - want).abs().max() <= error * largest
-    assert (got.float() * (1 + 3 * error) - want).abs().max() > error * largest
-
-
 @needs_amx
 @pytest.mark.parametrize("tokens", [1, 15, 16, 63, 64, 65, 131])
 @pytest.mark.parametrize(("width", "rank"), [(32, 16), (576, 48), (1536, 16), (192, 80)])
 @pytest.mark.parametrize("is_transposed", [False, True])
 def test_into_rank(tokens: int, width: int, rank: int, is_transposed: bool) -> None:
-    x = _numbers(tokens, width + 64, seed=0)[:, 32 : 32 + width]  # columns of a wider matrix
-    weight = _numbers(rank, width, seed=1).T if is_transposed else _numbers(width, rank, seed=1)
+    x = numbers(tokens, width + 64, seed=0)[:, 32 : 32 + width]  # columns of a wider matrix
+    weight = numbers(rank, width, seed=1).T if is_transposed else numbers(width, rank, seed=1)
     wide = torch.full((tokens, rank + 32), 7.0).bfloat16()
     narrow.into_rank(x, weight, scale=1.5, out_TR=wide[:, 16 : 16 + rank])
-    _check(wide[:, 16 : 16 + rank], 1.5 * x.float() @ weight.float())
+    check(wide[:, 16 : 16 + rank], 1.5 * x.float() @ weight.float(), error=ERROR)
     assert (wide[:, :16] == 7).all() and (wide[:, 16 + rank :] == 7).all()  # nothing beside it is touched
 
 
@@ -46,22 +35,22 @@ def test_into_rank(tokens: int, width: int, rank: int, is_transposed: bool) -> N
 @pytest.mark.parametrize(("width", "rank"), [(16, 16), (33, 16), (40, 48), (576, 32), (200, 96)])
 @pytest.mark.parametrize("is_transposed", [False, True])
 def test_outer(tokens: int, width: int, rank: int, is_transposed: bool) -> None:
-    u, g = _numbers(tokens, rank + 16, seed=0)[:, 16:], _numbers(tokens, width + 7, seed=1)[:, :width]
+    u, g = numbers(tokens, rank + 16, seed=0)[:, 16:], numbers(tokens, width + 7, seed=1)[:, :width]
     want = u.float().T @ g.float()
     got = narrow.outer(u, g, transposed=is_transposed)
     assert got.is_contiguous()
-    _check(got, want.T if is_transposed else want)
+    check(got, want.T if is_transposed else want, error=ERROR)
     if not is_transposed:
-        by_token, by_column = torch.rand(tokens, 1, generator=torch.Generator().manual_seed(2)) + 0.5, _numbers(width, seed=3)
+        by_token, by_column = torch.rand(tokens, 1, generator=torch.Generator().manual_seed(2)) + 0.5, numbers(width, seed=3)
         want = (u.float() * by_token).bfloat16().float().T @ g.float() * by_column.float()
-        _check(narrow.outer(u, g, token_scale_T1=by_token, scale_O=by_column), want)
+        check(narrow.outer(u, g, token_scale_T1=by_token, scale_O=by_column), want, error=ERROR)
 
 
 @needs_amx
 def test_another_way_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways through a whole adapted layer: within rounding of the formula in fp32."""
-    x, weight, a, b = (_numbers(*shape, seed=n) for n, shape in enumerate([(77, 96), (64, 96), (16, 96), (64, 16)]))
-    g = _numbers(77, 64, seed=9)
+    x, weight, a, b = (numbers(*shape, seed=n) for n, shape in enumerate([(77, 96), (64, 96), (16, 96), (64, 16)]))
+    g = numbers(77, 64, seed=9)
 
     def gradients(dtype: torch.dtype, function: object) -> list[Tensor]:
         inputs = [t.detach().to(dtype).requires_grad_() for t in (x, a, b)]
@@ -80,16 +69,16 @@ def test_another_way_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(narrow, "library", lambda: PLAIN)
     plain = gradients(torch.bfloat16, lora_linear)
     for ours, theirs, want in zip(on_amx, plain, wanted, strict=True):
-        _check(ours, want, error=0.02)
-        _check(theirs, want, error=0.02)
+        check(ours, want, error=0.02)
+        check(theirs, want, error=0.02)
     assert len(calls) == 4
 
 
 @needs_amx
 def test_threads_and_other_products_do_not_disturb() -> None:
     """torch's own products use the same tiles: what they compute before, between and after is what they compute alone."""
-    x, weight = _numbers(200, 576, seed=0), _numbers(48, 576, seed=1)
-    large = _numbers(576, 576, seed=2)
+    x, weight = numbers(200, 576, seed=0), numbers(48, 576, seed=1)
+    large = numbers(576, 576, seed=2)
     alone = x @ large
     results: list[Tensor] = []
     before = torch.get_num_threads()
@@ -106,17 +95,17 @@ def test_threads_and_other_products_do_not_disturb() -> None:
 @needs_amx
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_so(bad: float) -> None:
-    x, weight = _numbers(40, 64, seed=0), _numbers(64, 16, seed=1)
+    x, weight = numbers(40, 64, seed=0), numbers(64, 16, seed=1)
     x[33, 5] = bad
     out = torch.empty(40, 16, dtype=torch.bfloat16)
     narrow.into_rank(x, weight, scale=1.0, out_TR=out)
     assert not torch.isfinite(out[33]).any() and torch.isfinite(out[:33]).all()
-    assert not torch.isfinite(narrow.outer(_numbers(40, 16, seed=2), x)[:, 5]).any()
+    assert not torch.isfinite(narrow.outer(numbers(40, 16, seed=2), x)[:, 5]).any()
 
 
 @pytest.mark.parametrize(("width", "rank", "dtype"), [(40, 16, torch.bfloat16), (64, 8, torch.bfloat16), (64, 16, torch.float32)])
 def test_other_sizes_and_formats_take_torchs_products(width: int, rank: int, dtype: torch.dtype) -> None:
-    x, weight, out = _numbers(9, width, seed=0).to(dtype), _numbers(width, rank, seed=1).to(dtype), torch.empty(9, rank, dtype=dtype)
+    x, weight, out = numbers(9, width, seed=0).to(dtype), numbers(width, rank, seed=1).to(dtype), torch.empty(9, rank, dtype=dtype)
     narrow.into_rank(x, weight, scale=2.0, out_TR=out)
     assert torch.equal(out, (x @ weight) * 2.0)
     if rank % 16 or dtype == torch.float32:

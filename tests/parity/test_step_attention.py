@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.fixtures.products import numbers
 from torch import Tensor
 
 from luthier.kernels import compiled, reference
@@ -12,18 +13,14 @@ from luthier.kernels.step_attention import step_attention
 needs_amx = pytest.mark.skipif(not compiled.library().amx, reason=f"no AMX here: {compiled.library().words}")
 
 
-def _numbers(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
-
-
 def _made(lengths: list[int], *, heads: int, kv: int, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Heads of the new tokens as a layer leaves them, store, and where the new tokens go; behind the rows' ends stands NaN."""
     columns = max(lengths) + 3
     store = torch.full((2, len(lengths) + 1, columns, kv, size), float("nan")).bfloat16()
     for r, length in enumerate(lengths):
-        store[:, r, : length - 1] = _numbers(2, length - 1, kv, size, seed=10 + r)
+        store[:, r, : length - 1] = numbers(2, length - 1, kv, size, seed=10 + r)
     slot = torch.tensor([r * columns + length - 1 for r, length in enumerate(lengths)])
-    new = _numbers(len(lengths), heads + 2 * kv, size, seed=1)
+    new = numbers(len(lengths), heads + 2 * kv, size, seed=1)
     return (*new.split([heads, kv, kv], dim=1), store, slot)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.fixtures.products import check, numbers
 from torch import Tensor
 
 from luthier.kernels import compiled, wide
@@ -13,18 +14,6 @@ from luthier.kernels import compiled, wide
 needs_amx = pytest.mark.skipif(not compiled.library().amx, reason=f"no AMX here: {compiled.library().words}")
 ERROR = 0.004  # of the largest number: one rounding to bf16
 PLAIN = replace(compiled.library(), amx={})
-
-
-def _numbers(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
-
-
-def _check(got: Tensor, want: Tensor, *, error: float = ERROR) -> None:
-    """Within the error of the formula in fp32, and a little more would be seen."""
-    largest = want.abs().max()
-    assert got.dtype == torch.bfloat16 and got.shape == want.shape
-    assert (got.float() - want).abs().max() <= error * largest
-    assert (got.float() * (1 + 3 * error) - want).abs().max() > error * largest
 
 
 def _sum(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -48,12 +37,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize(("width", "out"), [(32, 32), (48, 50), (33, 7), (576, 192), (1000, 65), (2048, 40)])
 @pytest.mark.parametrize("is_transposed", [False, True])
 def test_one_part(tokens: int, width: int, out: int, is_transposed: bool, calls: list[str]) -> None:
-    x = _numbers(tokens, width + 64, seed=0)[:, 32 : 32 + width]  # columns of a wider matrix
-    weight = _numbers(out, width, seed=1).T if is_transposed else _numbers(width, out, seed=1)
+    x = numbers(tokens, width + 64, seed=0)[:, 32 : 32 + width]  # columns of a wider matrix
+    weight = numbers(out, width, seed=1).T if is_transposed else numbers(width, out, seed=1)
     whole = torch.full((tokens, out + 20), 7.0).bfloat16()
     got = wide.product([(x, weight)], out_TO=whole[:, 10 : 10 + out])
     assert calls and got.data_ptr() == whole[:, 10:].data_ptr()
-    _check(got, x.float() @ weight.float())
+    check(got, x.float() @ weight.float(), error=ERROR)
     assert (whole[:, :10] == 7).all() and (whole[:, 10 + out :] == 7).all()  # nothing beside it is touched
 
 
@@ -63,14 +52,14 @@ def test_one_part(tokens: int, width: int, out: int, is_transposed: bool, calls:
 @pytest.mark.parametrize(("width", "out"), [(576, 96), (1024, 33)])  # rows a multiple of 2 KiB apart are laid out anew
 @pytest.mark.parametrize("with_all", [False, True])
 def test_a_layer_and_its_adapter(tokens: int, rank: int, width: int, out: int, with_all: bool, calls: list[str]) -> None:
-    u = _numbers(tokens, rank + 7, seed=0)[:, 7:]
-    parts = [(u, _numbers(out, rank, seed=1).T), (_numbers(tokens, width, seed=2), _numbers(out, width, seed=3).T)]
-    parts += [(_numbers(tokens, width, seed=4), _numbers(width, out, seed=5))] if with_all else []
-    bias, residual = (_numbers(out, seed=6), _numbers(tokens, out + 3, seed=7)[:, :out]) if with_all else (None, None)
+    u = numbers(tokens, rank + 7, seed=0)[:, 7:]
+    parts = [(u, numbers(out, rank, seed=1).T), (numbers(tokens, width, seed=2), numbers(out, width, seed=3).T)]
+    parts += [(numbers(tokens, width, seed=4), numbers(width, out, seed=5))] if with_all else []
+    bias, residual = (numbers(out, seed=6), numbers(tokens, out + 3, seed=7)[:, :out]) if with_all else (None, None)
     want = _sum(parts)
     if bias is not None and residual is not None:
         want = want + bias.float() + residual.float()
-    _check(wide.product(parts, bias_O=bias, residual_TO=residual), want)
+    check(wide.product(parts, bias_O=bias, residual_TO=residual), want, error=ERROR)
     assert calls
 
 
@@ -80,22 +69,22 @@ def test_a_layer_and_its_adapter(tokens: int, rank: int, width: int, out: int, w
 @pytest.mark.parametrize("with_all", [False, True])
 def test_a_few_tokens(tokens: int, width: int, out: int, with_all: bool, calls: list[str]) -> None:
     """An answer does not depend on how many are computed at once: bit-equal alone, among others, and among so many that `wide` is used."""
-    x, weight = _numbers(tokens, width + 5, seed=0)[:, 5:], _numbers(out, width, seed=1)
-    parts = [(_numbers(tokens, 32, seed=2), _numbers(out, 32, seed=3).T)] if with_all else []
+    x, weight = numbers(tokens, width + 5, seed=0)[:, 5:], numbers(out, width, seed=1)
+    parts = [(numbers(tokens, 32, seed=2), numbers(out, 32, seed=3).T)] if with_all else []
     parts.append((x, weight.T))
-    bias, residual = (_numbers(out, seed=6), _numbers(tokens, out + 3, seed=7)[:, :out]) if with_all else (None, None)
+    bias, residual = (numbers(out, seed=6), numbers(tokens, out + 3, seed=7)[:, :out]) if with_all else (None, None)
     want = _sum(parts)
     if bias is not None and residual is not None:
         want = want + bias.float() + residual.float()
     whole = torch.full((tokens, out + 20), 7.0).bfloat16()
     got = wide.product(parts, bias_O=bias, residual_TO=residual, out_TO=whole[:, 10 : 10 + out])
-    _check(got, want)
+    check(got, want, error=ERROR)
     assert (whole[:, :10] == 7).all() and (whole[:, 10 + out :] == 7).all()
     alone = [(part[-1:], w) for part, w in parts]
     assert torch.equal(wide.product(alone, bias_O=bias, residual_TO=None if residual is None else residual[-1:]), got[-1:])
     assert set(calls) == {"few"}
     if width <= wide.MAX_K and not with_all:
-        many = torch.cat([x, _numbers(40, width, seed=8)])
+        many = torch.cat([x, numbers(40, width, seed=8)])
         assert torch.equal(wide.product([(many, weight.T)])[:tokens], got) and calls[-1] == "wide"
 
 
@@ -110,7 +99,7 @@ def test_a_small_part_is_not_rounded_away(calls: list[str]) -> None:
 
 @needs_amx
 def test_the_result_does_not_depend_on_the_number_of_threads(calls: list[str]) -> None:
-    x, weight, residual = _numbers(300, 1536, seed=0), _numbers(200, 1536, seed=1).T, _numbers(300, 200, seed=2)
+    x, weight, residual = numbers(300, 1536, seed=0), numbers(200, 1536, seed=1).T, numbers(300, 200, seed=2)
     before, results = torch.get_num_threads(), list[Tensor]()
     try:
         for threads in (1, 2, 3, 8, 64):
@@ -123,7 +112,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads(calls: list[str]) -
 
 @needs_amx
 def test_not_a_number_stays_one(calls: list[str]) -> None:
-    x, weight = _numbers(40, 64, seed=0), _numbers(64, 64, seed=1)
+    x, weight = numbers(40, 64, seed=0), numbers(64, 64, seed=1)
     x[3, 5], x[7, 0] = float("nan"), float("inf")
     got = wide.product([(x, weight)])
     assert got[3].isnan().all() and not got[7].isfinite().any() and got[[0, 1, 2, 4, 5, 6]].isfinite().all()
@@ -134,12 +123,12 @@ def test_not_a_number_stays_one(calls: list[str]) -> None:
 @pytest.mark.parametrize(
     ("x", "weight"),
     [
-        (_numbers(15, 64, seed=0), _numbers(64, 64, seed=1)),  # few tokens, and not the transpose of rows
-        (_numbers(15, 40, seed=0), _numbers(64, 40, seed=1).T),
-        (_numbers(32, 64, seed=0).float(), _numbers(64, 64, seed=1).float()),
-        (_numbers(64, 32, seed=0).T, _numbers(64, 64, seed=1)),  # rows not in one piece
-        (_numbers(32, 64, seed=0), _numbers(64, 128, seed=1)[:, ::2]),
-        (_numbers(32, wide.MAX_K + 1, seed=0), _numbers(wide.MAX_K + 1, 64, seed=1)),
+        (numbers(15, 64, seed=0), numbers(64, 64, seed=1)),  # few tokens, and not the transpose of rows
+        (numbers(15, 40, seed=0), numbers(64, 40, seed=1).T),
+        (numbers(32, 64, seed=0).float(), numbers(64, 64, seed=1).float()),
+        (numbers(64, 32, seed=0).T, numbers(64, 64, seed=1)),  # rows not in one piece
+        (numbers(32, 64, seed=0), numbers(64, 128, seed=1)[:, ::2]),
+        (numbers(32, wide.MAX_K + 1, seed=0), numbers(wide.MAX_K + 1, 64, seed=1)),
     ],
 )  # fmt: skip
 def test_what_does_not_suit_goes_the_plain_way(x: Tensor, weight: Tensor, calls: list[str]) -> None:
@@ -150,8 +139,8 @@ def test_what_does_not_suit_goes_the_plain_way(x: Tensor, weight: Tensor, calls:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_plain(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wide, "library", lambda: PLAIN)
-    u, b, x, weight = (_numbers(*shape, seed=n).to(dtype) for n, shape in enumerate([(40, 16), (16, 30), (40, 64), (64, 30)]))
-    bias, residual, whole = _numbers(30, seed=8).to(dtype), _numbers(40, 30, seed=9).to(dtype), torch.zeros(40, 35, dtype=dtype)
+    u, b, x, weight = (numbers(*shape, seed=n).to(dtype) for n, shape in enumerate([(40, 16), (16, 30), (40, 64), (64, 30)]))
+    bias, residual, whole = numbers(30, seed=8).to(dtype), numbers(40, 30, seed=9).to(dtype), torch.zeros(40, 35, dtype=dtype)
     got = wide.product([(u, b), (x, weight)], bias_O=bias, residual_TO=residual, out_TO=whole[:, :30])
     want = _sum([(u, b), (x, weight)]) + bias.float() + residual.float()
     assert (got.float() - want).abs().max() <= (0.012 if dtype == torch.bfloat16 else 1e-5) * want.abs().max()  # it rounds four times

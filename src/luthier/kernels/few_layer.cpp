@@ -8,6 +8,8 @@
 
 using luthier::bf16;
 using luthier::Part;
+using luthier::store_rounded;
+using luthier::widen;
 
 extern "C" void luthier_few(const Part *, int64_t, int64_t, int64_t, const bf16 *, const bf16 *, int64_t, bf16 *, int64_t, int);
 extern "C" void luthier_rms_norm_bf16(const bf16 *, const bf16 *, bf16 *, float *, int64_t, int64_t, float, int);
@@ -37,13 +39,6 @@ bf16 *room(int which, int64_t count) {
     return rooms[which].data();
 }
 
-inline float wide_of(bf16 x) {
-    const uint32_t bits = static_cast<uint32_t>(x) << 16;
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
-}
-
 void apply(const Joined &layer, const bf16 *x, int64_t T, const bf16 *residual, bf16 *out, int threads) {
     Part parts[2] = {{x, layer.K, layer.K, layer.w, 1, layer.K}, {}};
     if (layer.R > 0) {
@@ -52,10 +47,8 @@ void apply(const Joined &layer, const bf16 *x, int64_t T, const bf16 *residual, 
         luthier_few(&into_rank, 1, T, layer.R, nullptr, nullptr, 0, u, layer.R, threads);
         for (int64_t t = 0; t < T; ++t)
             for (int64_t r = 0; r < layer.R; r += 16) {  // ranks are whole thirty-twos
-                alignas(64) float scaled[16];
-                for (int64_t i = 0; i < 16; ++i) scaled[i] = wide_of(u[t * layer.R + r + i]) * wide_of(layer.scale[r + i]);
-                const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_load_ps(scaled));
-                std::memcpy(u + t * layer.R + r, &rounded, 32);
+                bf16 *numbers = u + t * layer.R + r;
+                store_rounded(numbers, _mm512_mul_ps(widen(numbers), widen(layer.scale + r)));
             }
         parts[1] = parts[0];
         parts[0] = {u, layer.R, layer.R, layer.b, 1, layer.R};

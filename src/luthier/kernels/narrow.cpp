@@ -16,6 +16,8 @@ namespace {
 using luthier::bf16;
 using luthier::pair_rows;
 using luthier::Session;
+using luthier::store_rounded;
+using luthier::widen;
 using luthier::written;
 
 inline std::vector<bf16> &scratch(int which) {
@@ -45,9 +47,7 @@ void pack_pairs(const bf16 *w, int64_t k_stride, int64_t r_stride, int64_t K, in
 
 void store_scaled(const float *sums, float scale, bf16 *out, int64_t stride, int64_t rows) {
     for (int64_t t = 0; t < rows; ++t) {
-        const __m512 row = _mm512_mul_ps(_mm512_load_ps(sums + 16 * t), _mm512_set1_ps(scale));
-        const __m256bh rounded = _mm512_cvtneps_pbh(row);
-        std::memcpy(out + t * stride, &rounded, 32);
+        store_rounded(out + t * stride, _mm512_mul_ps(_mm512_load_ps(sums + 16 * t), _mm512_set1_ps(scale)));
     }
 }
 
@@ -109,9 +109,7 @@ void pack_turned(const bf16 *u, int64_t u_stride, const float *t_scale, int64_t 
             if (t < T) {
                 std::memcpy(row, u + t * u_stride + r, 32);
                 if (t_scale != nullptr) {
-                    const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_load_si256(reinterpret_cast<__m256i *>(row))), 16);
-                    const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_castsi512_ps(wide), _mm512_set1_ps(t_scale[t])));
-                    std::memcpy(row, &rounded, 32);
+                    store_rounded(row, _mm512_mul_ps(widen(row), _mm512_set1_ps(t_scale[t])));
                 }
             }
             for (int64_t j = 0; j < 16; ++j) turned[(r + j) * padded + t] = row[j];
@@ -122,15 +120,14 @@ void store_outer(const float *sums, const bf16 *o_scale, bf16 *out, int64_t r_st
     const __m512i lanes = _mm512_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240);
     if (r_stride == 1) {  // [O, R]
         for (int64_t o = 0; o < columns; ++o) {
-            const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_i32gather_ps(lanes, sums + o, 4));
-            std::memcpy(out + o * o_stride, &rounded, 32);
+            store_rounded(out + o * o_stride, _mm512_i32gather_ps(lanes, sums + o, 4));
         }
         return;
     }
     const __mmask16 kept = static_cast<__mmask16>((1u << columns) - 1u);
     __m512 scale = _mm512_set1_ps(1.0f);
     if (o_scale != nullptr)
-        scale = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(kept, o_scale)), 16));
+        scale = widen(_mm256_maskz_loadu_epi16(kept, o_scale));
     for (int64_t r = 0; r < 16; ++r) {
         const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_load_ps(sums + 16 * r), scale));
         __m256i bits;

@@ -10,6 +10,8 @@
 namespace {
 
 using luthier::bf16;
+using luthier::store_rounded;
+using luthier::widen;
 
 struct Step {
     const bf16 *q, *k, *v;  // of the new tokens: rows `row` numbers apart, heads D
@@ -21,11 +23,6 @@ struct Step {
     bf16 *out;             // [R, H, D]
     float *log_sums;       // [R, H]
 };
-
-inline __m512 widen(const bf16 *numbers) {
-    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(numbers));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
 
 inline __m512bh pairs(const bf16 *numbers) {
     __m512bh out;
@@ -68,10 +65,7 @@ void attend(const Step &s, int64_t r, int64_t kv) {
             }
         }
     }
-    for (int64_t i = 0; i < G * D; i += 16) {
-        const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_loadu_ps(sums.data() + i));
-        std::memcpy(s.out + (r * s.H + kv * G) * D + i, &rounded, 32);
-    }
+    for (int64_t i = 0; i < G * D; i += 16) store_rounded(s.out + (r * s.H + kv * G) * D + i, _mm512_loadu_ps(sums.data() + i));
 }
 
 }  // namespace

@@ -55,6 +55,16 @@ class Session {
 // Between writing memory in C++ and reading it into a tile: the compiler does not know that a load of a tile reads.
 inline void written() { asm volatile("" ::: "memory"); }
 
+// bf16 as fp32
+inline __m512 widen(__m256i numbers) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16)); }
+inline __m512 widen(const bf16 *numbers) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(numbers))); }
+
+// fp32 rounded to bf16, 16 numbers
+inline void store_rounded(bf16 *to, __m512 numbers) {
+    const __m256bh rounded = _mm512_cvtneps_pbh(numbers);
+    std::memcpy(to, &rounded, 32);
+}
+
 // Rows t and t + 1 of g, 32 columns of each, as pairs: columns 0 to 15 into `low`, 16 to 31 into `high`; 16 pairs. Rows past `rows` are 0.
 inline void pair_rows(const bf16 *g, int64_t g_stride, int64_t rows, __mmask32 columns, bf16 *low, bf16 *high) {
     alignas(64) static const uint16_t order[2][32] = {

@@ -20,6 +20,7 @@ using luthier::bf16;
 using luthier::pair_rows;
 using luthier::Part;
 using luthier::Session;
+using luthier::widen;
 using luthier::written;
 
 constexpr int64_t TILE = 512;            // numbers of a tile
@@ -100,8 +101,6 @@ struct Tokens {
     }
 };
 
-inline __m512 widen(__m256i numbers) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16)); }
-
 // 32 tokens and 32 columns of sums, [2][2][16][16], to out
 void write(const Product &p, const float *sums, int64_t t, int64_t o) {
     const int64_t rows = std::min<int64_t>(32, p.T - t);
@@ -166,22 +165,27 @@ inline void multiply(const Tokens &tokens, int64_t from, int64_t to, const bf16 
     }
 }
 
+// Room for so many numbers, from a line of the cache on; it stays with the thread
+bf16 *room(int64_t count) {
+    static thread_local std::vector<bf16> buffer;
+    buffer.resize(count + 32);
+    return reinterpret_cast<bf16 *>((reinterpret_cast<uintptr_t>(buffer.data()) + 63) / 64 * 64);
+}
+
 // A share of the work: blocks of 32 tokens from t to t_end, of 32 columns from o to o_end
 struct Share {
     int64_t t, t_end, o, o_end;
 };
 
 void compute(const Product &p, const Share &share, int64_t steps) {
-    static thread_local std::vector<bf16> buffer;
     const int64_t block = steps * 2 * TILE, width = share.o_end - share.o, pieces = (steps + STEPS - 1) / STEPS;
-    buffer.resize((width + 1) * block + width * 4 * TILE + 32);
-    bf16 *room = reinterpret_cast<bf16 *>((reinterpret_cast<uintptr_t>(buffer.data()) + 63) / 64 * 64), *panel = room + block;
+    bf16 *laid = room((width + 1) * block + width * 4 * TILE), *panel = laid + block;
     float *sums = reinterpret_cast<float *>(panel + width * block);
     for (int64_t n = 0; n < width; ++n) lay_columns(p, 32 * (share.o + n), panel + n * block);
     for (int64_t t = share.t; t < share.t_end; ++t) {
         std::vector<Tokens> tokens;
         for (int64_t i = 0, before = 0; i < p.num_parts; before += p.parts[i++].steps())
-            tokens.emplace_back(p.parts[i], 32 * t, p.T - 32 * t, room + before * 2 * TILE);
+            tokens.emplace_back(p.parts[i], 32 * t, p.T - 32 * t, laid + before * 2 * TILE);
         for (int64_t piece = 0; piece < pieces; ++piece) {
             const int64_t from = steps * piece / pieces, to = steps * (piece + 1) / pieces;
             for (int64_t n = 0; n < width; ++n) {
@@ -280,9 +284,7 @@ void few_rows(const Product &p, const bf16 *tokens, Session &tiles, int64_t o) {
 }
 
 void few(const Product &p, int64_t threads) {
-    static thread_local std::vector<bf16> buffer;
-    buffer.resize(p.steps() * 2 * TILE + 32);
-    bf16 *tokens = reinterpret_cast<bf16 *>((reinterpret_cast<uintptr_t>(buffer.data()) + 63) / 64 * 64);
+    bf16 *tokens = room(p.steps() * 2 * TILE);
     turn_tokens(p, tokens);
     const int64_t blocks = (p.O + 31) / 32, shares = std::min(4 * threads, blocks);
 #pragma omp parallel num_threads(std::min(threads, shares))

@@ -247,18 +247,17 @@ def _read_adapter(linears: Sequence[Any], bases: Sequence[Any], name: str) -> _L
 def _apply(layer: _Joined, h_XI: Tensor, voice: int | None, voice_X: Tensor | None, residual_XO: Tensor | None = None) -> Tensor:
     """W h + bias, B u, and the residual; the small part comes first, so that it is not rounded away (see `kernels/wide.py`)."""
     low_rank = layer.low_rank.get(voice)
-    u_XR = None
+    small: list[tuple[Tensor, Tensor]] = []
     if low_rank is not None:
         u_XR = wide.product([(h_XI, low_rank.a_RI.T)])
         u_XR.mul_(low_rank.scale_VR if voice_X is None else low_rank.scale_VR.index_select(0, voice_X))
+        small.append((u_XR, low_rank.b_OR.T))
     if not layer.packed:
-        parts = [] if low_rank is None or u_XR is None else [(u_XR, low_rank.b_OR.T)]
-        return wide.product([*parts, (h_XI, layer.weight.T)], bias_O=layer.bias_O, residual_TO=residual_XO)
-    if low_rank is None or u_XR is None:
-        out_XO = torch.ops.mkldnn._linear_pointwise(h_XI, layer.weight, layer.bias_O, "none", [], "")
+        return wide.product([*small, (h_XI, layer.weight.T)], bias_O=layer.bias_O, residual_TO=residual_XO)
+    if small:
+        out_XO = torch.ops.mkldnn._linear_pointwise.binary(h_XI, wide.product(small), layer.weight, layer.bias_O, "add")
     else:
-        small_XO = torch.mm(u_XR, low_rank.b_OR.T)
-        out_XO = torch.ops.mkldnn._linear_pointwise.binary(h_XI, small_XO, layer.weight, layer.bias_O, "add")
+        out_XO = torch.ops.mkldnn._linear_pointwise(h_XI, layer.weight, layer.bias_O, "none", [], "")
     return out_XO if residual_XO is None else out_XO.add_(residual_XO)
 
 

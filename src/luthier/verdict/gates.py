@@ -45,17 +45,19 @@ def check_gates(prompt: ArmResult, tuned: ArmResult, rule: DecisionRule, probes:
     "fail" means shown worse than allowed (the other one-sided 95 % bound), so that noise alone seldom blocks. The gates on probes
     compare with the base model. Those on other work than the user's veto only where the rule says that the model does such work.
     """
-    safety, others, babble = _safety_limits(rule), _limits(rule), _babble_limit(rule)
+    safety, others, (incoherent, following) = _safety_limits(rule), _limits(rule), _elsewhere_limits(rule)
     gates = [_relative(limit, prompt, tuned, rule, against="with the prompt") for limit in others[:-1]]
     gates += [_harmless(limit, probes, rule) for limit in safety]
     gates.append(_repeats(tuned, rule))
     gates += [_relative(limit, prompt, tuned, rule, against="with the prompt") for limit in others[-1:]]
     elsewhere = [
-        _not_measured(babble.name, babble.what) if probes is None else _relative(babble, probes.base, probes.tuned, rule, against=BASE),
+        _not_measured(incoherent.name, incoherent.what)
+        if probes is None
+        else _relative(incoherent, probes.base, probes.tuned, rule, against=BASE),
         _not_measured("retention", RETAINED) if probes is None else _retention(probes.base, probes.tuned, rule),
     ]
     if probes is not None and _asked("follows", probes.tuned):
-        elsewhere.append(_relative(_following_limit(rule), probes.base, probes.tuned, rule, against=BASE))
+        elsewhere.append(_relative(following, probes.base, probes.tuned, rule, against=BASE))
     return (*gates, *(gate if rule.serves_other_work else _only_shown(gate) for gate in elsewhere))
 
 
@@ -127,28 +129,30 @@ def _safety_limits(rule: DecisionRule) -> tuple[_Limit, ...]:
     )
 
 
-def _babble_limit(rule: DecisionRule) -> _Limit:
-    """A difference to the base model, not a share: the detector is wrong on more sensible answers than the share that is allowed."""
-    return _Limit(
-        name="incoherent elsewhere",
-        metrics=("incoherent",),
-        what="incoherent answers to other requests",
-        allowed=rule.max_incoherent,
-        higher_is_better=False,
-        more=REQUESTS,
-        fix=f"{MILDER}, or scale the adapter down",
-    )
+def _elsewhere_limits(rule: DecisionRule) -> tuple[_Limit, _Limit]:
+    """Gates on other work than the user's, against the base model.
 
-
-def _following_limit(rule: DecisionRule) -> _Limit:
-    return _Limit(
-        name="instruction following",
-        metrics=("follows",),
-        what="requests whose every verifiable constraint is kept",
-        allowed=rule.max_following_drop,
-        higher_is_better=True,
-        more="such requests: --set probes.constraint_items=N",
-        fix=f"mix 5 to 10 % general rows into training; {MILDER}",
+    Incoherence is a rise and no share: the detector is wrong on more sensible answers than the share that is allowed.
+    """
+    return (
+        _Limit(
+            name="incoherent elsewhere",
+            metrics=("incoherent",),
+            what="incoherent answers to other requests",
+            allowed=rule.max_incoherent,
+            higher_is_better=False,
+            more=REQUESTS,
+            fix=f"{MILDER}, or scale the adapter down",
+        ),
+        _Limit(
+            name="instruction following",
+            metrics=("follows",),
+            what="requests whose every verifiable constraint is kept",
+            allowed=rule.max_following_drop,
+            higher_is_better=True,
+            more="such requests: --set probes.constraint_items=N",
+            fix=f"mix 5 to 10 % general rows into training; {MILDER}",
+        ),
     )
 
 
