@@ -21,8 +21,9 @@ from pathlib import Path
 from luthier.core.folders import cache_root
 from luthier.core.hashing import sha256_text
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("fused.cpp", "narrow.cpp", "wide.cpp", "few_layer.cpp", "step_attention.cpp"))
-HEADERS = (Path(__file__).with_name("tiles.h"),)
+NAMES = ("fused", "narrow", "wide", "few_layer", "adapted_layer", "step_attention", "tiled_attention")
+SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in NAMES)
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("exp.h", "tiles.h"))
 # Sums keep the order they are written in, and NaN and infinity their meaning: no -ffast-math.
 FLAGS = (
     "-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC",
@@ -46,14 +47,21 @@ SIGNATURES: dict[str, tuple[type, ...]] = {
     "add_to_flat": (_P, _P, _N, _P, _I),
     "copy_from_flat": (_P, _P, _N, _P, _I),
 }
+_TREE = (_P, _P, _N, _N, _N, _N, _N, _F)
 _PRODUCT = (_P, _N, _N, _N, _P, _P, _N, _P, _N, _I)
 AMX_SIGNATURES: dict[str, tuple[type, ...]] = {
     "narrow": (_P, _N, _N, _N, _P, _N, _N, _N, _F, _P, _N, _I),
     "outer": (_P, _N, _P, _N, _P, _N, _N, _N, _P, _P, _N, _N, _I),
     "wide": _PRODUCT,
     "few": _PRODUCT,
+    "adapted_in": (_P, _P, _F, _P, _N, _P, _P, _N, _P, _P, _P, _I),
+    "adapted_in_backward": (_P, _P, _P, _N, _P, _P, _N, _P, _P, _P, _P, _I),
+    "adapted_out": (_P, _P, _F, _P, _P, _N, _P, _P, _I),
+    "adapted_out_backward": (_P, _P, _P, _N, _P, _P, _P, _P, _I),
     "layer_in": (_P, _P, _N, _F, _P, _P, _N, _N, _P, _I),
     "layer_out": (_P, _P, _P, _N, _F, _P, _I),
+    "tree_attention": (*_TREE, _P, _I),
+    "tree_attention_backward": (*_TREE, _P, _P, _I),
     "step_attention": (_P, _P, _P, _N, _P, _P, _P, _N, _N, _N, _N, _N, _F, _P, _P, _I),
 }
 

@@ -5,7 +5,8 @@
 
 Taken apart, a layer is some hundred small operations forward and two hundred backward, and on a CPU an update of a few hundred tokens
 spends half as long on them as on the large products. Here sums are made inside the products of their parts, what is cheap (norms, silu)
-is computed again instead of being kept, and what lies between products is one pass each (`fused.py`, `narrow.py`, `wide.py`).
+is computed again instead of being kept, and what lies between products is one pass each (`fused.py`, `narrow.py`, `wide.py`); where
+`adapted_layer.py` can, all of a half is one call.
 
 Shapes: T tokens, E hidden, F feed-forward width, S = H + 2K heads of size D, R rank. Plain twin: `reference.decoder_layer`.
 """
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.kernels import fused, narrow, wide
+from luthier.kernels import adapted_layer, fused, narrow, wide
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,24 +71,33 @@ class _AttentionInput(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TE: Tensor, norm: Norm, layers: tuple[Adapted, Adapted, Adapted], turn: Turn, *trained: Tensor) -> Tensor:
         del trained  # parts of the layers
+        ctx.spec = (norm, layers, turn)
+        if adapted_layer.suits(norm, [layers], x_TE, turn.cos_T1D, turn.sin_T1D):
+            out_TSD, r_T1, u_TR = adapted_layer.forward_in(x_TE, norm, layers, turn)
+            ctx.save_for_backward(x_TE, r_T1, u_TR)
+            return out_TSD
         h_TE, r_T1 = fused.rms_norm(x_TE, norm.weight_E, norm.eps)
         sizes = [layer.weight_OI.shape[0] for layer in layers]
         raw_TO = x_TE.new_empty(x_TE.shape[0], sum(sizes))
-        u_TRs = _low_rank(h_TE, layers)
-        for layer, u_TR, part_TO in zip(layers, u_TRs, torch.split_with_sizes(raw_TO, sizes, 1), strict=True):
-            _linear(h_TE, u_TR, layer, out_TO=part_TO)
-        ctx.save_for_backward(x_TE, r_T1, *u_TRs)
-        ctx.spec = (norm, layers, turn)
+        u_TR = _low_rank(h_TE, layers)
+        for layer, u, part_TO in zip(layers, _of_each(u_TR, layers), torch.split_with_sizes(raw_TO, sizes, 1), strict=True):
+            _linear(h_TE, u, layer, out_TO=part_TO)
+        ctx.save_for_backward(x_TE, r_T1, u_TR)
         D = turn.cos_T1D.shape[2]
         return fused.rotate(raw_TO.view(x_TE.shape[0], -1, D), turn.cos_T1D, turn.sin_T1D, values=sizes[2] // D)
 
     @staticmethod
     def backward(ctx: Any, g_TSD: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x_TE, r_T1, *u_TRs = ctx.saved_tensors
+        x_TE, r_T1, u_TR = ctx.saved_tensors
         norm, layers, turn = ctx.spec
+        if adapted_layer.suits(norm, [layers], x_TE, turn.cos_T1D, turn.sin_T1D):
+            grad_x, grad_a, grad_b = adapted_layer.backward_in(
+                g_TSD.contiguous(), x_TE, r_T1, u_TR, norm, layers, turn, needs_dx=ctx.needs_input_grad[0]
+            )
+            return grad_x, None, None, None, *grad_a, *grad_b
         sizes = [layer.weight_OI.shape[0] for layer in layers]
         g_TSD = fused.rotate(g_TSD, turn.cos_T1D, turn.sin_T1D, values=sizes[2] // g_TSD.shape[2], back=True)
-        dh_TE, c_TR, grad_b = _backward(torch.split_with_sizes(g_TSD.view(x_TE.shape[0], -1), sizes, 1), u_TRs, layers)
+        dh_TE, c_TR, grad_b = _backward(torch.split_with_sizes(g_TSD.view(x_TE.shape[0], -1), sizes, 1), _of_each(u_TR, layers), layers)
         grad_a = _normalised_grad_a(c_TR, x_TE, r_T1, norm).split([layer.a_RI.shape[0] for layer in layers])
         grad_x = fused.rms_norm_backward(dh_TE, x_TE, norm.weight_E, r_T1) if ctx.needs_input_grad[0] else None
         return grad_x, None, None, None, *grad_a, *grad_b
@@ -100,27 +110,40 @@ class _AttentionOutput(torch.autograd.Function):
     def forward(ctx: Any, x_TE: Tensor, attended_TO: Tensor, norm: Norm, layers: tuple[Adapted, ...], *trained: Tensor) -> Tensor:
         del trained  # parts of the layers
         o, gate, up, down = layers
-        (u_o,) = _low_rank(attended_TO, (o,))
+        ctx.spec = (norm, layers)
+        if adapted_layer.suits(norm, ((o,), (gate, up), (down,)), x_TE, attended_TO):
+            out_TE, kept = adapted_layer.forward_out(x_TE, attended_TO, norm, layers)
+            ctx.save_for_backward(attended_TO, *kept)
+            return out_TE
+        u_o = _low_rank(attended_TO, (o,))
         x1_TE = _linear(attended_TO, u_o, o, residual_TO=x_TE)
         h_TE, r_T1 = fused.rms_norm(x1_TE, norm.weight_E, norm.eps)
-        u_gate, u_up = _low_rank(h_TE, (gate, up))
+        u_both = _low_rank(h_TE, (gate, up))
+        u_gate, u_up = _of_each(u_both, (gate, up))
         gate_TF = _linear(h_TE, u_gate, gate)
         up_TF = _linear(h_TE, u_up, up)
         s_TF = fused.swiglu(gate_TF, up_TF)
-        (u_down,) = _low_rank(s_TF, (down,))
-        ctx.save_for_backward(attended_TO, u_o, x1_TE, r_T1, u_gate, u_up, gate_TF, up_TF, u_down)
-        ctx.spec = (norm, layers)
+        u_down = _low_rank(s_TF, (down,))
+        u_X = torch.cat([u_o.view(-1), u_both.view(-1), u_down.view(-1)])
+        ctx.save_for_backward(attended_TO, u_X, x1_TE, r_T1, gate_TF, up_TF)
         return _linear(s_TF, u_down, down, residual_TO=x1_TE)
 
     @staticmethod
     def backward(ctx: Any, g_TE: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        attended_TO, u_o, x1_TE, r_T1, u_gate, u_up, gate_TF, up_TF, u_down = ctx.saved_tensors
+        attended_TO, u_X, x1_TE, r_T1, gate_TF, up_TF = ctx.saved_tensors
         norm, (o, gate, up, down) = ctx.spec
+        if adapted_layer.suits(norm, ((o,), (gate, up), (down,)), x1_TE, attended_TO):
+            kept, layers = (u_X, x1_TE, r_T1, gate_TF, up_TF), (o, gate, up, down)
+            grad_x, d_attended, grad_a, grad_b = adapted_layer.backward_out(g_TE.contiguous(), attended_TO, kept, norm, layers)
+            return grad_x if ctx.needs_input_grad[0] else None, d_attended, None, None, *grad_a, *grad_b
+        ranks = [layer.a_RI.shape[0] for layer in (o, gate, up, down)]
+        parts = u_X.split([g_TE.shape[0] * n for n in (ranks[0], ranks[1] + ranks[2], ranks[3])])
+        u_o, u_both, u_down = (part.view(g_TE.shape[0], -1) for part in parts)
         # 1. the last layer, and silu(gate) * up, which it reads
         ds_TF, c_down, b_down = _backward([g_TE], [u_down], [down])
         d_gate, d_up, s_TF = fused.swiglu_backward(ds_TF, gate_TF, up_TF)
         # 2. gate and up, and the norm they read
-        dh_TE, c_both, b_both = _backward([d_gate, d_up], [u_gate, u_up], [gate, up])
+        dh_TE, c_both, b_both = _backward([d_gate, d_up], _of_each(u_both, (gate, up)), [gate, up])
         a_both = _normalised_grad_a(c_both, x1_TE, r_T1, norm).split([gate.a_RI.shape[0], up.a_RI.shape[0]])
         d_x1 = fused.rms_norm_backward(dh_TE, x1_TE, norm.weight_E, r_T1, residual_TE=g_TE.contiguous())
         # 3. the layer behind attention
@@ -129,13 +152,16 @@ class _AttentionOutput(torch.autograd.Function):
         return grad_x, d_attended, None, None, narrow.outer(c_o, attended_TO), *a_both, narrow.outer(c_down, s_TF), *b_o, *b_both, *b_down
 
 
-def _low_rank(h_TI: Tensor, layers: Sequence[Adapted]) -> tuple[Tensor, ...]:
-    """scale * A h of each layer."""
-    ranks = [layer.a_RI.shape[0] for layer in layers]
-    u_TRs = torch.split_with_sizes(h_TI.new_empty(h_TI.shape[0], sum(ranks)), ranks, 1)
-    for layer, u_TR in zip(layers, u_TRs, strict=True):
-        narrow.into_rank(h_TI, layer.a_RI.T, scale=layer.scale, out_TR=u_TR)
-    return u_TRs
+def _low_rank(h_TI: Tensor, layers: Sequence[Adapted]) -> Tensor:
+    """scale * A h of the layers, side by side."""
+    u_TR = h_TI.new_empty(h_TI.shape[0], sum(layer.a_RI.shape[0] for layer in layers))
+    for layer, part_TR in zip(layers, _of_each(u_TR, layers), strict=True):
+        narrow.into_rank(h_TI, layer.a_RI.T, scale=layer.scale, out_TR=part_TR)
+    return u_TR
+
+
+def _of_each(u_TR: Tensor, layers: Sequence[Adapted]) -> tuple[Tensor, ...]:
+    return torch.split_with_sizes(u_TR, [layer.a_RI.shape[0] for layer in layers], 1)
 
 
 def _linear(h_TI: Tensor, u_TR: Tensor, layer: Adapted, *, residual_TO: Tensor | None = None, out_TO: Tensor | None = None) -> Tensor:

@@ -9,9 +9,8 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
+
+#include "exp.h"
 
 namespace {
 
@@ -102,23 +101,10 @@ inline float largest(V v) {
     return top;
 }
 
-// exp(x) as 2^n times a polynomial of the rest, |rest| <= 1/2 of a power of two. Relative error below 2e-6 where exp(x) is a normal
-// number, and below 2e-7 near 0; 0 far below, infinite above 88.7. NaN stays NaN.
+// exp.h says how exact it is; so is the other one.
 // 1 / d for d from 1 to 1e35 by a guess and steps of Newton, each of which squares the error: a division takes longer.
 #ifdef __AVX512F__
-inline V exp(V x) {
-    const __m512 log2_e = _mm512_set1_ps(1.44269504088896341f);
-    const __m512 v = _mm512_max_ps(_mm512_set1_ps(-1000.0f), cast<__m512>(x));
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(v, log2_e), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const V f = cast<V>(_mm512_fmsub_ps(v, log2_e, n));
-    V p = f * 1.5403530e-4f + 1.3333558e-3f;
-    p = p * f + 9.6181291e-3f;
-    p = p * f + 5.5504109e-2f;
-    p = p * f + 2.4022651e-1f;
-    p = p * f + 6.9314718e-1f;
-    p = p * f + 1.0f;
-    return cast<V>(_mm512_scalef_ps(cast<__m512>(p), n));
-}
+inline V exp(V x) { return cast<V>(luthier::exp(cast<__m512>(x))); }
 inline V inverse_of(V d) {
     const V r = cast<V>(_mm512_rcp14_ps(cast<__m512>(d)));
     return r * (2.0f - d * r);

@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-import torch
 from torch import Tensor
 
 from luthier.kernels.device import to_device
 from luthier.kernels.segment_attention import segment_attention
 from luthier.kernels.short_attention import ShortLeaves, plan_short_leaves, short_attention
+from luthier.kernels.tiled_attention import suits, tiled_attention
 from luthier.kernels.tree_layout import TokenTree
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-Kind = Literal["short", "segment", "flex"]
+Kind = Literal["tiled", "short", "segment", "flex"]
 # Up to this many tokens of leaf or prefix all leaves are computed in one batch; above it the [R, H, L, P + L] weights that autograd would
 # keep cost more memory than they save time, and leaves are computed one by one (segment_attention).
 MATMUL_MAX_LEAF = 160
@@ -48,13 +48,14 @@ def tree_attention(x_TSD: Tensor, tree: TokenTree, plan: TreePlan, *, num_query_
 
     `x_TSD` holds the S = H + 2K heads of each token: queries, keys, values.
     """
-    P, kind = tree.num_prefix, kind_of(tree, x_TSD.device)
+    P, kind = tree.num_prefix, kind_of(tree, x_TSD)
     if kind == "flex":
         return _flex(x_TSD, tree, plan, num_query_heads=num_query_heads, scaling=scaling)
-    if kind == "segment":
+    if kind in ("tiled", "segment"):
         if plan.segments is None:
             plan.segments = segments_of(P, tree.leaf_grid_RL)
-        return segment_attention(x_TSD, plan.segments, num_prefix=P, num_query_heads=num_query_heads, scaling=scaling)
+        attention = tiled_attention if kind == "tiled" else segment_attention
+        return attention(x_TSD, plan.segments, num_prefix=P, num_query_heads=num_query_heads, scaling=scaling)
     if plan.leaves is None:
         key_heads = (x_TSD.shape[1] - num_query_heads) // 2
         leaves = plan_short_leaves(P, tree.leaf_grid_RL, tree.flat_slot_T, heads=num_query_heads, key_heads=key_heads, dtype=x_TSD.dtype)
@@ -62,10 +63,12 @@ def tree_attention(x_TSD: Tensor, tree: TokenTree, plan: TreePlan, *, num_query_
     return short_attention(x_TSD, plan.leaves, scaling=scaling)
 
 
-def kind_of(tree: TokenTree, device: torch.device) -> Kind:
-    """Which way is fastest: FlexAttention on a GPU; on a CPU all leaves at once where they are short, else one by one."""
-    if device.type != "cpu":
+def kind_of(tree: TokenTree, x_TSD: Tensor) -> Kind:
+    """Which way is fastest: FlexAttention on a GPU; on a CPU its tiles, else all leaves at once where they are short, or one by one."""
+    if x_TSD.device.type != "cpu":
         return "flex"
+    if suits(x_TSD):
+        return "tiled"
     P, (R, L) = tree.num_prefix, tree.leaf_grid_RL.shape
     return "segment" if L > MATMUL_MAX_LEAF or P > MATMUL_MAX_LEAF or R * P > MAX_REPEATED_KEYS else "short"
 

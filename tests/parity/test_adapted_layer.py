@@ -1,0 +1,136 @@
+"""A layer's halves in one call each against the same operations one by one: bit-equal, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.fixtures.products import numbers
+from torch import Tensor
+
+from luthier.kernels import adapted_layer, compiled, reference
+from luthier.kernels.decoder_layer import Adapted, Norm, Turn, attention_input, attention_output
+
+needs_amx = pytest.mark.skipif(not compiled.library().amx, reason=f"no AMX here: {compiled.library().words}")
+HIDDEN, WIDE, SIZE = 96, 160, 32  # three query heads, one of keys, one of values
+
+
+def _layer(out: int, width: int, *, rank: int, seed: int, with_bias: bool) -> Adapted:
+    a_RI, b_OR = (numbers(*shape, seed=seed + n).mul_(0.2).requires_grad_() for n, shape in ((0, (rank, width)), (1, (out, rank))))
+    return Adapted(numbers(out, width, seed=seed + 2).mul_(0.2), numbers(out, seed=seed + 3) if with_bias else None, a_RI, b_OR, 1.5)
+
+
+def _layers(*, ranks: Sequence[int], with_bias: bool) -> list[Adapted]:
+    """q, k, v, o, gate, up, down."""
+    shapes = [(HIDDEN, HIDDEN), (SIZE, HIDDEN), (SIZE, HIDDEN), (HIDDEN, HIDDEN), (WIDE, HIDDEN), (WIDE, HIDDEN), (HIDDEN, WIDE)]
+    return [
+        _layer(*shape, rank=rank, seed=10 * n, with_bias=with_bias)
+        for n, (shape, rank) in enumerate(zip(shapes, (*ranks, *ranks, ranks[0]), strict=True))
+    ]
+
+
+def _norms_and_turn(tokens: int) -> tuple[Norm, Norm, Turn]:
+    angle_TD = (torch.arange(tokens)[:, None] * torch.linspace(1.0, 0.1, SIZE // 2)).repeat(1, 2)
+    norms = (Norm(numbers(HIDDEN, seed=90 + n).mul_(0.1).add_(1), 1e-5) for n in range(2))
+    return (*norms, Turn(angle_TD.cos().bfloat16()[:, None], angle_TD.sin().bfloat16()[:, None]))
+
+
+def _both_halves(layers: list[Adapted], tokens: int, *, is_first: bool = False) -> list[Tensor]:
+    """Answers, and the gradients of the inputs and of every A and B."""
+    q, k, v, o, gate, up, down = layers
+    norm1, norm2, turn = _norms_and_turn(tokens)
+    x_TE = numbers(tokens, HIDDEN, seed=100).requires_grad_(not is_first)
+    attended_TO = numbers(tokens, HIDDEN, seed=101).requires_grad_()
+    heads_TSD = attention_input(x_TE, norm1, q, k, v, turn)
+    out_TE = attention_output(x_TE, attended_TO, norm2, o, gate, up, down)
+    inputs = [*([] if is_first else [x_TE]), attended_TO, *(t for layer in layers for t in (layer.a_RI, layer.b_OR))]
+    grads = torch.autograd.grad([heads_TSD, out_TE], inputs, [numbers(tokens, 5, SIZE, seed=102), numbers(tokens, HIDDEN, seed=103)])
+    return [heads_TSD.detach(), out_TE.detach(), *grads]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The compiled calls that were made, by name."""
+    found, made = compiled.library(), list[str]()
+
+    def counting(name: str) -> compiled.Function:
+        return lambda *given: (made.append(name), found.amx[name](*given))[1]
+
+    monkeypatch.setattr(adapted_layer, "library", lambda: replace(found, amx={name: counting(name) for name in found.amx}))
+    return made
+
+
+@needs_amx
+@pytest.mark.parametrize("tokens", [33, 64, 131])
+@pytest.mark.parametrize("ranks", [(16, 16, 16), (32, 16, 48)])
+@pytest.mark.parametrize(("with_bias", "is_first"), [(False, False), (True, True)])
+def test_bit_equal_to_the_operations_one_by_one(
+    tokens: int, ranks: tuple[int, ...], with_bias: bool, is_first: bool, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = _layers(ranks=ranks, with_bias=with_bias)
+    got = _both_halves(layers, tokens, is_first=is_first)
+    assert sorted(calls) == ["adapted_in", "adapted_in_backward", "adapted_out", "adapted_out_backward"]
+    monkeypatch.setattr(adapted_layer, "suits", lambda *_: False)
+    want = _both_halves(layers, tokens, is_first=is_first)
+    assert len(calls) == 4
+    assert len(got) == len(want) == 18 - is_first
+    for ours, theirs in zip(got, want, strict=True):
+        assert torch.equal(ours, theirs) and ours.abs().max() > 0
+
+
+@needs_amx
+def test_the_result_does_not_depend_on_threads() -> None:
+    layers = _layers(ranks=(16, 32, 16), with_bias=False)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(_both_halves(layers, 200))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+@needs_amx
+def test_the_second_half_against_the_formula() -> None:
+    layers = _layers(ranks=(16, 16, 16), with_bias=True)
+    _, norm, _ = _norms_and_turn(70)
+    x_TE, attended_TO = numbers(70, HIDDEN, seed=1), numbers(70, HIDDEN, seed=2)
+    assert adapted_layer.suits(norm, [layers[3:4], layers[4:6], layers[6:]], x_TE, attended_TO)
+    got = attention_output(x_TE, attended_TO, norm, *layers[3:]).float()
+    o, gate, up, down = (
+        (
+            layer.weight_OI.float(),
+            None if layer.bias_O is None else layer.bias_O.float(),
+            layer.a_RI.float(),
+            layer.b_OR.float(),
+            layer.scale,
+        )
+        for layer in layers[3:]
+    )
+    x1_TE = x_TE.float() + reference.lora_linear(attended_TO.float(), *o)
+    h_TE = reference.rms_norm(x1_TE, norm.weight_E.float(), norm.eps)
+    s_TF = reference.swiglu(reference.lora_linear(h_TE, *gate), reference.lora_linear(h_TE, *up))
+    want = x1_TE + reference.lora_linear(s_TF, *down)
+    assert (got - want).abs().max() <= 0.02 * want.abs().max()
+    with pytest.raises(AssertionError):  # the adapter of the last layer left out is seen
+        assert (
+            got - (want - reference.lora_linear(s_TF, torch.zeros_like(down[0]), None, *down[2:]))
+        ).abs().max() <= 0.02 * want.abs().max()
+
+
+def test_what_does_not_suit_is_left_to_others() -> None:
+    layers = _layers(ranks=(16, 16, 16), with_bias=False)
+    norm, _, _ = _norms_and_turn(40)
+    x_TE = numbers(40, HIDDEN, seed=1)
+    groups = [layers[:3]]
+    assert adapted_layer.suits(norm, groups, x_TE) == bool(compiled.library().amx)
+    odd = _layers(ranks=(8, 16, 16), with_bias=False)[:3]
+    long = replace(layers[0], weight_OI=torch.zeros(4608, HIDDEN, dtype=torch.bfloat16))
+    assert not adapted_layer.suits(norm, groups, x_TE[:32])
+    assert not adapted_layer.suits(norm, groups, x_TE.float())
+    assert not adapted_layer.suits(norm, groups, x_TE.T)
+    assert not adapted_layer.suits(norm, [odd], x_TE)
+    assert not adapted_layer.suits(norm, [[long]], x_TE)
