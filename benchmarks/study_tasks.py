@@ -33,7 +33,7 @@ TASKS = (
         about="support desk mails to JSON, the data that ships with Luthier (made for it, so no evidence about real data)",
         hypothesis="fine-tune: the form and the closed sets of values are what a small model learns",
         prepare=None,
-        flags=("--config", "examples/quickstart.yaml"),
+        flags=("--config", "examples/quickstart.yaml", "--learning-curve"),
         budget_s=360,
     ),
     Task(
@@ -43,7 +43,7 @@ TASKS = (
         prepare=study_data.banking77,
         flags=(
             "train.csv", "--test", "test.csv", *LABELS, "--output", "category", "--train-rows", "770", "--dev-rows", "154",
-            "--test-rows", "231", "--set", "arms.dev_items=40", "--lr", "2e-3", "--epochs", "3", *SMALL,
+            "--test-rows", "231", "--set", "arms.dev_items=40", "--lr", "2e-3", "--epochs", "3", "--learning-curve", *SMALL,
         ),
         budget_s=600,
     ),
@@ -66,7 +66,7 @@ TASKS = (
         prepare=partial(study_data.e2e, num_dev=30, num_test=120),
         flags=(
             "train.jsonl", "--dev", "dev.jsonl", "--test", "test.jsonl", "--set", "arms.dev_items=30", "--lr", "1e-3", "--epochs", "2",
-            *SMALL,
+            "--learning-curve", *SMALL,
         ),
         budget_s=420,
     ),
@@ -102,7 +102,7 @@ TASKS = (
         flags=(
             "train.jsonl", "--test", "test.jsonl", "--dev-rows", "30", "--min-quality", "50", "--set", "arms.dev_items=12", "--lr", "1e-3",
             "--epochs", "1", "--set", "arms.max_new_tokens=192", "--set", "arms.skip=[tuned + retrieval]", "--set", "arms.shots=[2]",
-            "--set", "arms.latency_items=2",
+            "--set", "arms.latency_items=2", "--learning-curve",
         ),
         budget_s=480,
     ),
