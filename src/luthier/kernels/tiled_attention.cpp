@@ -80,12 +80,12 @@ inline void zero_sums() {
 
 inline void multiply(const bf16 *a, int64_t a_stride, const bf16 *low, const bf16 *high) {
     _tile_loadd(4, a, 2 * a_stride);
-    _tile_loadd(6, low, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, high, 64);
-    _tile_dpbf16ps(1, 4, 7);
     _tile_loadd(5, a + 16 * a_stride, 2 * a_stride);
+    _tile_loadd(6, low, 64);
+    _tile_loadd(7, high, 64);
+    _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(1, 4, 7);
     _tile_dpbf16ps(3, 5, 7);
 }
 

@@ -4,7 +4,7 @@
 // summed in fp32 and rounded to bf16 once. General libraries reach a third of what the tiles can do on a few hundred tokens. Called by
 // wide.py, which takes torch's own products elsewhere. The order of a sum does not depend on the number of threads.
 //
-//   1. Threads take shares of the columns of w as they get free, and of the tokens where there are more threads than columns.
+//   1. Threads take shares, of columns of w and of tokens, as they get free.
 //   2. The panel of w of a share is laid out as pairs of rows, as the tiles read it; it stays in the second-level cache.
 //   3. For each 32 tokens, x is laid out tile by tile, in the first-level cache, and meets every 32 columns of the panel:
 //      2 x 2 tiles of sums, two loads of each side for four products. The panel's loads pass the first-level cache by.
@@ -13,6 +13,8 @@
 
 #ifdef LUTHIER_HAS_TILES
 #include <algorithm>
+#include <atomic>
+#include <omp.h>
 
 namespace {
 
@@ -26,8 +28,9 @@ using luthier::widen;
 using luthier::written;
 
 constexpr int64_t TILE = 512;            // numbers of a tile
-constexpr int64_t STEPS = 20;            // of 2 KiB of x each: in a first-level cache of 48 KiB
-constexpr int64_t PANEL_BYTES = 1 << 19;  // of a second-level cache of 1 MiB or more
+constexpr int64_t STEPS = 12;            // of 2 KiB of x each: in half of a first-level cache of 48 KiB, the other half being a neighbour's
+constexpr int64_t PANEL_BYTES = 1 << 20;  // of a second-level cache of 2 MiB
+constexpr int64_t MANY_BLOCKS = 12;  // of 32 tokens
 
 struct Product {
     const Part *parts;
@@ -134,12 +137,12 @@ inline void multiply(const Tokens &tokens, int64_t from, int64_t to, const bf16 
     const int64_t second = tokens.second, row_bytes = tokens.row_bytes;
     for (int64_t step = from; step < to; ++step, a += tokens.step, b += 2 * TILE) {
         _tile_loadd(4, a, row_bytes);
-        _tile_stream_loadd(6, b, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_stream_loadd(7, b + TILE, 64);
-        _tile_dpbf16ps(1, 4, 7);
         _tile_loadd(5, a + second, row_bytes);
+        _tile_stream_loadd(6, b, 64);
+        _tile_stream_loadd(7, b + TILE, 64);
+        _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(1, 4, 7);
         _tile_dpbf16ps(3, 5, 7);
     }
 }
@@ -156,11 +159,12 @@ struct Share {
     int64_t t, t_end, o, o_end;
 };
 
-void compute(const Product &p, const Share &share, int64_t steps) {
+// `is_laid`: this thread's last share had the same columns
+void compute(const Product &p, const Share &share, int64_t steps, bool is_laid) {
     const int64_t block = steps * 2 * TILE, width = share.o_end - share.o, pieces = (steps + STEPS - 1) / STEPS;
     bf16 *laid = room((width + 1) * block + width * 4 * TILE), *panel = laid + block;
     float *sums = reinterpret_cast<float *>(panel + width * block);
-    for (int64_t n = 0; n < width; ++n) lay_columns(p, 32 * (share.o + n), panel + n * block);
+    for (int64_t n = 0; n < width && !is_laid; ++n) lay_columns(p, 32 * (share.o + n), panel + n * block);
     for (int64_t t = share.t; t < share.t_end; ++t) {
         std::vector<Tokens> tokens;
         for (int64_t i = 0, before = 0; i < p.num_parts; before += p.parts[i++].steps())
@@ -180,20 +184,49 @@ void compute(const Product &p, const Share &share, int64_t steps) {
     }
 }
 
+// Groups of columns in ranges of tokens. A thread stays with a group, whose panel it has laid out, until the group is done; then it takes one that
+// nobody has begun, or helps with the one that has most left: the threads of a shared machine are not equally fast.
+class Shares {
+  public:
+    Shares(int64_t groups, int64_t ranges) : taken(groups), ranges(ranges) {}
+
+    // The next range of `group`, which becomes another one where it is done; false where all are
+    bool next(int64_t &group, int64_t &range) {
+        while (group >= 0) {
+            range = taken[group].fetch_add(1);
+            if (range < ranges) return true;
+            group = fullest();
+        }
+        return false;
+    }
+
+  private:
+    int64_t fullest() const {
+        int64_t best = -1, least = ranges;
+        for (size_t n = 0; n < taken.size(); ++n)
+            if (const int64_t done = taken[n].load(); done < least) best = static_cast<int64_t>(n), least = done;
+        return best;
+    }
+    std::vector<std::atomic<int64_t>> taken;
+    int64_t ranges;
+};
+
 void wide(const Product &p, int64_t threads) {
     const int64_t columns = (p.O + 31) / 32, blocks = (p.T + 31) / 32, steps = p.steps();
-    // Four shares for each thread: the threads of a shared machine are not equally fast. Each share is taken by whoever is free.
-    const int64_t width = std::clamp<int64_t>(columns / (4 * threads), 1, std::max<int64_t>(1, PANEL_BYTES / (steps * 4 * TILE)));
-    const int64_t by_columns = (columns + width - 1) / width, by_tokens = std::clamp<int64_t>(2 * threads / by_columns, 1, blocks);
-    const int64_t shares = by_columns * by_tokens;
-#pragma omp parallel num_threads(std::min(threads, shares))
+    const int64_t most = std::max<int64_t>(1, PANEL_BYTES / (steps * 4 * TILE));
+    // With many tokens as few groups as there are threads: each group reads all tokens, from far away. With few, laying out is the most of it.
+    const int64_t wanted = std::max<int64_t>(threads * (blocks >= MANY_BLOCKS ? 1 : 4), (columns + most - 1) / most);
+    const int64_t width = (columns + wanted - 1) / wanted, groups = (columns + width - 1) / width;
+    const int64_t ranges = std::clamp<int64_t>((4 * threads + groups - 1) / groups, 1, blocks);
+    Shares shares(groups, ranges);
+#pragma omp parallel num_threads(std::min(threads, groups * ranges))
     {
         Session tiles;
         tiles.rows(0, 16);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t n = 0; n < shares; ++n) {
-            const int64_t c = n / by_tokens * width, t = n % by_tokens;
-            compute(p, {blocks * t / by_tokens, blocks * (t + 1) / by_tokens, c, std::min(c + width, columns)}, steps);
+        int64_t group = omp_get_thread_num() % groups, laid = -1, range = 0;
+        for (; shares.next(group, range); laid = group) {
+            const Share share{blocks * range / ranges, blocks * (range + 1) / ranges, group * width, std::min((group + 1) * width, columns)};
+            compute(p, share, steps, laid == group);
         }
     }
 }
