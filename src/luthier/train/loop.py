@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -122,6 +124,18 @@ def _read_whole(found: Checkpoint | None, world: World) -> dict[str, Tensor]:
     return tensors
 
 
+@contextmanager
+def _settled_objects() -> Generator[None]:
+    """Python's search for unused objects passes by all that is there by now: a twentieth of the time of long rows (docs/log.md)."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@_settled_objects()
 def fit(
     model: nn.Module,
     optimiser: Optimiser,
