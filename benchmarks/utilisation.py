@@ -5,12 +5,13 @@
 Necessary work of an update, LoRA on frozen weights, for T computed tokens (a shared prefix once) and N label tokens:
 4 * linear weights * T (forward, and backward to the inputs), 6 * adapter weights * T, 4 * vocabulary * hidden * N (output layer),
 12 * heads * head size * query-key pairs (attention, three times 4). Nothing that is computed twice counts twice. Products of
-2,048 x 2,048 are timed between the updates, so that both see the same machine; the best of them is the peak. Writes
-results/utilisation.json.
+2,048 x 2,048 are timed between the updates, so that both see the same machine; the best of them is the peak. Where neighbours take
+half of the machine for seconds, an update does not reach what the best product did in another second: `share_of_neighbours` holds each
+update against the faster of the two products beside it. Writes results/utilisation.json.
 
 With --profile, where the time of an update of the last batch size goes, by kind of operation, under that name in
-results/where_time_goes.json and in the table of README.md. The profiler itself slows small operations down. Another revision is
-measured with PYTHONPATH set to its src.
+results/where_time_goes.json and in the table of README.md. The profiler itself slows small operations down; compiled functions are
+timed around their calls. Another revision is measured with PYTHONPATH set to its src.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from luthier.core.environment import describe_environment
 from luthier.core.types import Example, TokenRow
+from luthier.kernels.compiled import library
 from luthier.models.backbone import use_layout_attention
 from luthier.models.catalogue import resolve
 from luthier.models.load import open_model
@@ -80,6 +82,12 @@ def gemm_s(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 # kind -> names of torch's operations; the rest is "other": Python, autograd, views, sums
+COMPILED: dict[str, tuple[str, ...]] = {
+    "compiled: a layer without its attention": ("adapted_in", "adapted_out", "adapted_in_backward", "adapted_out_backward"),
+    "compiled: attention": ("tree_attention", "tree_attention_backward"),
+    "compiled: single products": ("wide", "few", "narrow", "outer"),
+    "compiled: small operations": (),  # all others
+}
 KINDS: dict[str, tuple[str, ...]] = {
     "large products": (),  # by size, see `kind_of`
     "small products (adapters)": (),
@@ -101,8 +109,29 @@ def kind_of(name: str, shapes: list[list[int]]) -> str:
     return next((kind for kind, names in KINDS.items() if name in names), "other")
 
 
+def time_compiled(ms: Counter[str], calls: Counter[str]) -> None:
+    """From now on, add up what each kind of compiled function takes."""
+
+    def timed(name: str, function: Callable[..., None]) -> Callable[..., None]:
+        kind = next((kind for kind, names in COMPILED.items() if name in names), list(COMPILED)[-1])
+
+        def call(*given: object) -> None:
+            start = time.perf_counter()
+            function(*given)
+            ms[kind] += (time.perf_counter() - start) * 1e3
+            calls[kind] += 1
+
+        return call
+
+    found = library()
+    for functions in (found.bf16, found.f32, found.amx):
+        cast("dict[str, Callable[..., None]]", functions).update({name: timed(name, function) for name, function in functions.items()})
+
+
 def profile(update: Callable[[], object], times: int = 3) -> dict[str, Any]:
     """Milliseconds and calls of one update by kind of operation, means of `times` updates."""
+    compiled_ms, compiled_calls = Counter[str](), Counter[str]()
+    time_compiled(compiled_ms, compiled_calls)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profiler:
         for _ in range(times):
             update()
@@ -112,13 +141,17 @@ def profile(update: Callable[[], object], times: int = 3) -> dict[str, Any]:
         kind = kind_of(event.key, event.input_shapes)
         ms[kind] += event.self_cpu_time_total / 1e3 / times
         calls[kind] += event.count / times if event.key.startswith("aten::") else 0
-    return {kind: {"ms": round(ms[kind], 1), "calls": round(calls[kind])} for kind in (*KINDS, "other")}
+    ms["other"] -= sum(compiled_ms.values()) / times  # the profiler counts them to the operation that calls them
+    for kind in COMPILED:
+        ms[kind], calls[kind] = compiled_ms[kind] / times, compiled_calls[kind] / times
+    return {kind: {"ms": round(ms[kind], 1), "calls": round(calls[kind])} for kind in (*COMPILED, *KINDS, "other")}
 
 
 def write_profiles(profiles: dict[str, Any]) -> None:
     lines = ["| milliseconds (calls) of an update | " + " | ".join(profiles) + " |", "|---" * (1 + len(profiles)) + "|"]
-    for kind in (*KINDS, "other"):
-        cells = (f"{found['kinds'][kind]['ms']:.0f} ({found['kinds'][kind]['calls']:,})" for found in profiles.values())
+    for kind in (*COMPILED, *KINDS, "other"):
+        parts = (found["kinds"].get(kind) for found in profiles.values())
+        cells = ("" if part is None else f"{part['ms']:.0f} ({part['calls']:,})" for part in parts)
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
     totals = (f"{sum(part['ms'] for part in found['kinds'].values()):.0f}" for found in profiles.values())
     lines.append("| all, under the profiler | " + " | ".join(totals) + " |")
@@ -152,7 +185,7 @@ def main() -> None:
     a, b = torch.ones(2048, 2048, dtype=torch.bfloat16), torch.ones(2048, 2048, dtype=torch.bfloat16)
     for size in options.batch:
         rows = encode_rows(options.data, path, size * (options.updates + 2))
-        rates, row_tokens_per_s, products = [], [], [gemm_s(a, b) for _ in range(5)]
+        rates, beside, row_tokens_per_s, products = [], [], [], [gemm_s(a, b) for _ in range(5)]
         for number, indices in enumerate(epoch_batches([len(r.input_ids) for r in rows], batch=size, seed=0, epoch=0)):
             batch = [rows[i] for i in indices]
             start = time.perf_counter()
@@ -161,6 +194,7 @@ def main() -> None:
             products.append(gemm_s(a, b))
             if number >= 2:
                 rates.append(necessary_flop(batch, **sizes) / seconds / 1e9)
+                beside.append(rates[-1] / (2 * 2048**3 / min(products[-2:]) / 1e9))
                 row_tokens_per_s.append(sum(len(r.input_ids) for r in batch) / seconds)
         peak = 2 * 2048**3 / min(products) / 1e9
         shares = sorted(rate / peak for rate in rates)
@@ -169,6 +203,7 @@ def main() -> None:
                 "batch": size, "n_updates": len(rates), "peak_gflop_per_s": round(peak), "product_median_gflop_per_s":
                 round(2 * 2048**3 / statistics.median(products) / 1e9), "achieved_gflop_per_s": round(statistics.median(rates)),
                 "share_median": round(statistics.median(shares), 3), "share_least": round(shares[0], 3), "share_most": round(shares[-1], 3),
+                "share_of_neighbours": round(statistics.median(beside), 3),
                 "tokens_per_s": round(statistics.median(row_tokens_per_s)),
             }
         )  # fmt: skip
