@@ -65,9 +65,10 @@ def _seconds(row: Mapping[str, Any]) -> str:
 def _spent(found: Mapping[str, Any]) -> str:
     earlier = sum(row.get("wall_s", 0) for row in found.values() if "cpu_s" not in row)
     later = sum(row.get("cpu_s", 0) for row in found.values())
+    on_two, clock = later / 120, earlier / 60
     return (
-        f"All together {later / 60:.0f} processor minutes, on two cores at least {later / 120:.0f} minutes; and {earlier / 60:.0f} minutes by the"
-        " clock for runs whose processor time was not recorded."
+        f"All together {later / 60:.0f} processor minutes, on two cores at least {on_two:.0f} minutes; and {clock:.0f} minutes by the clock for"
+        " runs whose processor time was not recorded."
     )
 
 
