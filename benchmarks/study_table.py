@@ -67,7 +67,7 @@ def _spent(found: Mapping[str, Any]) -> str:
     later = sum(row.get("cpu_s", 0) for row in found.values())
     on_two, clock = later / 120, earlier / 60
     return (
-        f"All together {later / 60:.0f} processor minutes, on two cores at least {on_two:.0f} minutes; and {clock:.0f} minutes by the clock for"
+        f"All together {later / 60:.0f} processor minutes, on two cores at least {on_two:.0f} minutes; and {clock:.0f} by the clock for"
         " runs whose processor time was not recorded."
     )
 
