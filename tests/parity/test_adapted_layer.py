@@ -11,7 +11,8 @@ from tests.fixtures.products import numbers
 from torch import Tensor
 
 from luthier.kernels import adapted_layer, compiled, reference
-from luthier.kernels.decoder_layer import Adapted, Norm, Turn, attention_input, attention_output
+from luthier.kernels.decoder_layer import attention_input, attention_output
+from luthier.kernels.layer_parts import Adapted, Norm, Turn
 
 needs_amx = pytest.mark.skipif(not compiled.library().amx, reason=f"no AMX here: {compiled.library().words}")
 HIDDEN, WIDE, SIZE = 96, 160, 32  # three query heads, one of keys, one of values

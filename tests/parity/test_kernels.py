@@ -12,7 +12,8 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from luthier.core.types import TokenRow
 from luthier.kernels import chunked_ce, reference, tree_attention
-from luthier.kernels.decoder_layer import Adapted, Norm, Turn, attention_input, attention_output
+from luthier.kernels.decoder_layer import attention_input, attention_output
+from luthier.kernels.layer_parts import Adapted, Norm, Turn
 from luthier.kernels.lora_linear import lora_linear
 from luthier.kernels.rms_norm import rms_norm
 from luthier.kernels.swiglu import swiglu

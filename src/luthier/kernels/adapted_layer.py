@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from luthier.kernels import wide
 from luthier.kernels.compiled import library
-
-if TYPE_CHECKING:
-    from luthier.kernels.decoder_layer import Adapted, Norm, Turn
+from luthier.kernels.layer_parts import Adapted, Norm, Turn
 
 
 class _Layer(ctypes.Structure):

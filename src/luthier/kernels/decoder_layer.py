@@ -14,40 +14,13 @@ Shapes: T tokens, E hidden, F feed-forward width, S = H + 2K heads of size D, R 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from luthier.kernels import adapted_layer, fused, narrow, wide
-
-
-@dataclass(frozen=True, slots=True)
-class Adapted:
-    """A frozen linear layer and its adapter."""
-
-    weight_OI: Tensor
-    bias_O: Tensor | None
-    a_RI: Tensor
-    b_OR: Tensor
-    scale: float
-
-
-@dataclass(frozen=True, slots=True)
-class Norm:
-    """A frozen RMSNorm."""
-
-    weight_E: Tensor
-    eps: float
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """Rotary embedding of T positions: cos and sin, [T, 1, D]; both halves of D alike."""
-
-    cos_T1D: Tensor
-    sin_T1D: Tensor
+from luthier.kernels.layer_parts import Adapted, Norm, Turn
 
 
 def attention_input(x_TE: Tensor, norm: Norm, q: Adapted, k: Adapted, v: Adapted, turn: Turn) -> Tensor:

@@ -14,8 +14,9 @@ import torch
 from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import Tensor, nn
 
-from luthier.kernels.decoder_layer import Adapted, Norm, Turn, attention_input, attention_output
+from luthier.kernels.decoder_layer import attention_input, attention_output
 from luthier.kernels.device import to_device
+from luthier.kernels.layer_parts import Adapted, Norm, Turn
 from luthier.kernels.lora_linear import lora_linear
 from luthier.kernels.rms_norm import rms_norm
 from luthier.kernels.swiglu import swiglu
