@@ -32,6 +32,7 @@ FLAGS = (
 COMPILERS = ("c++", "g++", "clang++")
 TIMEOUT_S = 120
 SWITCH = "LUTHIER_KERNELS"
+SLOWER = "plain torch, up to 2.5 times as slow"
 
 Function = Callable[..., None]
 _P, _N, _F, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
@@ -89,12 +90,12 @@ def library() -> Library:
         return _none("plain torch: compiled on Linux only")
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
-        return _none(f"plain torch, up to 2.5 times as slow: no C++ compiler ({', '.join(COMPILERS)}) is installed")
+        return _none(f"{SLOWER}: no C++ compiler ({', '.join(COMPILERS)}) is installed")
     try:
         path = _built(compiler)
         opened = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
-        return _none(f"plain torch, up to 2.5 times as slow: {Path(compiler).name} could not make the compiled ones ({type(error).__name__})")
+        return _none(f"{SLOWER}: {Path(compiler).name} could not make the compiled ones ({type(error).__name__})")
     words, amx = f"compiled by {Path(compiler).name}", dict[str, Function]()
     if opened.luthier_has_amx():
         words += ", products on AMX"
