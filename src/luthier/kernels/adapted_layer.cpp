@@ -8,6 +8,7 @@
 
 using luthier::bf16;
 using luthier::Part;
+using luthier::room;
 
 extern "C" {
 void luthier_wide(const Part *, int64_t, int64_t, int64_t, const bf16 *, const bf16 *, int64_t, bf16 *, int64_t, int);
@@ -22,6 +23,8 @@ void luthier_swiglu_backward_bf16(bf16 *, const bf16 *, const bf16 *, bf16 *, bf
 }
 
 namespace {
+
+struct Here;
 
 // A frozen linear layer [O, K] and its adapter, a [R, K] and b [O, R]; where the gradients of a and b go
 struct Adapted {
@@ -40,13 +43,6 @@ struct Kept {
     float *r;
     bf16 *gate, *up;
 };
-
-// Room for the numbers in between; it stays, and grows where it must
-bf16 *room(int which, int64_t count) {
-    static thread_local std::vector<bf16> rooms[6];
-    if (static_cast<int64_t>(rooms[which].size()) < count) rooms[which].resize(count);
-    return rooms[which].data();
-}
 
 int64_t ranks(const Adapted *layers, int count) {
     int64_t sum = 0;
@@ -76,7 +72,7 @@ void linear(const Adapted &layer, const bf16 *h, const bf16 *u, int64_t u_stride
 void backward(const Adapted *layers, int count, const bf16 *const *g, const int64_t *g_strides, const bf16 *const *u, const int64_t *u_strides,
               int64_t T, bf16 *c, bf16 *dh, int threads) {
     const int64_t R = ranks(layers, count), K = layers[0].K;
-    bf16 *a = room(0, R * K);
+    bf16 *a = room<Here>(0, R * K);
     std::vector<Part> parts(1);
     for (int64_t n = 0, at = 0; n < count; at += layers[n++].R) {
         const Adapted &layer = layers[n];
@@ -101,7 +97,7 @@ void grads_a(const Adapted *layers, int count, const bf16 *c, const bf16 *x, con
 extern "C" void luthier_adapted_in(const Adapted *layers, const bf16 *norm, float eps, const bf16 *x, int64_t T, const bf16 *cos, const bf16 *sin,
                                    int64_t D, bf16 *out, float *r, bf16 *u, int threads) {
     const int64_t E = layers[0].K, S = widths(layers, 3), R = ranks(layers, 3);
-    bf16 *h = room(1, T * E), *raw = room(2, T * S);
+    bf16 *h = room<Here>(1, T * E), *raw = room<Here>(2, T * S);
     luthier_rms_norm_bf16(x, norm, h, r, T, E, eps, threads);
     for (int64_t n = 0, o = 0, at = 0; n < 3; o += layers[n].O, at += layers[n++].R) {
         into_rank(layers[n], h, T, u + at, R, threads);
@@ -114,7 +110,7 @@ extern "C" void luthier_adapted_in(const Adapted *layers, const bf16 *norm, floa
 extern "C" void luthier_adapted_in_backward(const Adapted *layers, const bf16 *norm, const bf16 *x, int64_t T, const bf16 *cos, const bf16 *sin,
                                             int64_t D, const float *r, const bf16 *u, const bf16 *g, bf16 *dx, int threads) {
     const int64_t E = layers[0].K, S = widths(layers, 3), R = ranks(layers, 3);
-    bf16 *dh = room(1, T * E), *turned = room(2, T * S), *c = room(3, T * R);
+    bf16 *dh = room<Here>(1, T * E), *turned = room<Here>(2, T * S), *c = room<Here>(3, T * R);
     luthier_rotate_bf16(g, cos, sin, turned, T, S / D, (layers[0].O + layers[1].O) / D, D, -1.0f, threads);
     const bf16 *of[3] = {turned, turned + layers[0].O, turned + layers[0].O + layers[1].O};
     const bf16 *us[3] = {u, u + layers[0].R, u + layers[0].R + layers[1].R};
@@ -129,7 +125,7 @@ extern "C" void luthier_adapted_out(const Adapted *layers, const bf16 *norm, flo
                                     const Kept *kept, bf16 *out, int threads) {
     const Adapted &o = layers[0], &gate = layers[1], &up = layers[2], &down = layers[3];
     const int64_t E = o.O, F = gate.O, both = gate.R + up.R;
-    bf16 *h = room(1, T * E), *s = room(2, T * F), *u_both = kept->u + T * o.R, *u_down = u_both + T * both;
+    bf16 *h = room<Here>(1, T * E), *s = room<Here>(2, T * F), *u_both = kept->u + T * o.R, *u_down = u_both + T * both;
     into_rank(o, attended, T, kept->u, o.R, threads);
     linear(o, attended, kept->u, o.R, T, x, kept->x1, E, threads);
     luthier_rms_norm_bf16(kept->x1, norm, h, kept->r, T, E, eps, threads);
@@ -146,7 +142,9 @@ extern "C" void luthier_adapted_out_backward(const Adapted *layers, const bf16 *
                                              const bf16 *g, bf16 *dx, bf16 *d_attended, int threads) {
     const Adapted &o = layers[0], &gate = layers[1], &up = layers[2], &down = layers[3];
     const int64_t E = o.O, F = gate.O, both = gate.R + up.R;
-    bf16 *s = room(2, T * F), *c = room(3, T * (o.R + both + down.R)), *d_gate = room(4, 2 * T * F), *d_up = d_gate + T * F, *dh = room(1, T * E);
+    bf16 *s = room<Here>(2, T * F), *c = room<Here>(3, T * (o.R + both + down.R));
+    bf16 *d_gate = room<Here>(4, 2 * T * F), *d_up = d_gate + T * F;
+    bf16 *dh = room<Here>(1, T * E);
     const bf16 *u_both = kept->u + T * o.R, *u_down = u_both + T * both;
     // 1. the last layer, and silu(gate) * up, which it reads
     backward(&down, 1, &g, &E, &u_down, &down.R, T, c, s, threads);

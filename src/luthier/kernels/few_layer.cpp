@@ -8,6 +8,7 @@
 
 using luthier::bf16;
 using luthier::Part;
+using luthier::room;
 using luthier::store_rounded;
 using luthier::widen;
 
@@ -17,6 +18,8 @@ extern "C" void luthier_rotate_bf16(const bf16 *, const bf16 *, const bf16 *, bf
 extern "C" void luthier_swiglu_bf16(const bf16 *, const bf16 *, bf16 *, int64_t, int64_t, int64_t, int);
 
 namespace {
+
+struct Here;
 
 // Layers that read the same input, [O, K], and an adapter: B (scale * A h), b [O, R], a [R, K], scale [R]. R is 0 where there is none.
 struct Joined {
@@ -32,17 +35,10 @@ struct Layer {
     const bf16 *norm1, *norm2;
 };
 
-// Room for the numbers in between; it stays, and grows where it must
-bf16 *room(int which, int64_t count) {
-    static thread_local std::vector<bf16> rooms[4];
-    if (static_cast<int64_t>(rooms[which].size()) < count) rooms[which].resize(count);
-    return rooms[which].data();
-}
-
 void apply(const Joined &layer, const bf16 *x, int64_t T, const bf16 *residual, bf16 *out, int threads) {
     Part parts[2] = {{x, layer.K, layer.K, layer.w, 1, layer.K}, {}};
     if (layer.R > 0) {
-        bf16 *u = room(0, T * layer.R);
+        bf16 *u = room<Here>(0, T * layer.R);
         const Part into_rank{x, layer.K, layer.K, layer.a, 1, layer.K};
         luthier_few(&into_rank, 1, T, layer.R, nullptr, nullptr, 0, u, layer.R, threads);
         for (int64_t t = 0; t < T; ++t)
@@ -58,7 +54,7 @@ void apply(const Joined &layer, const bf16 *x, int64_t T, const bf16 *residual, 
 
 const bf16 *norm(const bf16 *x, const bf16 *weight, int64_t T, int64_t width, float eps, int threads) {
     float inverse[32];
-    bf16 *h = room(1, T * width);
+    bf16 *h = room<Here>(1, T * width);
     luthier_rms_norm_bf16(x, weight, h, inverse, T, width, eps, threads);
     return h;
 }
@@ -68,14 +64,14 @@ const bf16 *norm(const bf16 *x, const bf16 *weight, int64_t T, int64_t width, fl
 extern "C" void luthier_layer_in(const Layer *layer, const bf16 *x, int64_t T, float eps, const bf16 *cos, const bf16 *sin, int64_t size,
                                  int64_t values, bf16 *out, int threads) {
     const int64_t heads = layer->qkv.O / size;
-    bf16 *raw = room(2, T * layer->qkv.O);
+    bf16 *raw = room<Here>(2, T * layer->qkv.O);
     apply(layer->qkv, norm(x, layer->norm1, T, layer->qkv.K, eps, threads), T, nullptr, raw, threads);
     luthier_rotate_bf16(raw, cos, sin, out, T, heads, heads - values, size, 1.0f, threads);
 }
 
 extern "C" void luthier_layer_out(const Layer *layer, const bf16 *attended, const bf16 *x, int64_t T, float eps, bf16 *out, int threads) {
     const int64_t E = layer->o.O, F = layer->down.K;
-    bf16 *x1 = room(2, T * E), *both = room(3, T * 3 * F), *s = both + T * 2 * F;
+    bf16 *x1 = room<Here>(2, T * E), *both = room<Here>(3, T * 3 * F), *s = both + T * 2 * F;
     apply(layer->o, attended, T, x, x1, threads);
     apply(layer->gate_up, norm(x1, layer->norm2, T, E, eps, threads), T, nullptr, both, threads);
     luthier_swiglu_bf16(both, both + F, s, T, F, 2 * F, threads);

@@ -21,10 +21,14 @@ namespace {
 
 using luthier::bf16;
 using luthier::pair_rows;
+using luthier::room;
 using luthier::Session;
 using luthier::store_rounded;
 using luthier::turn_pairs;
 using luthier::written;
+using luthier::zero_sums;
+
+struct Here;
 
 constexpr int64_t TILE = 512, SUMS = 256;  // numbers of a tile of bf16, of fp32
 constexpr int64_t BLOCK = 32, CHUNK = 256;
@@ -62,22 +66,7 @@ std::vector<Task> tasks_of(const Tree &tree) {
     return tasks;
 }
 
-// Room for so many numbers, from a line of the cache on; it stays with the thread
-template <typename T> T *room(int which, int64_t count) {
-    static thread_local std::vector<T> rooms[12];
-    if (static_cast<int64_t>(rooms[which].size()) < count + 32) rooms[which].resize(count + 32);
-    return reinterpret_cast<T *>((reinterpret_cast<uintptr_t>(rooms[which].data()) + 63) / 64 * 64);
-}
-
 // ---- products of 32 rows, [2][2] tiles of sums at a time ----------------------------------------------------------------------------------
-inline void zero_sums() {
-    written();
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-}
-
 inline void multiply(const bf16 *a, int64_t a_stride, const bf16 *low, const bf16 *high) {
     _tile_loadd(4, a, 2 * a_stride);
     _tile_loadd(5, a + 16 * a_stride, 2 * a_stride);
@@ -183,9 +172,9 @@ struct Numbers {  // of a task: the keys' and values' right factors, and what bl
 
     Numbers(const Tree &tree, const Task &task) : stride(whole(task.keys()) + 32) {
         const int64_t C = whole(task.keys()), D = tree.D;
-        rows = room<bf16>(0, C * D), keys_turned = room<bf16>(1, C * D), values_paired = room<bf16>(2, C * D);
-        queries = room<bf16>(3, BLOCK * D), weights = room<bf16>(4, BLOCK * stride);
-        scores = room<float>(0, BLOCK * stride), sums = room<float>(1, BLOCK * D);
+        rows = room<Here>(0, C * D), keys_turned = room<Here>(1, C * D), values_paired = room<Here>(2, C * D);
+        queries = room<Here>(3, BLOCK * D), weights = room<Here>(4, BLOCK * stride);
+        scores = room<Here, float>(0, BLOCK * stride), sums = room<Here, float>(1, BLOCK * D);
     }
 };
 
@@ -222,10 +211,10 @@ struct More {  // what backward needs besides
 
     More(const Tree &tree, const Task &task, const Numbers &with) {
         const int64_t C = whole(task.keys()), D = tree.D;
-        values_turned = room<bf16>(5, C * D), keys_paired = room<bf16>(6, C * D);
-        grads = room<bf16>(7, BLOCK * D), dscores = room<bf16>(8, BLOCK * with.stride);
-        turned = room<bf16>(9, 2 * tree.G() * BLOCK * D), paired = room<bf16>(10, 2 * tree.G() * BLOCK * C);
-        dweights = room<float>(2, BLOCK * with.stride), turned_sums = room<float>(3, 2 * C * D);
+        values_turned = room<Here>(5, C * D), keys_paired = room<Here>(6, C * D);
+        grads = room<Here>(7, BLOCK * D), dscores = room<Here>(8, BLOCK * with.stride);
+        turned = room<Here>(9, 2 * tree.G() * BLOCK * D), paired = room<Here>(10, 2 * tree.G() * BLOCK * C);
+        dweights = room<Here, float>(2, BLOCK * with.stride), turned_sums = room<Here, float>(3, 2 * C * D);
         std::memset(turned_sums, 0, 8 * C * D);
     }
 };
@@ -368,14 +357,14 @@ extern "C" void luthier_tree_attention_backward(const bf16 *x, const int64_t *se
     const Tree tree{x, segments, num_segments, P, H, K, D, scale};
     const std::vector<Task> tasks = tasks_of(tree);
     if (tasks.empty()) return;
-    float *found = room<float>(4, tasks.back().at + 2 * tasks.back().keys() * D);
+    float *found = room<Here, float>(4, tasks.back().at + 2 * tasks.back().keys() * D);
 #pragma omp parallel num_threads(threads)
     {
         Session tiles;
         tiles.rows(0, 16);
 #pragma omp for schedule(dynamic, 1)
         for (size_t n = 0; n < tasks.size(); ++n) derive(tree, tasks[n], g, dx, found + tasks[n].at);
-        float *sums = room<float>(1, 2 * K * D);
+        float *sums = room<Here, float>(1, 2 * K * D);
         for (int64_t n = 0; n < num_segments; ++n)
 #pragma omp for schedule(dynamic, 16) nowait
             for (int64_t t = segments[2 * n]; t < segments[2 * n + 1]; ++t) add_up(tree, tasks, n, t, found, dx, sums);

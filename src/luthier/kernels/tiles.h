@@ -55,6 +55,23 @@ class Session {
 // Between writing memory in C++ and reading it into a tile: the compiler does not know that a load of a tile reads.
 inline void written() { asm volatile("" ::: "memory"); }
 
+// The tiles of sums, 0 to 3
+inline void zero_sums() {
+    written();
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+// Room for so many numbers, from a line of the cache on; it stays with the thread, and grows where it must. `File` says whose it is: one
+// file's numbers must outlast its calls of another's functions.
+template <typename File, typename T = bf16> T *room(int which, int64_t count) {
+    static thread_local std::vector<T> rooms[12];
+    if (static_cast<int64_t>(rooms[which].size()) < count + 32) rooms[which].resize(count + 32);
+    return reinterpret_cast<T *>((reinterpret_cast<uintptr_t>(rooms[which].data()) + 63) / 64 * 64);
+}
+
 // bf16 as fp32
 inline __m512 widen(__m256i numbers) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16)); }
 inline __m512 widen(const bf16 *numbers) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(numbers))); }

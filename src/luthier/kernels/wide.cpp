@@ -22,10 +22,14 @@ using luthier::bf16;
 using luthier::mask32;
 using luthier::pair_rows;
 using luthier::Part;
+using luthier::room;
 using luthier::Session;
 using luthier::turn_pairs;
 using luthier::widen;
 using luthier::written;
+using luthier::zero_sums;
+
+struct Here;
 
 constexpr int64_t TILE = 512;            // numbers of a tile
 constexpr int64_t STEPS = 12;            // of 2 KiB of x each: in half of a first-level cache of 48 KiB, the other half being a neighbour's
@@ -123,14 +127,6 @@ inline void store_sums(float *sums) {
     _tile_stored(3, sums + 768, 64);
 }
 
-inline void zero_sums() {
-    written();
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-}
-
 // Steps of 32 along k, into the tiles of sums 0 to 3
 inline void multiply(const Tokens &tokens, int64_t from, int64_t to, const bf16 *columns) {
     const bf16 *a = tokens.first + from * tokens.step, *b = columns + from * 2 * TILE;
@@ -147,13 +143,6 @@ inline void multiply(const Tokens &tokens, int64_t from, int64_t to, const bf16 
     }
 }
 
-// Room for so many numbers, from a line of the cache on; it stays with the thread
-bf16 *room(int64_t count) {
-    static thread_local std::vector<bf16> buffer;
-    buffer.resize(count + 32);
-    return reinterpret_cast<bf16 *>((reinterpret_cast<uintptr_t>(buffer.data()) + 63) / 64 * 64);
-}
-
 // A share of the work: blocks of 32 tokens from t to t_end, of 32 columns from o to o_end
 struct Share {
     int64_t t, t_end, o, o_end;
@@ -162,7 +151,7 @@ struct Share {
 // `is_laid`: this thread's last share had the same columns
 void compute(const Product &p, const Share &share, int64_t steps, bool is_laid) {
     const int64_t block = steps * 2 * TILE, width = share.o_end - share.o, pieces = (steps + STEPS - 1) / STEPS;
-    bf16 *laid = room((width + 1) * block + width * 4 * TILE), *panel = laid + block;
+    bf16 *laid = room<Here>(0, (width + 1) * block + width * 4 * TILE), *panel = laid + block;
     float *sums = reinterpret_cast<float *>(panel + width * block);
     for (int64_t n = 0; n < width && !is_laid; ++n) lay_columns(p, 32 * (share.o + n), panel + n * block);
     for (int64_t t = share.t; t < share.t_end; ++t) {
@@ -296,7 +285,7 @@ void few_rows(const Product &p, const bf16 *tokens, Session &tiles, int64_t o) {
 }
 
 void few(const Product &p, int64_t threads) {
-    bf16 *tokens = room(p.steps() * 2 * TILE);
+    bf16 *tokens = room<Here>(0, p.steps() * 2 * TILE);
     turn_tokens(p, tokens);
     const int64_t blocks = (p.O + 31) / 32, shares = std::min(4 * threads, blocks);
 #pragma omp parallel num_threads(std::min(threads, shares))
