@@ -124,7 +124,7 @@ def time_compiled(ms: Counter[str], calls: Counter[str]) -> None:
         return call
 
     found = library()
-    for functions in (found.bf16, found.f32, found.amx):
+    for functions in (found.bf16, found.f32, found.tiles):
         cast("dict[str, Callable[..., None]]", functions).update({name: timed(name, function) for name, function in functions.items()})
 
 

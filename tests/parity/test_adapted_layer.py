@@ -14,7 +14,7 @@ from luthier.kernels import adapted_layer, compiled, reference
 from luthier.kernels.decoder_layer import attention_input, attention_output
 from luthier.kernels.layer_parts import Adapted, Norm, Turn
 
-needs_amx = pytest.mark.skipif(not compiled.library().amx, reason=f"no AMX here: {compiled.library().words}")
+needs_tiles = pytest.mark.skipif(not compiled.library().tiles, reason=f"no tiles here: {compiled.library().words}")
 HIDDEN, WIDE, SIZE = 96, 160, 32  # three query heads, one of keys, one of values
 
 
@@ -57,13 +57,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found, made = compiled.library(), list[str]()
 
     def counting(name: str) -> compiled.Function:
-        return lambda *given: (made.append(name), found.amx[name](*given))[1]
+        return lambda *given: (made.append(name), found.tiles[name](*given))[1]
 
-    monkeypatch.setattr(adapted_layer, "library", lambda: replace(found, amx={name: counting(name) for name in found.amx}))
+    monkeypatch.setattr(adapted_layer, "library", lambda: replace(found, tiles={name: counting(name) for name in found.tiles}))
     return made
 
 
-@needs_amx
+@needs_tiles
 @pytest.mark.parametrize("tokens", [33, 64, 131])
 @pytest.mark.parametrize("ranks", [(16, 16, 16), (32, 16, 48)])
 @pytest.mark.parametrize(("with_bias", "is_first"), [(False, False), (True, True)])
@@ -81,7 +81,7 @@ def test_bit_equal_to_the_operations_one_by_one(
         assert torch.equal(ours, theirs) and ours.abs().max() > 0
 
 
-@needs_amx
+@needs_tiles
 def test_the_result_does_not_depend_on_threads() -> None:
     layers = _layers(ranks=(16, 32, 16), with_bias=False)
     before, found = torch.get_num_threads(), []
@@ -94,7 +94,7 @@ def test_the_result_does_not_depend_on_threads() -> None:
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
-@needs_amx
+@needs_tiles
 def test_the_second_half_against_the_formula() -> None:
     layers = _layers(ranks=(16, 16, 16), with_bias=True)
     _, norm, _ = _norms_and_turn(70)
@@ -127,7 +127,7 @@ def test_what_does_not_suit_is_left_to_others() -> None:
     norm, _, _ = _norms_and_turn(40)
     x_TE = numbers(40, HIDDEN, seed=1)
     groups = [layers[:3]]
-    assert adapted_layer.suits(norm, groups, x_TE) == bool(compiled.library().amx)
+    assert adapted_layer.suits(norm, groups, x_TE) == bool(compiled.library().tiles)
     odd = _layers(ranks=(8, 16, 16), with_bias=False)[:3]
     long = replace(layers[0], weight_OI=torch.zeros(4608, HIDDEN, dtype=torch.bfloat16))
     assert not adapted_layer.suits(norm, groups, x_TE[:32])

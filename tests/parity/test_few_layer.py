@@ -15,7 +15,7 @@ from luthier.models.backbone import use_layout_attention
 from luthier.models.decode_layout import EnterLayout
 from luthier.models.fast_body import FastBody, open_fast_body
 
-needs_amx = pytest.mark.skipif(not compiled.library().amx, reason=f"no AMX here: {compiled.library().words}")
+needs_tiles = pytest.mark.skipif(not compiled.library().tiles, reason=f"no tiles here: {compiled.library().words}")
 
 
 def _body(*, with_bias: bool = False, hidden: int = 64, spread: float = 0.3) -> tuple[Any, tuple[str, ...]]:
@@ -43,7 +43,7 @@ def _states(fast: FastBody, tokens: int, voice: int) -> torch.Tensor:
     return fast.states(ids_BT, torch.arange(tokens)[None], EnterLayout(), [voice])
 
 
-@needs_amx
+@needs_tiles
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("tokens", [1, 5, 16, 17, 32])
 @pytest.mark.parametrize("voice", [0, 1, 2])
@@ -61,7 +61,7 @@ def test_bit_equal_to_the_operations_one_by_one(with_bias: bool, tokens: int, vo
     assert torch.isfinite(got).all() and (voice == 0 or not torch.equal(_states(fast, tokens, 0), got))
 
 
-@needs_amx
+@needs_tiles
 @torch.no_grad()
 def test_more_tokens_and_several_voices_go_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     fast = open_fast_body(*_body())
@@ -72,13 +72,13 @@ def test_more_tokens_and_several_voices_go_one_by_one(monkeypatch: pytest.Monkey
     assert fast.states(ids_BT, torch.arange(3)[None], EnterLayout(), [0, 1]).shape == (2, 3, 64)
 
 
-@needs_amx
+@needs_tiles
 def test_widths_that_fill_no_tile_are_left_to_others() -> None:
     fast = open_fast_body(*_body(hidden=80))
     assert fast is not None and not any(layer.few for layer in fast._layers)
 
 
-@needs_amx
+@needs_tiles
 @torch.no_grad()
 def test_one_layer_is_the_reference() -> None:
     """In fp32, from the formula, with the adapter in; the error is that of rounding to bf16 some ten times."""

@@ -1,4 +1,4 @@
-"""The adapters' own products on AMX against torch's and against the formula of `reference.lora_linear`, on sizes that fill no tile."""
+"""The adapters' own products on tiles against torch's and against the formula of `reference.lora_linear`, on sizes that fill no tile."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 from luthier.kernels import compiled, narrow, reference
 from luthier.kernels.lora_linear import lora_linear
 
-needs_amx = pytest.mark.skipif(not compiled.library().amx, reason=f"no AMX here: {compiled.library().words}")
+needs_tiles = pytest.mark.skipif(not compiled.library().tiles, reason=f"no tiles here: {compiled.library().words}")
 ERROR = 0.006  # of the largest number: one rounding to bf16
 PLAIN = compiled.Library({}, {}, None, {}, "plain")
 
 
-@needs_amx
+@needs_tiles
 @pytest.mark.parametrize("tokens", [1, 15, 16, 63, 64, 65, 131])
 @pytest.mark.parametrize(("width", "rank"), [(32, 16), (576, 48), (1536, 16), (192, 80)])
 @pytest.mark.parametrize("is_transposed", [False, True])
@@ -30,7 +30,7 @@ def test_into_rank(tokens: int, width: int, rank: int, is_transposed: bool) -> N
     assert (wide[:, :16] == 7).all() and (wide[:, 16 + rank :] == 7).all()  # nothing beside it is touched
 
 
-@needs_amx
+@needs_tiles
 @pytest.mark.parametrize("tokens", [1, 2, 31, 32, 33, 130])
 @pytest.mark.parametrize(("width", "rank"), [(16, 16), (33, 16), (40, 48), (576, 32), (200, 96)])
 @pytest.mark.parametrize("is_transposed", [False, True])
@@ -46,7 +46,7 @@ def test_outer(tokens: int, width: int, rank: int, is_transposed: bool) -> None:
         check(narrow.outer(u, g, token_scale_T1=by_token, scale_O=by_column), want, error=ERROR)
 
 
-@needs_amx
+@needs_tiles
 def test_another_way_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways through a whole adapted layer: within rounding of the formula in fp32."""
     x, weight, a, b = (numbers(*shape, seed=n) for n, shape in enumerate([(77, 96), (64, 96), (16, 96), (64, 16)]))
@@ -61,20 +61,20 @@ def test_another_way_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     found, calls = compiled.library(), list[str]()
 
     def counting(name: str) -> compiled.Function:
-        return lambda *given: (calls.append(name), found.amx[name](*given))[1]
+        return lambda *given: (calls.append(name), found.tiles[name](*given))[1]
 
-    monkeypatch.setattr(narrow, "library", lambda: replace(found, amx={name: counting(name) for name in found.amx}))
-    on_amx = gradients(torch.bfloat16, lora_linear)
+    monkeypatch.setattr(narrow, "library", lambda: replace(found, tiles={name: counting(name) for name in found.tiles}))
+    on_tiles = gradients(torch.bfloat16, lora_linear)
     assert sorted(calls) == ["narrow", "narrow", "outer", "outer"]  # A x, g B; dA, dB
     monkeypatch.setattr(narrow, "library", lambda: PLAIN)
     plain = gradients(torch.bfloat16, lora_linear)
-    for ours, theirs, want in zip(on_amx, plain, wanted, strict=True):
+    for ours, theirs, want in zip(on_tiles, plain, wanted, strict=True):
         check(ours, want, error=0.02)
         check(theirs, want, error=0.02)
     assert len(calls) == 4
 
 
-@needs_amx
+@needs_tiles
 def test_threads_and_other_products_do_not_disturb() -> None:
     """torch's own products use the same tiles: what they compute before, between and after is what they compute alone."""
     x, weight = numbers(200, 576, seed=0), numbers(48, 576, seed=1)
@@ -92,7 +92,7 @@ def test_threads_and_other_products_do_not_disturb() -> None:
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
-@needs_amx
+@needs_tiles
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_so(bad: float) -> None:
     x, weight = numbers(40, 64, seed=0), numbers(64, 16, seed=1)

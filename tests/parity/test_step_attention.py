@@ -10,7 +10,7 @@ from torch import Tensor
 from luthier.kernels import compiled, reference
 from luthier.kernels.step_attention import step_attention
 
-needs_amx = pytest.mark.skipif(not compiled.library().amx, reason=f"no AMX here: {compiled.library().words}")
+needs_tiles = pytest.mark.skipif(not compiled.library().tiles, reason=f"no tiles here: {compiled.library().words}")
 
 
 def _made(lengths: list[int], *, heads: int, kv: int, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -24,7 +24,7 @@ def _made(lengths: list[int], *, heads: int, kv: int, size: int) -> tuple[Tensor
     return (*new.split([heads, kv, kv], dim=1), store, slot)
 
 
-@needs_amx
+@needs_tiles
 @pytest.mark.parametrize("lengths", [[1], [200], [7, 1, 33, 5], [150] * 20])
 @pytest.mark.parametrize(("heads", "kv", "size"), [(9, 3, 64), (4, 4, 32), (6, 1, 96)])
 def test_against_the_formula(lengths: list[int], heads: int, kv: int, size: int) -> None:
@@ -45,7 +45,7 @@ def test_against_the_formula(lengths: list[int], heads: int, kv: int, size: int)
     assert store[:, -1].isnan().all()  # no row of this batch
 
 
-@needs_amx
+@needs_tiles
 def test_the_result_does_not_depend_on_threads_or_on_other_rows() -> None:
     lengths = [300, 5, 80, 299]
     q, k, v, store, slot = _made(lengths, heads=9, kv=3, size=64)

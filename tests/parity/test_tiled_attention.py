@@ -1,4 +1,4 @@
-"""Attention of a tree on the tiles of AMX: against the formula in fp32, every gradient, trees of many shapes."""
+"""Attention of a tree on tiles: against the formula in fp32, every gradient, trees of many shapes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from luthier.kernels import compiled, reference, tree_attention
 from luthier.kernels.tiled_attention import suits, tiled_attention
 from luthier.kernels.tree_layout import layout_tree
 
-needs_amx = pytest.mark.skipif(not compiled.library().amx, reason=f"no AMX here: {compiled.library().words}")
+needs_tiles = pytest.mark.skipif(not compiled.library().tiles, reason=f"no tiles here: {compiled.library().words}")
 ERROR = 0.008  # of the largest number: weights and answers are rounded to bf16, one after the other
 SCALING = 0.2
 
@@ -46,7 +46,7 @@ def _made(tokens: int, heads: Heads) -> tuple[Tensor, Tensor]:
     return numbers(tokens, heads.queries + 2 * heads.keys, heads.size, seed=0), numbers(tokens, heads.queries, heads.size, seed=1)
 
 
-@needs_amx
+@needs_tiles
 @pytest.mark.parametrize("num_prefix", [0, 1, 33, 300])  # one that fills no block, one of two tasks
 @pytest.mark.parametrize("leaves", [[1], [31, 33, 1, 16], [256, 290]])
 @pytest.mark.parametrize("heads", [Heads(9, 3, 64), Heads(4, 4, 32), Heads(4, 1, 96)])
@@ -65,7 +65,7 @@ def test_against_the_formula(num_prefix: int, leaves: list[int], heads: Heads) -
         assert blind is None or (got - blind).abs().max() > ERROR * want.abs().max()
 
 
-@needs_amx
+@needs_tiles
 def test_the_result_does_not_depend_on_threads() -> None:
     x_TSD, g_THD = _made(40 + 300 + 7 + 90, Heads(6, 2, 64))
     before, found = torch.get_num_threads(), []
@@ -78,7 +78,7 @@ def test_the_result_does_not_depend_on_threads() -> None:
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
-@needs_amx
+@needs_tiles
 def test_no_leaf_sees_another_nor_any_token_a_later_one() -> None:
     leaves, heads = [40, 70], Heads(3, 3, 32)
     x_TSD, g_THD = _made(10 + sum(leaves), heads)
@@ -90,7 +90,7 @@ def test_no_leaf_sees_another_nor_any_token_a_later_one() -> None:
     assert torch.equal(dx[50:], other_dx[50:]) and not torch.equal(dx[:10], other_dx[:10])  # what the prefix gets depends on all leaves
 
 
-@needs_amx
+@needs_tiles
 def test_large_scores_do_not_overflow_and_what_is_no_number_stays_seen() -> None:
     x_TSD, g_THD = _made(50, Heads(2, 1, 32))
     out, dx = _tiled(x_TSD * 1e4, g_THD, 0, [50])
@@ -103,5 +103,5 @@ def test_large_scores_do_not_overflow_and_what_is_no_number_stays_seen() -> None
 
 def test_what_does_not_suit_is_left_to_others() -> None:
     x_TSD, _ = _made(4, Heads(2, 1, 32))
-    assert suits(x_TSD) == bool(compiled.library().amx)
+    assert suits(x_TSD) == bool(compiled.library().tiles)
     assert not suits(x_TSD.float()) and not suits(x_TSD[..., :24])

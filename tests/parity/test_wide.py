@@ -1,4 +1,4 @@
-"""Products with a layer's large matrices on AMX against torch's and against the formula in fp32, on sizes that fill no tile."""
+"""Products with a layer's large matrices on tiles against torch's and against the formula in fp32, on sizes that fill no tile."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from luthier.kernels import compiled, wide
 
-needs_amx = pytest.mark.skipif(not compiled.library().amx, reason=f"no AMX here: {compiled.library().words}")
+needs_tiles = pytest.mark.skipif(not compiled.library().tiles, reason=f"no tiles here: {compiled.library().words}")
 ERROR = 0.004  # of the largest number: one rounding to bf16
-PLAIN = replace(compiled.library(), amx={})
+PLAIN = replace(compiled.library(), tiles={})
 
 
 def _sum(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -26,13 +26,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found, made = compiled.library(), list[str]()
 
     def counting(name: str) -> compiled.Function:
-        return lambda *given: (made.append(name), found.amx[name](*given))[1]
+        return lambda *given: (made.append(name), found.tiles[name](*given))[1]
 
-    monkeypatch.setattr(wide, "library", lambda: replace(found, amx={name: counting(name) for name in found.amx}))
+    monkeypatch.setattr(wide, "library", lambda: replace(found, tiles={name: counting(name) for name in found.tiles}))
     return made
 
 
-@needs_amx
+@needs_tiles
 @pytest.mark.parametrize("tokens", [16, 31, 32, 33, 131])
 @pytest.mark.parametrize(("width", "out"), [(32, 32), (48, 50), (33, 7), (576, 192), (1000, 65), (2048, 40)])
 @pytest.mark.parametrize("is_transposed", [False, True])
@@ -46,7 +46,7 @@ def test_one_part(tokens: int, width: int, out: int, is_transposed: bool, calls:
     assert (whole[:, :10] == 7).all() and (whole[:, 10 + out :] == 7).all()  # nothing beside it is touched
 
 
-@needs_amx
+@needs_tiles
 @pytest.mark.parametrize("tokens", [16, 70])
 @pytest.mark.parametrize("rank", [4, 16, 48])
 @pytest.mark.parametrize(("width", "out"), [(576, 96), (1024, 33)])  # rows a multiple of 2 KiB apart are laid out anew
@@ -63,7 +63,7 @@ def test_a_layer_and_its_adapter(tokens: int, rank: int, width: int, out: int, w
     assert calls
 
 
-@needs_amx
+@needs_tiles
 @pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 32])
 @pytest.mark.parametrize(("width", "out"), [(32, 16), (64, 32), (96, 50), (576, 7), (8192, 33)])
 @pytest.mark.parametrize("with_all", [False, True])
@@ -88,7 +88,7 @@ def test_a_few_tokens(tokens: int, width: int, out: int, with_all: bool, calls: 
         assert torch.equal(wide.product([(many, weight.T)])[:tokens], got) and calls[-1] == "wide"
 
 
-@needs_amx
+@needs_tiles
 def test_a_small_part_is_not_rounded_away(calls: list[str]) -> None:
     """A hundred equal small additions to a sum of 256: in bf16 each of them is less than half a step, together they are 50."""
     x, weight = torch.full((32, 128), 2.0).bfloat16(), torch.ones(128, 32).bfloat16()
@@ -97,7 +97,7 @@ def test_a_small_part_is_not_rounded_away(calls: list[str]) -> None:
     assert calls
 
 
-@needs_amx
+@needs_tiles
 def test_the_result_does_not_depend_on_the_number_of_threads(calls: list[str]) -> None:
     x, weight, residual = numbers(300, 1536, seed=0), numbers(200, 1536, seed=1).T, numbers(300, 200, seed=2)
     before, results = torch.get_num_threads(), list[Tensor]()
@@ -110,7 +110,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads(calls: list[str]) -
     assert all(torch.equal(result, results[0]) for result in results) and len(calls) == 5
 
 
-@needs_amx
+@needs_tiles
 def test_not_a_number_stays_one(calls: list[str]) -> None:
     x, weight = numbers(40, 64, seed=0), numbers(64, 64, seed=1)
     x[3, 5], x[7, 0] = float("nan"), float("inf")
@@ -119,7 +119,7 @@ def test_not_a_number_stays_one(calls: list[str]) -> None:
     assert calls
 
 
-@needs_amx
+@needs_tiles
 @pytest.mark.parametrize(
     ("x", "weight"),
     [

@@ -1,5 +1,5 @@
 """A decoder layer with adapters but for its attention, for many tokens, in two calls forward and two backward: `adapted_layer.cpp`, on
-processors with AMX.
+processors with tiles (`tiles.h`).
 
 With attention in between it is `reference.decoder_layer`; bit-equal to the operations called one by one, as `decoder_layer.py` does where
 anything is not as `suits` asks (tests/parity/test_adapted_layer.py).
@@ -34,7 +34,7 @@ def suits(norm: Norm, by_input: Sequence[Sequence[Adapted]], *others: Tensor) ->
 
     `by_input`: layers that read the same input; `others` are numbers of each token, the first of them [T, ...].
     """
-    if not library().amx or others[0].shape[0] <= wide.FEW_TOKENS:
+    if not library().tiles or others[0].shape[0] <= wide.FEW_TOKENS:
         return False
     layers = [layer for group in by_input for layer in group]
     matrices = [tensor for layer in layers for tensor in (layer.weight_OI, layer.a_RI, layer.b_OR)]
@@ -54,7 +54,7 @@ def forward_in(x_TE: Tensor, norm: Norm, layers: Sequence[Adapted], turn: Turn) 
     out_TSD = x_TE.new_empty(T, sum(layer.weight_OI.shape[0] for layer in layers) // D, D)
     r_T1 = x_TE.new_empty(T, 1, dtype=torch.float32)
     u_TR = x_TE.new_empty(T, _ranks(layers))
-    library().amx["adapted_in"](
+    library().tiles["adapted_in"](
         _as_read(layers), norm.weight_E.data_ptr(), norm.eps, x_TE.data_ptr(), T, turn.cos_T1D.data_ptr(), turn.sin_T1D.data_ptr(), D,
         out_TSD.data_ptr(), r_T1.data_ptr(), u_TR.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
@@ -67,7 +67,7 @@ def backward_in(
     """Gradients of x, of each A and of each B."""
     grads_a, grads_b = _grads(layers, [layers])
     dx_TE = torch.empty_like(x_TE) if needs_dx else None
-    library().amx["adapted_in_backward"](
+    library().tiles["adapted_in_backward"](
         _as_read(layers, grads_a, grads_b), norm.weight_E.data_ptr(), x_TE.data_ptr(), x_TE.shape[0], turn.cos_T1D.data_ptr(),
         turn.sin_T1D.data_ptr(), g_TSD.shape[2], r_T1.data_ptr(), u_TR.data_ptr(), g_TSD.data_ptr(),
         None if dx_TE is None else dx_TE.data_ptr(), torch.get_num_threads(),
@@ -86,7 +86,7 @@ def forward_out(x_TE: Tensor, attended_TO: Tensor, norm: Norm, layers: Sequence[
         x_TE.new_empty(T, F),
     )  # fmt: skip
     out_TE = torch.empty_like(x_TE)
-    library().amx["adapted_out"](
+    library().tiles["adapted_out"](
         _as_read(layers), norm.weight_E.data_ptr(), norm.eps, x_TE.data_ptr(), attended_TO.data_ptr(), T, _addresses(kept),
         out_TE.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
@@ -99,7 +99,7 @@ def backward_out(
     """Gradients of x, of what the heads answered, of each A and of each B."""
     grads_a, grads_b = _grads(layers, [layers[:1], layers[1:3], layers[3:]])
     dx_TE, d_attended_TO = torch.empty_like(g_TE), torch.empty_like(attended_TO)
-    library().amx["adapted_out_backward"](
+    library().tiles["adapted_out_backward"](
         _as_read(layers, grads_a, grads_b), norm.weight_E.data_ptr(), attended_TO.data_ptr(), g_TE.shape[0], _addresses(kept),
         g_TE.data_ptr(), dx_TE.data_ptr(), d_attended_TO.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip

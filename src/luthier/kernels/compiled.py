@@ -21,7 +21,7 @@ from pathlib import Path
 from luthier.core.folders import cache_root
 from luthier.core.hashing import sha256_text
 
-NAMES = ("fused", "narrow", "wide", "few_layer", "adapted_layer", "step_attention", "tiled_attention")
+NAMES = ("fused", "tiles", "narrow", "wide", "few_layer", "adapted_layer", "step_attention", "tiled_attention")
 SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in NAMES)
 HEADERS = tuple(Path(__file__).with_name(name) for name in ("exp.h", "tiles.h"))
 # Sums keep the order they are written in, and NaN and infinity their meaning: no -ffast-math.
@@ -35,6 +35,7 @@ SWITCH = "LUTHIER_KERNELS"
 SLOWER = "plain torch, up to 2.5 times as slow"
 
 Function = Callable[..., None]
+TILES = ("", "AMX", "AVX-512 BF16")  # what `luthier_tiles` answers
 _P, _N, _F, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 SIGNATURES: dict[str, tuple[type, ...]] = {
     "rms_norm": (_P, _P, _P, _P, _N, _N, _F, _I),
@@ -50,7 +51,7 @@ SIGNATURES: dict[str, tuple[type, ...]] = {
 }
 _TREE = (_P, _P, _N, _N, _N, _N, _N, _F)
 _PRODUCT = (_P, _N, _N, _N, _P, _P, _N, _P, _N, _I)
-AMX_SIGNATURES: dict[str, tuple[type, ...]] = {
+TILES_SIGNATURES: dict[str, tuple[type, ...]] = {
     "narrow": (_P, _N, _N, _N, _P, _N, _N, _N, _F, _P, _N, _I),
     "outer": (_P, _N, _P, _N, _P, _N, _N, _N, _P, _P, _N, _N, _I),
     "wide": _PRODUCT,
@@ -74,7 +75,7 @@ class Library:
     bf16: Mapping[str, Function]
     f32: Mapping[str, Function]
     gather: Function | None
-    amx: Mapping[str, Function]  # products, on processors that have it
+    tiles: Mapping[str, Function]  # products, on processors that have what `TILES` says
     words: str  # for `luthier doctor` and records
 
     def __bool__(self) -> bool:
@@ -96,12 +97,12 @@ def library() -> Library:
         opened = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         return _none(f"{SLOWER}: {Path(compiler).name} could not make the compiled ones ({type(error).__name__})")
-    words, amx = f"compiled by {Path(compiler).name}", dict[str, Function]()
-    if opened.luthier_has_amx():
-        words += ", products on AMX"
-        amx = {name: _function(opened, f"luthier_{name}", types) for name, types in AMX_SIGNATURES.items()}
+    words, tiles = f"compiled by {Path(compiler).name}", dict[str, Function]()
+    if where := TILES[opened.luthier_tiles()]:
+        words += f", products on {where}"
+        tiles = {name: _function(opened, f"luthier_{name}", types) for name, types in TILES_SIGNATURES.items()}
     gather = _function(opened, "luthier_gather", (_P, _P, _P, _N, _N, _I))
-    return Library(_functions(opened, "bf16"), _functions(opened, "f32"), gather, amx, words)
+    return Library(_functions(opened, "bf16"), _functions(opened, "f32"), gather, tiles, words)
 
 
 def _none(why: str) -> Library:

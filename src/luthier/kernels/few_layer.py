@@ -1,4 +1,4 @@
-"""A decoder layer but for its attention, for few tokens, in two calls: `few_layer.cpp`, on processors with AMX.
+"""A decoder layer but for its attention, for few tokens, in two calls: `few_layer.cpp`, on processors with tiles (`tiles.h`).
 
 With attention in between it is `reference.decoder_layer`; bit-equal to the same operations called one by one, as `models/fast_body.py` does
 where there are many tokens, several voices, or no such processor (tests/parity/test_few_layer.py).
@@ -59,7 +59,7 @@ def read_layer(parts: Sequence[Joined], norm1_E: Tensor, norm2_E: Tensor, eps: f
     """`parts`: Q, K, V; O; gate, up; down. None where `few_layer.cpp` cannot compute them."""
     norms = (norm1_E, norm2_E)
     if (
-        not library().amx
+        not library().tiles
         or not all(part.suits() for part in parts)
         or any(n.dtype != torch.bfloat16 or not n.is_contiguous() for n in norms)
     ):
@@ -73,7 +73,7 @@ def layer_in(layer: Layer, x_XE: Tensor, cos_X1D: Tensor, sin_X1D: Tensor, *, va
     """Rotated queries and keys, and values, which are the last `values` heads: [X, S, D]."""
     X, D = x_XE.shape[0], cos_X1D.shape[-1]
     out_XSD = x_XE.new_empty(X, layer.parts[0].weight_OI.shape[0] // D, D)
-    library().amx["layer_in"](
+    library().tiles["layer_in"](
         layer.addresses, x_XE.data_ptr(), X, layer.eps, cos_X1D.data_ptr(), sin_X1D.data_ptr(), D, values, out_XSD.data_ptr(),
         torch.get_num_threads(),
     )  # fmt: skip
@@ -84,7 +84,7 @@ def layer_out(layer: Layer, attended_XO: Tensor, x_XE: Tensor) -> Tensor:
     """What the layer answers, from what the heads answered and its input: [X, E]."""
     out_XE = torch.empty_like(x_XE)
     threads = torch.get_num_threads()
-    library().amx["layer_out"](
+    library().tiles["layer_out"](
         layer.addresses, attended_XO.data_ptr(), x_XE.data_ptr(), x_XE.shape[0], layer.eps, out_XE.data_ptr(), threads
     )
     return out_XE

@@ -1,4 +1,4 @@
-// The products of low-rank adapters on processors with AMX: one side is the rank, 16 or a little more.
+// The products of low-rank adapters on tiles: one side is the rank, 16 or a little more.
 //
 // Libraries lay such products out like large ones and spend most of the time on that: [16, 330] x [330, 1536] takes 190 us there, of which
 // the arithmetic is 8. Here the wide matrix is read once, where it lies. Called by narrow.py, which takes torch's own products elsewhere.
@@ -8,8 +8,6 @@
 #include "tiles.h"
 
 #ifdef LUTHIER_HAS_TILES
-#include <sys/syscall.h>
-#include <unistd.h>
 
 namespace {
 
@@ -67,33 +65,33 @@ void narrow(const bf16 *x, int64_t x_stride, int64_t T, int64_t K, const bf16 *w
             const bf16 *b = right + r * K;
             tiles.rows(0, 16);
             written();
-            _tile_zero(0);
-            _tile_zero(1);
-            _tile_zero(2);
-            _tile_zero(3);
+            tiles.zero<0>();
+            tiles.zero<1>();
+            tiles.zero<2>();
+            tiles.zero<3>();
             for (int64_t k = 0; k < K; k += 32) {
                 const bf16 *a = x + first * 16 * x_stride + k;
-                _tile_loadd(7, b + k * 16, 64);
-                if (count > 0) { _tile_loadd(4, a, x_stride * 2); _tile_dpbf16ps(0, 4, 7); }
-                if (count > 1) { _tile_loadd(5, a + 16 * x_stride, x_stride * 2); _tile_dpbf16ps(1, 5, 7); }
-                if (count > 2) { _tile_loadd(4, a + 32 * x_stride, x_stride * 2); _tile_dpbf16ps(2, 4, 7); }
-                if (count > 3) { _tile_loadd(5, a + 48 * x_stride, x_stride * 2); _tile_dpbf16ps(3, 5, 7); }
+                tiles.load<7>(b + k * 16, 64);
+                if (count > 0) { tiles.load<4>(a, x_stride * 2); tiles.add<0, 4, 7>(); }
+                if (count > 1) { tiles.load<5>(a + 16 * x_stride, x_stride * 2); tiles.add<1, 5, 7>(); }
+                if (count > 2) { tiles.load<4>(a + 32 * x_stride, x_stride * 2); tiles.add<2, 4, 7>(); }
+                if (count > 3) { tiles.load<5>(a + 48 * x_stride, x_stride * 2); tiles.add<3, 5, 7>(); }
             }
-            _tile_stored(0, sums[0], 64);
-            _tile_stored(1, sums[1], 64);
-            _tile_stored(2, sums[2], 64);
-            _tile_stored(3, sums[3], 64);
+            tiles.store<0>(sums[0]);
+            tiles.store<1>(sums[1]);
+            tiles.store<2>(sums[2]);
+            tiles.store<3>(sums[3]);
             for (int64_t i = 0; i < count; ++i) store_scaled(sums[i], scale, out + (first + i) * 16 * out_stride + r, out_stride, 16);
             const int64_t rest = T - whole * 16;
             if (block == blocks - 1 && rest > 0) {
                 tiles.rows(1 | 1 << 4, static_cast<int>(rest));
-                _tile_zero(0);
+                tiles.zero<0>();
                 for (int64_t k = 0; k < K; k += 32) {
-                    _tile_loadd(7, b + k * 16, 64);
-                    _tile_loadd(4, x + whole * 16 * x_stride + k, x_stride * 2);
-                    _tile_dpbf16ps(0, 4, 7);
+                    tiles.load<7>(b + k * 16, 64);
+                    tiles.load<4>(x + whole * 16 * x_stride + k, x_stride * 2);
+                    tiles.add<0, 4, 7>();
                 }
-                _tile_stored(0, sums[0], 64);
+                tiles.store<0>(sums[0]);
                 store_scaled(sums[0], scale, out + whole * 16 * out_stride + r, out_stride, rest);
             }
         }
@@ -146,33 +144,32 @@ void outer(const bf16 *u, int64_t u_stride, const float *t_scale, int64_t R, con
 #pragma omp parallel for num_threads(T * O < 32768 ? 1 : threads)
     for (int64_t o = 0; o < O; o += 32) {
         Session tiles;
-        tiles.rows(0, 16);
         alignas(64) bf16 low[512], high[512];
         alignas(64) float sums[256];
         const int64_t columns = O - o < 32 ? O - o : 32;
         const __mmask32 kept = columns == 32 ? 0xffffffffu : (1u << columns) - 1u;
         for (int64_t r = 0; r < R; r += 48) {  // three ranks of sixteen at a time: six tiles of sums
             const int64_t ranks = (R - r) / 16 < 3 ? (R - r) / 16 : 3;
-            _tile_zero(0);
-            _tile_zero(1);
-            _tile_zero(2);
-            _tile_zero(3);
-            _tile_zero(4);
-            _tile_zero(5);
+            tiles.zero<0>();
+            tiles.zero<1>();
+            tiles.zero<2>();
+            tiles.zero<3>();
+            tiles.zero<4>();
+            tiles.zero<5>();
             for (int64_t t = 0; t < padded; t += 32) {
                 pair_rows(g + t * g_stride + o, g_stride, T - t, kept, low, high);
                 const bf16 *a = turned + r * padded + t;
                 written();
-                _tile_loadd(6, a, padded * 2);
-                _tile_loadd(7, low, 64);
-                _tile_dpbf16ps(0, 6, 7);
-                if (ranks > 1) { _tile_loadd(6, a + 16 * padded, padded * 2); _tile_dpbf16ps(2, 6, 7); }
-                if (ranks > 2) { _tile_loadd(6, a + 32 * padded, padded * 2); _tile_dpbf16ps(4, 6, 7); }
-                _tile_loadd(7, high, 64);
-                if (ranks > 2) _tile_dpbf16ps(5, 6, 7);
-                if (ranks > 1) { _tile_loadd(6, a + 16 * padded, padded * 2); _tile_dpbf16ps(3, 6, 7); }
-                _tile_loadd(6, a, padded * 2);
-                _tile_dpbf16ps(1, 6, 7);
+                tiles.load<6>(a, padded * 2);
+                tiles.load<7>(low, 64);
+                tiles.add<0, 6, 7>();
+                if (ranks > 1) { tiles.load<6>(a + 16 * padded, padded * 2); tiles.add<2, 6, 7>(); }
+                if (ranks > 2) { tiles.load<6>(a + 32 * padded, padded * 2); tiles.add<4, 6, 7>(); }
+                tiles.load<7>(high, 64);
+                if (ranks > 2) tiles.add<5, 6, 7>();
+                if (ranks > 1) { tiles.load<6>(a + 16 * padded, padded * 2); tiles.add<3, 6, 7>(); }
+                tiles.load<6>(a, padded * 2);
+                tiles.add<1, 6, 7>();
             }
             auto write = [&](int64_t rank, int64_t half) {
                 const int64_t at = o + 16 * half, width = O - at < 16 ? O - at : 16;
@@ -180,20 +177,18 @@ void outer(const bf16 *u, int64_t u_stride, const float *t_scale, int64_t R, con
                     store_outer(sums, o_scale == nullptr ? nullptr : o_scale + at, out + (r + 16 * rank) * r_stride + at * o_stride, r_stride,
                                 o_stride, width);
             };
-            _tile_stored(0, sums, 64); write(0, 0);
-            _tile_stored(1, sums, 64); write(0, 1);
-            _tile_stored(2, sums, 64); write(1, 0);
-            _tile_stored(3, sums, 64); write(1, 1);
-            _tile_stored(4, sums, 64); write(2, 0);
-            _tile_stored(5, sums, 64); write(2, 1);
+            tiles.store<0>(sums); write(0, 0);
+            tiles.store<1>(sums); write(0, 1);
+            tiles.store<2>(sums); write(1, 0);
+            tiles.store<3>(sums); write(1, 1);
+            tiles.store<4>(sums); write(2, 0);
+            tiles.store<5>(sums); write(2, 1);
         }
     }
 }
 
 }  // namespace
 
-// Linux hands out the tiles' 8 KB of state on request (ARCH_REQ_XCOMP_PERM, XTILEDATA).
-extern "C" int luthier_has_amx() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
 extern "C" void luthier_narrow(const bf16 *x, int64_t x_stride, int64_t T, int64_t K, const bf16 *w, int64_t k_stride, int64_t r_stride, int64_t R,
                                float scale, bf16 *out, int64_t out_stride, int threads) {
     narrow(x, x_stride, T, K, w, k_stride, r_stride, R, scale, out, out_stride, threads);
@@ -203,7 +198,6 @@ extern "C" void luthier_outer(const bf16 *u, int64_t u_stride, const float *t_sc
     outer(u, u_stride, t_scale, R, g, g_stride, T, O, o_scale, out, r_stride, o_stride, threads);
 }
 #else
-extern "C" int luthier_has_amx() { return 0; }
 extern "C" void luthier_narrow(const void *, int64_t, int64_t, int64_t, const void *, int64_t, int64_t, int64_t, float, void *, int64_t, int) {}
 extern "C" void luthier_outer(const void *, int64_t, const void *, int64_t, const void *, int64_t, int64_t, int64_t, const void *, void *, int64_t,
                               int64_t, int) {}

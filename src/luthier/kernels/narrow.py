@@ -1,4 +1,4 @@
-"""Products one side of which is the rank of an adapter: by `narrow.cpp` where the processor has AMX, else torch's own.
+"""Products one side of which is the rank of an adapter: by `narrow.cpp` where the processor has tiles (`tiles.h`), else torch's own.
 
 Both compute the same to rounding (tests/parity/test_narrow.py); the formulas are those of `reference.lora_linear`. Shapes: T tokens,
 K or O the width of a layer, R rank.
@@ -14,7 +14,7 @@ from luthier.kernels.compiled import library
 
 def into_rank(x_TK: Tensor, weight_KR: Tensor, *, scale: float, out_TR: Tensor) -> None:
     """scale * x w, into `out_TR`, which may be columns of a wider matrix. `weight_KR` may be the transpose of an [R, K]."""
-    narrow = library().amx.get("narrow")
+    narrow = library().tiles.get("narrow")
     K, R = weight_KR.shape
     if narrow is None or K % 32 or R % 16 or not _are_rows(x_TK, out_TR) or 1 not in weight_KR.stride():
         torch.mm(x_TK, weight_KR, out=out_TR)
@@ -30,7 +30,7 @@ def outer(
     u_TR: Tensor, g_TO: Tensor, *, transposed: bool = False, token_scale_T1: Tensor | None = None, scale_O: Tensor | None = None
 ) -> Tensor:
     """u^T g, [R, O], or transposed [O, R]; tokens and columns scaled by fp32 numbers for each token, and by a row as `g_TO` is."""
-    compiled = library().amx.get("outer")
+    compiled = library().tiles.get("outer")
     (T, R), width = u_TR.shape, g_TO.shape[1]
     is_scaled_alike = scale_O is None or (scale_O.dtype == g_TO.dtype and not transposed)
     if compiled is None or R % 16 or not is_scaled_alike or not _are_rows(u_TR, g_TO):

@@ -1,4 +1,4 @@
-"""Attention of one new token a row over the row's own tokens: `step_attention.cpp`, on processors with AMX.
+"""Attention of one new token a row over the row's own tokens: `step_attention.cpp`, on processors with tiles (`tiles.h`).
 
 Elsewhere `attention_lse` computes the same, to rounding, after two copies (models/decode_layout.py). Plain twin: `reference.attention_lse`.
 Shapes: R rows, H query heads, K key heads, D head size, C columns of the store.
@@ -19,7 +19,7 @@ def step_attention(
 
     New keys and values go to place `slot_R` of (row, column) in the store; a row's tokens are those in the columns up to there.
     """
-    compiled = library().amx.get("step_attention")
+    compiled = library().tiles.get("step_attention")
     (R, H, D), (_, C, K, _) = q_RHD.shape, keys_RCKD.shape
     given = (q_RHD, k_RKD, v_RKD)
     if (

@@ -1,4 +1,4 @@
-// Attention over a token tree on processors with AMX, forward and backward. As products of a general library it is a hundred calls a layer with
+// Attention over a token tree on tiles, forward and backward. As products of a general library it is a hundred calls a layer with
 // gathers and copies between them, and takes as long as half of the layer's large products; its arithmetic is a twentieth of theirs.
 // Called by tiled_attention.py. Sums and softmax are fp32; results do not depend on the number of threads. D is whole thirty-twos.
 //
@@ -67,22 +67,11 @@ std::vector<Task> tasks_of(const Tree &tree) {
 }
 
 // ---- products of 32 rows, [2][2] tiles of sums at a time ----------------------------------------------------------------------------------
-inline void multiply(const bf16 *a, int64_t a_stride, const bf16 *low, const bf16 *high) {
-    _tile_loadd(4, a, 2 * a_stride);
-    _tile_loadd(5, a + 16 * a_stride, 2 * a_stride);
-    _tile_loadd(6, low, 64);
-    _tile_loadd(7, high, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(3, 5, 7);
-}
-
-inline void store_sums(float *sums, int64_t stride) {
-    _tile_stored(0, sums, 4 * stride);
-    _tile_stored(1, sums + 16, 4 * stride);
-    _tile_stored(2, sums + 16 * stride, 4 * stride);
-    _tile_stored(3, sums + 16 * stride + 16, 4 * stride);
+inline void store_sums(Session &tiles, float *sums, int64_t stride) {
+    tiles.store<0>(sums, 4 * stride);
+    tiles.store<1>(sums + 16, 4 * stride);
+    tiles.store<2>(sums + 16 * stride, 4 * stride);
+    tiles.store<3>(sums + 16 * stride + 16, 4 * stride);
 }
 
 // Rows [C, D], C whole thirty-twos, as right factors: turned, for sums over d
@@ -107,27 +96,25 @@ void turn_rows(const bf16 *rows, int64_t D, bf16 *to) {
     }
 }
 
-// sums [32, C] = left [32, D] times turned rows
-void over_depth(const bf16 *left, const bf16 *turned, int64_t C, int64_t D, float *sums, int64_t stride) {
+// sums [count of 32, C] = left [32, D] times turned rows
+void over_depth(Session &tiles, const bf16 *left, int64_t count, const bf16 *turned, int64_t C, int64_t D, float *sums, int64_t stride) {
     const int64_t steps = D / 32;
     for (int64_t c = 0; c < C; c += 32) {
-        zero_sums();
+        zero_sums(tiles);
         const bf16 *right = turned + c / 16 * steps * TILE;
-        for (int64_t step = 0; step < steps; ++step) multiply(left + 32 * step, D, right + step * TILE, right + (steps + step) * TILE);
-        store_sums(sums + c, stride);
+        tiles.add_square<false>({left, 16 * D, 32, 2 * D, count}, {right, right + steps * TILE, TILE}, steps);
+        store_sums(tiles, sums + c, stride);
     }
 }
 
-// sums [32, D] = left [32, C] times paired rows
-void over_keys(const bf16 *left, int64_t stride, const bf16 *paired, int64_t C, int64_t D, float *sums) {
+// sums [count of 32, D] = left [32, C] times paired rows
+void over_keys(Session &tiles, const bf16 *left, int64_t count, int64_t stride, const bf16 *paired, int64_t C, int64_t D, float *sums) {
     const int64_t blocks = D / 32;
     for (int64_t n = 0; n < blocks; ++n) {
-        zero_sums();
-        for (int64_t c = 0; c < C; c += 32) {
-            const bf16 *right = paired + (c / 32 * blocks + n) * 2 * TILE;
-            multiply(left + c, stride, right, right + TILE);
-        }
-        store_sums(sums + 32 * n, D);
+        zero_sums(tiles);
+        const bf16 *right = paired + n * 2 * TILE;
+        tiles.add_square<false>({left, 16 * stride, 32, 2 * stride, count}, {right, right + TILE, blocks * 2 * TILE}, C / 32);
+        store_sums(tiles, sums + 32 * n, D);
     }
 }
 
@@ -179,7 +166,7 @@ struct Numbers {  // of a task: the keys' and values' right factors, and what bl
 };
 
 // ---- forward ------------------------------------------------------------------------------------------------------------------------------
-void answer(const Tree &tree, const Task &task, bf16 *out) {
+void answer(Session &tiles, const Tree &tree, const Task &task, bf16 *out) {
     const Numbers with(tree, task);
     const int64_t C = whole(task.keys()), D = tree.D, S = tree.H + 2 * tree.K;
     lay_turned(collect(tree, task, tree.H + task.kv, with.rows), C, D, with.keys_turned);
@@ -187,7 +174,7 @@ void answer(const Tree &tree, const Task &task, bf16 *out) {
     for (int64_t t = task.start; t < task.end; t += BLOCK) {
         const int64_t count = std::min(BLOCK, task.end - t), before = task.prefix + t - task.first, seen = whole(before + count);
         for (int64_t head = task.kv * tree.G(); head < (task.kv + 1) * tree.G(); ++head) {
-            over_depth(block_of(tree.head(t, head), S * D, count, D, with.queries), with.keys_turned, seen, D, with.scores, with.stride);
+            over_depth(tiles, block_of(tree.head(t, head), S * D, count, D, with.queries), count, with.keys_turned, seen, D, with.scores, with.stride);
             float totals[BLOCK];
             for (int64_t row = 0; row < count; ++row) {
                 bf16 *weights = with.weights + row * with.stride;
@@ -195,7 +182,7 @@ void answer(const Tree &tree, const Task &task, bf16 *out) {
                 totals[row] = exponentials(with.scores + row * with.stride, own, tree.scale, weights);
                 for (int64_t c = (own + 15) / 16 * 16; c < seen; c += 16) store_rounded(weights + c, _mm512_setzero_ps());
             }
-            over_keys(with.weights, with.stride, with.values_paired, seen, D, with.sums);
+            over_keys(tiles, with.weights, count, with.stride, with.values_paired, seen, D, with.sums);
             for (int64_t row = 0; row < count; ++row)
                 for (int64_t d = 0; d < D; d += 16)
                     store_rounded(out + ((t + row) * tree.H + head) * D + d,
@@ -253,23 +240,21 @@ void lay_block(const bf16 *rows, int64_t stride, int64_t C, bf16 *to) {
 }
 
 // turned_sums [C / 32][D / 32][2][2][16 of d][16 of c] += the G heads' turned rows times their paired ones
-void add_turned(const bf16 *turned, const bf16 *paired, int64_t apart, int64_t G, int64_t C, int64_t D, float *sums) {
+void add_turned(Session &tiles, const bf16 *turned, const bf16 *paired, int64_t apart, int64_t G, int64_t C, int64_t D, float *sums) {
     for (int64_t c = 0; c < C; c += 32)
         for (int64_t d = 0; d < D; d += 32) {
             float *here = sums + (c * D + 32 * d);
             written();
-            _tile_loadd(0, here, 64);
-            _tile_loadd(1, here + SUMS, 64);
-            _tile_loadd(2, here + 2 * SUMS, 64);
-            _tile_loadd(3, here + 3 * SUMS, 64);
-            for (int64_t g = 0; g < G; ++g) {
-                const bf16 *right = paired + g * apart + c / 32 * 2 * TILE;
-                multiply(turned + g * BLOCK * D + d * BLOCK, BLOCK, right, right + TILE);
-            }
-            _tile_stored(0, here, 64);
-            _tile_stored(1, here + SUMS, 64);
-            _tile_stored(2, here + 2 * SUMS, 64);
-            _tile_stored(3, here + 3 * SUMS, 64);
+            tiles.load<0>(here);
+            tiles.load<1>(here + SUMS);
+            tiles.load<2>(here + 2 * SUMS);
+            tiles.load<3>(here + 3 * SUMS);
+            const bf16 *right = paired + c / 32 * 2 * TILE;
+            tiles.add_square<false>({turned + d * BLOCK, 16 * BLOCK, BLOCK * D, 2 * BLOCK}, {right, right + TILE, apart}, G);
+            tiles.store<0>(here);
+            tiles.store<1>(here + SUMS);
+            tiles.store<2>(here + 2 * SUMS);
+            tiles.store<3>(here + 3 * SUMS);
         }
 }
 
@@ -286,7 +271,7 @@ void turn_back(const float *sums, int64_t C, int64_t D, float *to) {
             }
 }
 
-void derive(const Tree &tree, const Task &task, const bf16 *g, bf16 *dx, float *found) {
+void derive(Session &tiles, const Tree &tree, const Task &task, const bf16 *g, bf16 *dx, float *found) {
     const Numbers with(tree, task);
     const More more(tree, task, with);
     const int64_t keys = task.keys(), C = whole(keys), D = tree.D, G = tree.G(), S = tree.H + 2 * tree.K;
@@ -301,10 +286,10 @@ void derive(const Tree &tree, const Task &task, const bf16 *g, bf16 *dx, float *
             const int64_t head = task.kv * G + n;
             block_of(tree.head(t, head), S * D, count, D, with.queries);
             block_of(g + (t * tree.H + head) * D, tree.H * D, count, D, more.grads);
-            over_depth(with.queries, with.keys_turned, seen, D, with.scores, with.stride);
-            over_depth(more.grads, more.values_turned, seen, D, more.dweights, with.stride);
+            over_depth(tiles, with.queries, count, with.keys_turned, seen, D, with.scores, with.stride);
+            over_depth(tiles, more.grads, count, more.values_turned, seen, D, more.dweights, with.stride);
             to_dscores(tree, with, more, count, before, seen);
-            over_keys(more.dscores, with.stride, more.keys_paired, seen, D, with.sums);
+            over_keys(tiles, more.dscores, count, with.stride, more.keys_paired, seen, D, with.sums);
             for (int64_t row = 0; row < count; ++row)
                 for (int64_t d = 0; d < D; d += 16)
                     store_rounded(dx + ((t + row) * S + head) * D + d, _mm512_load_ps(with.sums + row * D + d));
@@ -313,8 +298,8 @@ void derive(const Tree &tree, const Task &task, const bf16 *g, bf16 *dx, float *
             lay_block(more.dscores, with.stride, seen, ds_paired + n * BLOCK * C);
             lay_block(with.weights, with.stride, seen, w_paired + n * BLOCK * C);
         }
-        add_turned(q_turned, ds_paired, BLOCK * C, G, seen, D, more.turned_sums);
-        add_turned(g_turned, w_paired, BLOCK * C, G, seen, D, more.turned_sums + C * D);
+        add_turned(tiles, q_turned, ds_paired, BLOCK * C, G, seen, D, more.turned_sums);
+        add_turned(tiles, g_turned, w_paired, BLOCK * C, G, seen, D, more.turned_sums + C * D);
     }
     turn_back(more.turned_sums, keys, D, found);
     turn_back(more.turned_sums + C * D, keys, D, found + keys * D);
@@ -346,9 +331,8 @@ extern "C" void luthier_tree_attention(const bf16 *x, const int64_t *segments, i
 #pragma omp parallel num_threads(threads)
     {
         Session tiles;
-        tiles.rows(0, 16);
 #pragma omp for schedule(dynamic, 1)
-        for (size_t n = 0; n < tasks.size(); ++n) answer(tree, tasks[n], out);
+        for (size_t n = 0; n < tasks.size(); ++n) answer(tiles, tree, tasks[n], out);
     }
 }
 
@@ -361,9 +345,8 @@ extern "C" void luthier_tree_attention_backward(const bf16 *x, const int64_t *se
 #pragma omp parallel num_threads(threads)
     {
         Session tiles;
-        tiles.rows(0, 16);
 #pragma omp for schedule(dynamic, 1)
-        for (size_t n = 0; n < tasks.size(); ++n) derive(tree, tasks[n], g, dx, found + tasks[n].at);
+        for (size_t n = 0; n < tasks.size(); ++n) derive(tiles, tree, tasks[n], g, dx, found + tasks[n].at);
         float *sums = room<Here, float>(1, 2 * K * D);
         for (int64_t n = 0; n < num_segments; ++n)
 #pragma omp for schedule(dynamic, 16) nowait

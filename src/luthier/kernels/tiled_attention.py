@@ -1,4 +1,4 @@
-"""Attention over a token tree of any shape in one call, forward and backward: `tiled_attention.cpp`, on processors with AMX.
+"""Attention over a token tree of any shape in one call, forward and backward: `tiled_attention.cpp`, on processors with tiles (`tiles.h`).
 
 Nothing but q, k and v is kept for the backward pass. Shapes: T flat tokens of S = H + 2K heads each (queries, keys, values, in this order),
 D head size. Plain twin: `reference.tree_attention`.
@@ -20,7 +20,7 @@ Segments = Sequence[tuple[int, int]]
 
 def suits(x_TSD: Tensor) -> bool:
     """Whether `tiled_attention` can compute with these heads, here."""
-    return bool(library().amx) and x_TSD.is_cpu and x_TSD.dtype == torch.bfloat16 and x_TSD.shape[2] % 32 == 0
+    return bool(library().tiles) and x_TSD.is_cpu and x_TSD.dtype == torch.bfloat16 and x_TSD.shape[2] % 32 == 0
 
 
 class _TiledAttention(torch.autograd.Function):
@@ -30,14 +30,14 @@ class _TiledAttention(torch.autograd.Function):
         out_THD = x_TSD.new_empty(x_TSD.shape[0], num_query_heads, x_TSD.shape[2])
         ctx.save_for_backward(x_TSD)
         ctx.plan = (segments, num_prefix, num_query_heads, scaling)
-        library().amx["tree_attention"](*_arguments(x_TSD, *ctx.plan), out_THD.data_ptr(), torch.get_num_threads())
+        library().tiles["tree_attention"](*_arguments(x_TSD, *ctx.plan), out_THD.data_ptr(), torch.get_num_threads())
         return out_THD
 
     @staticmethod
     def backward(ctx: Any, g_THD: Tensor) -> tuple[Tensor, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (x_TSD,) = ctx.saved_tensors
         dx_TSD, g_THD = torch.empty_like(x_TSD), g_THD.contiguous()
-        library().amx["tree_attention_backward"](
+        library().tiles["tree_attention_backward"](
             *_arguments(x_TSD, *ctx.plan), g_THD.data_ptr(), dx_TSD.data_ptr(), torch.get_num_threads()
         )
         return dx_TSD, None, None, None, None

@@ -1,13 +1,19 @@
-// The tile registers of processors with AMX, and what the files that use them share.
+// Tiles of bf16 numbers and their sums: the registers of processors with AMX, or the same in memory with AVX-512's products of pairs
+// (AMD from Zen 4 on, Intel where AMX is missing or hidden by a virtual machine), and what the files that use them share.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #define LUTHIER_HAS_TILES
+#include <algorithm>
 #include <immintrin.h>
 #include <vector>
+
+#if defined(__AMX_BF16__) && defined(__AMX_TILE__)
+#define LUTHIER_HAS_AMX
+#endif
 
 namespace luthier {
 
@@ -22,46 +28,158 @@ struct Part {
     int64_t steps() const { return (K + 31) / 32; }
 };
 
-// The processor's tiles, 0 to 7. A tile is 16 rows of 64 bytes: 32 numbers of a row (left factor), 16 pairs of rows (right factor), 16 sums.
+// Factors of a square of 2 x 2 tiles. 32 rows: the first of them, numbers to the other 16 and to the next 32 of k, bytes from row to row; sums
+// of rows from `count` on are not asked for.
+struct Rows {
+    const bf16 *first;
+    int64_t second, step, bytes, count = 32;
+};
+// 32 columns: the right factor of the first 16, of the others, numbers to the next 32 of k
+struct Columns {
+    const bf16 *low, *high;
+    int64_t step;
+};
+
+// A thread's tiles, 0 to 7. A tile is 16 rows of 64 bytes: 32 numbers of a row (left factor), 16 pairs of rows (right factor), 16 sums.
+#ifdef LUTHIER_HAS_AMX
 struct alignas(64) Tiles {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t bytes[16] = {};
     uint8_t rows[16] = {};
 };
 
-// Sets the tiles up for this thread, and leaves them as they were found. The tiles in `last` have `count` rows, a block at the end of a
-// matrix; the others 16. In words of assembler because the compiler's own functions name 8 of the 64 bytes as what they read, and it then
-// leaves out the writing of the others.
+// Sets the tiles up for this thread, and leaves them as they were found. In words of assembler because the compiler's own functions name 8
+// of the 64 bytes as what they read, and it then leaves out the writing of the others; and because they take no number from a template.
 class Session {
   public:
-    Session() { asm volatile("sttilecfg %0" : "=m"(before)); }
+    Session() {
+        asm volatile("sttilecfg %0" : "=m"(before));
+        rows(0, 16);
+    }
     Session(const Session &) = delete;
     Session &operator=(const Session &) = delete;
+    // The tiles in `last` have `count` rows, a block at the end of a matrix; the others 16.
     void rows(int last, int count) {
         Tiles tiles;
         for (int n = 0; n < 8; ++n) tiles.bytes[n] = 64, tiles.rows[n] = static_cast<uint8_t>((last >> n) & 1 ? count : 16);
-        load(tiles);
+        configure(tiles);
     }
     ~Session() {
-        if (before.palette == 0) _tile_release();
-        else load(before);
+        if (before.palette == 0) asm volatile("tilerelease");
+        else configure(before);
+    }
+    template <int N> void zero() { asm volatile("tilezero %%tmm%c0" ::"i"(N)); }
+    // Rows `bytes` apart. A factor is read when it is multiplied: it must not change before. `stream`: past the first-level cache.
+    template <int N> void load(const bf16 *factor, int64_t bytes) {
+        asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(factor), "r"(bytes), "i"(N));
+    }
+    template <int N> void stream(const bf16 *factor, int64_t bytes) {
+        asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(factor), "r"(bytes), "i"(N));
+    }
+    template <int N> void load(const float *sums) { asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(sums), "r"(int64_t{64}), "i"(N)); }
+    template <int N> void store(float *sums, int64_t bytes = 64) {
+        asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(sums), "r"(bytes), "i"(N) : "memory");
+    }
+    // The sums in To, and the products of 32 numbers each of Left and Right
+    template <int To, int Left, int Right> void add() {
+        asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(To), "i"(Left), "i"(Right));
+    }
+    // Tiles 0 to 3, 32 rows and 32 columns, and the products along `steps` times 32 numbers. PASSING: columns are read past the first-level cache.
+    template <bool PASSING> void add_square(const Rows &rows, const Columns &columns, int64_t steps) {
+        const bf16 *a = rows.first, *low = columns.low, *high = columns.high;
+        for (int64_t step = 0; step < steps; ++step, a += rows.step, low += columns.step, high += columns.step) {
+            load<4>(a, rows.bytes);
+            load<5>(a + rows.second, rows.bytes);
+            if constexpr (PASSING) stream<6>(low, 64), stream<7>(high, 64);
+            else load<6>(low, 64), load<7>(high, 64);
+            add<0, 4, 6>();
+            add<2, 5, 6>();
+            add<1, 4, 7>();
+            add<3, 5, 7>();
+        }
     }
 
   private:
-    static void load(const Tiles &tiles) { asm volatile("ldtilecfg %0" ::"m"(tiles)); }
+    static void configure(const Tiles &tiles) { asm volatile("ldtilecfg %0" ::"m"(tiles)); }
     Tiles before;
 };
+#else
+class Session {
+  public:
+    Session() { rows(0, 16); }
+    Session(const Session &) = delete;
+    Session &operator=(const Session &) = delete;
+    void rows(int last, int count) {
+        for (int n = 0; n < 8; ++n) counts[n] = (last >> n) & 1 ? count : 16;
+    }
+    template <int N> void zero() { std::memset(sums[N], 0, sizeof sums[N]); }
+    template <int N> void load(const bf16 *factor, int64_t bytes) { factors[N] = factor, strides[N] = bytes / 2; }
+    template <int N> void stream(const bf16 *factor, int64_t bytes) { load<N>(factor, bytes); }
+    template <int N> void load(const float *from) { std::memcpy(sums[N], from, sizeof sums[N]); }
+    template <int N> void store(float *to, int64_t bytes = 64) {
+        for (int row = 0; row < counts[N]; ++row) std::memcpy(to + row * (bytes / 4), sums[N] + 16 * row, 64);
+    }
+    template <int To, int Left, int Right> void add() {
+        if (counts[To] == 16) products<16>(sums[To], factors[Left], strides[Left], factors[Right]);
+        else
+            for (int row = 0; row < counts[To]; ++row) products<1>(sums[To] + 16 * row, factors[Left] + row * strides[Left], 0, factors[Right]);
+    }
+    template <bool> void add_square(const Rows &rows, const Columns &columns, int64_t steps) {
+        for (int64_t row = 0; row < std::min<int64_t>(32, rows.count); row += GROUP) rows_of_square(row, rows, columns, steps);
+    }
+
+  private:
+    // 8 rows of 32 columns: two registers of sums a row, each of its pairs read once for both
+    static constexpr int GROUP = 8;
+    void rows_of_square(int64_t start, const Rows &rows, const Columns &columns, int64_t steps) {
+        const int64_t apart = rows.bytes / 2;
+        const bf16 *left = rows.first + start / 16 * rows.second + start % 16 * apart, *b = columns.low, *c = columns.high;
+        float *to = sums[start / 16 * 2] + start % 16 * 16;
+        __m512 low[GROUP], high[GROUP];
+        for (int row = 0; row < GROUP; ++row) low[row] = _mm512_load_ps(to + 16 * row), high[row] = _mm512_load_ps(to + 256 + 16 * row);
+        for (int64_t step = 0; step < steps; ++step, left += rows.step, b += columns.step, c += columns.step)
+            for (int pair = 0; pair < 16; ++pair) {
+                const __m512bh first = (__m512bh)_mm512_loadu_si512(b + 32 * pair), second = (__m512bh)_mm512_loadu_si512(c + 32 * pair);
+                for (int row = 0; row < GROUP; ++row) {
+                    int32_t number;
+                    std::memcpy(&number, left + row * apart + 2 * pair, 4);
+                    const __m512bh numbers = (__m512bh)_mm512_set1_epi32(number);
+                    low[row] = _mm512_dpbf16_ps(low[row], numbers, first), high[row] = _mm512_dpbf16_ps(high[row], numbers, second);
+                }
+            }
+        for (int row = 0; row < GROUP; ++row) _mm512_store_ps(to + 16 * row, low[row]), _mm512_store_ps(to + 256 + 16 * row, high[row]);
+    }
+    // A row's pair is one number of 32 bits, the same for all 16 columns
+    template <int ROWS> static void products(float *to, const bf16 *left, int64_t stride, const bf16 *right) {
+        __m512 rows[ROWS];
+        for (int row = 0; row < ROWS; ++row) rows[row] = _mm512_load_ps(to + 16 * row);
+        for (int pair = 0; pair < 16; ++pair) {
+            const __m512i columns = _mm512_loadu_si512(right + 32 * pair);
+            for (int row = 0; row < ROWS; ++row) {
+                int32_t number;
+                std::memcpy(&number, left + row * stride + 2 * pair, 4);
+                rows[row] = _mm512_dpbf16_ps(rows[row], (__m512bh)_mm512_set1_epi32(number), (__m512bh)columns);
+            }
+        }
+        for (int row = 0; row < ROWS; ++row) _mm512_store_ps(to + 16 * row, rows[row]);
+    }
+    alignas(64) float sums[6][256];
+    const bf16 *factors[8];
+    int64_t strides[8];
+    int counts[8];
+};
+#endif
 
 // Between writing memory in C++ and reading it into a tile: the compiler does not know that a load of a tile reads.
 inline void written() { asm volatile("" ::: "memory"); }
 
 // The tiles of sums, 0 to 3
-inline void zero_sums() {
+inline void zero_sums(Session &tiles) {
     written();
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    tiles.zero<0>();
+    tiles.zero<1>();
+    tiles.zero<2>();
+    tiles.zero<3>();
 }
 
 // Room for so many numbers, from a line of the cache on; it stays with the thread, and grows where it must. `File` says whose it is: one

@@ -1,4 +1,4 @@
-// Products with the large matrices of a layer on processors with AMX:  out = sum over parts of x w  (+ bias) (+ residual).
+// Products with the large matrices of a layer on tiles:  out = sum over parts of x w  (+ bias) (+ residual).
 //
 // A part is a pair of factors, x [T, K] and w [K, O]: the layer's weight and its adapter's are two parts of one product, so that all is
 // summed in fp32 and rounded to bf16 once. General libraries reach a third of what the tiles can do on a few hundred tokens. Called by
@@ -23,6 +23,7 @@ using luthier::mask32;
 using luthier::pair_rows;
 using luthier::Part;
 using luthier::room;
+using luthier::Rows;
 using luthier::Session;
 using luthier::turn_pairs;
 using luthier::widen;
@@ -32,8 +33,8 @@ using luthier::zero_sums;
 struct Here;
 
 constexpr int64_t TILE = 512;            // numbers of a tile
-constexpr int64_t STEPS = 12;            // of 2 KiB of x each: in half of a first-level cache of 48 KiB, the other half being a neighbour's
-constexpr int64_t PANEL_BYTES = 1 << 20;  // of a second-level cache of 2 MiB
+constexpr int64_t STEPS = 18;            // of 2 KiB of x each: in half of a first-level cache of 48 KiB, the other half being a neighbour's
+constexpr int64_t PANEL_BYTES = 1 << 18;  // of a second-level cache of 2 MiB
 constexpr int64_t MANY_BLOCKS = 12;  // of 32 tokens
 
 struct Product {
@@ -69,23 +70,15 @@ void lay_columns(const Product &p, int64_t o, bf16 *panel) {
 
 // 32 tokens of one part's x: where the tiles are read from. In place, unless rows or columns are missing at an end or the rows lie a
 // multiple of 2 KiB apart, where they push each other out of the cache; then laid out tile by tile, zeros for what is missing.
-struct Tokens {
-    const bf16 *first;  // tokens 0 to 15
-    int64_t second, step, row_bytes;  // numbers to tokens 16 to 31, and to the next 32 of k; bytes from token to token
-
-    Tokens(const Part &part, int64_t t, int64_t rows, bf16 *room) {
-        const bf16 *x = part.x + t * part.x_stride;
-        if (rows >= 32 && part.K % 32 == 0 && part.x_stride % 1024 != 0) {
-            first = x, second = 16 * part.x_stride, step = 32, row_bytes = 2 * part.x_stride;
-            return;
-        }
-        for (int64_t row = 0; row < 32; ++row)
-            for (int64_t k = 0; k < part.K; k += 32)
-                _mm512_store_si512(room + k * 32 + row * 32, row < rows ? _mm512_maskz_loadu_epi16(mask32(part.K - k), x + row * part.x_stride + k)
-                                                                       : _mm512_setzero_si512());
-        first = room, second = TILE, step = 2 * TILE, row_bytes = 64;
-    }
-};
+Rows tokens(const Part &part, int64_t t, int64_t rows, bf16 *room) {
+    const bf16 *x = part.x + t * part.x_stride;
+    if (rows >= 32 && part.K % 32 == 0 && part.x_stride % 1024 != 0) return {x, 16 * part.x_stride, 32, 2 * part.x_stride};
+    for (int64_t row = 0; row < 32; ++row)
+        for (int64_t k = 0; k < part.K; k += 32)
+            _mm512_store_si512(room + k * 32 + row * 32, row < rows ? _mm512_maskz_loadu_epi16(mask32(part.K - k), x + row * part.x_stride + k)
+                                                                   : _mm512_setzero_si512());
+    return {room, TILE, 2 * TILE, 64, rows};
+}
 
 // 32 tokens and 32 columns of sums, [2][2][16][16], to out
 void write(const Product &p, const float *sums, int64_t t, int64_t o) {
@@ -112,35 +105,19 @@ void write(const Product &p, const float *sums, int64_t t, int64_t o) {
     }
 }
 
-inline void load_sums(const float *sums) {
+inline void load_sums(Session &tiles, const float *sums) {
     written();
-    _tile_loadd(0, sums, 64);
-    _tile_loadd(1, sums + 256, 64);
-    _tile_loadd(2, sums + 512, 64);
-    _tile_loadd(3, sums + 768, 64);
+    tiles.load<0>(sums);
+    tiles.load<1>(sums + 256);
+    tiles.load<2>(sums + 512);
+    tiles.load<3>(sums + 768);
 }
 
-inline void store_sums(float *sums) {
-    _tile_stored(0, sums, 64);
-    _tile_stored(1, sums + 256, 64);
-    _tile_stored(2, sums + 512, 64);
-    _tile_stored(3, sums + 768, 64);
-}
-
-// Steps of 32 along k, into the tiles of sums 0 to 3
-inline void multiply(const Tokens &tokens, int64_t from, int64_t to, const bf16 *columns) {
-    const bf16 *a = tokens.first + from * tokens.step, *b = columns + from * 2 * TILE;
-    const int64_t second = tokens.second, row_bytes = tokens.row_bytes;
-    for (int64_t step = from; step < to; ++step, a += tokens.step, b += 2 * TILE) {
-        _tile_loadd(4, a, row_bytes);
-        _tile_loadd(5, a + second, row_bytes);
-        _tile_stream_loadd(6, b, 64);
-        _tile_stream_loadd(7, b + TILE, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(3, 5, 7);
-    }
+inline void store_sums(Session &tiles, float *sums) {
+    tiles.store<0>(sums);
+    tiles.store<1>(sums + 256);
+    tiles.store<2>(sums + 512);
+    tiles.store<3>(sums + 768);
 }
 
 // A share of the work: blocks of 32 tokens from t to t_end, of 32 columns from o to o_end
@@ -149,24 +126,28 @@ struct Share {
 };
 
 // `is_laid`: this thread's last share had the same columns
-void compute(const Product &p, const Share &share, int64_t steps, bool is_laid) {
+void compute(Session &tiles, const Product &p, const Share &share, int64_t steps, bool is_laid) {
     const int64_t block = steps * 2 * TILE, width = share.o_end - share.o, pieces = (steps + STEPS - 1) / STEPS;
     bf16 *laid = room<Here>(0, (width + 1) * block + width * 4 * TILE), *panel = laid + block;
     float *sums = reinterpret_cast<float *>(panel + width * block);
     for (int64_t n = 0; n < width && !is_laid; ++n) lay_columns(p, 32 * (share.o + n), panel + n * block);
     for (int64_t t = share.t; t < share.t_end; ++t) {
-        std::vector<Tokens> tokens;
+        std::vector<Rows> rows;
         for (int64_t i = 0, before = 0; i < p.num_parts; before += p.parts[i++].steps())
-            tokens.emplace_back(p.parts[i], 32 * t, p.T - 32 * t, laid + before * 2 * TILE);
+            rows.push_back(tokens(p.parts[i], 32 * t, p.T - 32 * t, laid + before * 2 * TILE));
         for (int64_t piece = 0; piece < pieces; ++piece) {
             const int64_t from = steps * piece / pieces, to = steps * (piece + 1) / pieces;
             for (int64_t n = 0; n < width; ++n) {
-                if (piece == 0) zero_sums();
-                else load_sums(sums + n * 2 * TILE);
-                for (int64_t i = 0, before = 0; i < p.num_parts; before += p.parts[i++].steps())
-                    multiply(tokens[i], std::max<int64_t>(from - before, 0), std::min(to - before, p.parts[i].steps()),
-                             panel + n * block + before * 2 * TILE);
-                store_sums(sums + n * 2 * TILE);
+                if (piece == 0) zero_sums(tiles);
+                else load_sums(tiles, sums + n * 2 * TILE);
+                for (int64_t i = 0, before = 0; i < p.num_parts; before += p.parts[i++].steps()) {
+                    const int64_t first = std::max<int64_t>(from - before, 0), last = std::min(to - before, p.parts[i].steps());
+                    const bf16 *columns = panel + n * block + (before + first) * 2 * TILE;
+                    Rows here = rows[i];
+                    here.first += first * here.step;
+                    if (first < last) tiles.add_square<true>(here, {columns, columns + TILE, 2 * TILE}, last - first);
+                }
+                store_sums(tiles, sums + n * 2 * TILE);
                 if (piece == pieces - 1) write(p, sums + n * 2 * TILE, 32 * t, 32 * (share.o + n));
             }
         }
@@ -211,11 +192,10 @@ void wide(const Product &p, int64_t threads) {
 #pragma omp parallel num_threads(std::min(threads, groups * ranges))
     {
         Session tiles;
-        tiles.rows(0, 16);
         int64_t group = omp_get_thread_num() % groups, laid = -1, range = 0;
         for (; shares.next(group, range); laid = group) {
             const Share share{blocks * range / ranges, blocks * (range + 1) / ranges, group * width, std::min((group + 1) * width, columns)};
-            compute(p, share, steps, laid == group);
+            compute(tiles, p, share, steps, laid == group);
         }
     }
 }
@@ -250,35 +230,35 @@ void write_turned(const Product &p, const float *sums, int64_t t, int64_t o) {
 }
 
 // One part of 32 rows of w from o, or of what is left of them; `b` and what is returned: its tokens, and those of the next part
-const bf16 *few_steps(const Part &part, const bf16 *b, int64_t o, bool more_rows, bool more_tokens) {
+const bf16 *few_steps(Session &tiles, const Part &part, const bf16 *b, int64_t o, bool more_rows, bool more_tokens) {
     const int64_t row_bytes = 2 * part.o_stride, second = 16 * part.o_stride;
     const bf16 *a = part.w + o * part.o_stride, *next = a + 32 * part.o_stride;
     for (int64_t step = 0; step < part.steps(); ++step, a += 32, next += 32 * 32, b += TILE) {
         for (int line = 0; line < 32; ++line) _mm_prefetch(next + 32 * line, _MM_HINT_T1);
-        _tile_stream_loadd(4, a, row_bytes);
-        _tile_loadd(6, b, 64);
-        _tile_dpbf16ps(0, 4, 6);
+        tiles.stream<4>(a, row_bytes);
+        tiles.load<6>(b, 64);
+        tiles.add<0, 4, 6>();
         if (more_rows) {
-            _tile_stream_loadd(5, a + second, row_bytes);
-            _tile_dpbf16ps(2, 5, 6);
+            tiles.stream<5>(a + second, row_bytes);
+            tiles.add<2, 5, 6>();
         }
         if (!more_tokens) continue;
         b += TILE;
-        _tile_loadd(7, b, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        if (more_rows) _tile_dpbf16ps(3, 5, 7);
+        tiles.load<7>(b, 64);
+        tiles.add<1, 4, 7>();
+        if (more_rows) tiles.add<3, 5, 7>();
     }
     return b;
 }
 
-void few_rows(const Product &p, const bf16 *tokens, Session &tiles, int64_t o) {
+void few_rows(Session &tiles, const Product &p, const bf16 *tokens, int64_t o) {
     const bool more_rows = p.O - o > 16, more_tokens = p.T > 16;
     const int64_t last = std::min<int64_t>(16, p.O - o - (more_rows ? 16 : 0));  // rows of the last tile
     alignas(64) float sums[1024];
     if (last < 16) tiles.rows(more_rows ? 1 << 5 | 1 << 2 | 1 << 3 : 1 << 4 | 1 << 0 | 1 << 1, static_cast<int>(last));
-    zero_sums();
-    for (int64_t i = 0; i < p.num_parts; ++i) tokens = few_steps(p.parts[i], tokens, o, more_rows, more_tokens);
-    store_sums(sums);
+    zero_sums(tiles);
+    for (int64_t i = 0; i < p.num_parts; ++i) tokens = few_steps(tiles, p.parts[i], tokens, o, more_rows, more_tokens);
+    store_sums(tiles, sums);
     if (last < 16) tiles.rows(0, 16);
     for (int64_t row = 0; row < (more_rows ? 2 : 1); ++row)
         for (int64_t t = 0; t < p.T; t += 16) write_turned(p, sums + row * 512 + t / 16 * 256, t, o + 16 * row);
@@ -291,10 +271,9 @@ void few(const Product &p, int64_t threads) {
 #pragma omp parallel num_threads(std::min(threads, shares))
     {
         Session tiles;
-        tiles.rows(0, 16);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t n = 0; n < shares; ++n)
-            for (int64_t block = blocks * n / shares; block < blocks * (n + 1) / shares; ++block) few_rows(p, tokens, tiles, 32 * block);
+            for (int64_t block = blocks * n / shares; block < blocks * (n + 1) / shares; ++block) few_rows(tiles, p, tokens, 32 * block);
     }
 }
 

@@ -1,4 +1,4 @@
-"""Products with the large matrices of a layer, several summed into one result: by `wide.cpp` where the processor has AMX, else torch's own.
+"""Products with the large matrices of a layer, several summed into one result: by `wide.cpp` where the processor has tiles (`tiles.h`), else torch's own.
 
 Both compute the same to rounding (tests/parity/test_wide.py); with an adapter as one of the parts it is `reference.lora_linear`.
 `wide.cpp` sums all parts in fp32 and rounds once. torch's way rounds after each part, so the small part comes first: added to a large one
@@ -32,7 +32,7 @@ def product(
     T, O = x_TK.shape[0], w_KO.shape[1]  # noqa: E741 - O, a width
     is_few = T <= FEW_TOKENS and all(map(_lies_in_rows, parts))
     is_wide = T >= MIN_TOKENS and sum(x.shape[1] for x, _ in parts) <= MAX_K
-    compiled = library().amx.get("few" if is_few else "wide" if is_wide else "")
+    compiled = library().tiles.get("few" if is_few else "wide" if is_wide else "")
     if compiled is None or not _suits(parts, bias_O, residual_TO, out_TO):
         return _plain(parts, bias_O, residual_TO, out_TO)
     out_TO = x_TK.new_empty(T, O) if out_TO is None else out_TO
@@ -47,7 +47,7 @@ def product(
 
 def has_own(weight_OK: Tensor) -> bool:
     """Whether `wide.cpp` makes products with this matrix as it lies, for any number of tokens: no other order of it is worth its room."""
-    return bool(library().amx) and weight_OK.dtype == torch.bfloat16 and weight_OK.is_cpu and _lies_in_rows((weight_OK, weight_OK.T))
+    return bool(library().tiles) and weight_OK.dtype == torch.bfloat16 and weight_OK.is_cpu and _lies_in_rows((weight_OK, weight_OK.T))
 
 
 def _lies_in_rows(part: tuple[Tensor, Tensor]) -> bool:

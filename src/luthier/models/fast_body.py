@@ -46,7 +46,7 @@ class _LowRank:
 class _Joined:
     """Linear layers that read the same input. `low_rank[None]` has the adapters of all voices, `low_rank[v]` of one.
 
-    `weight` is [O, I], on a CPU without AMX in oneDNN's own blocked order (`packed`): products with few rows take two thirds of the time.
+    `weight` is [O, I], on a CPU without tiles in oneDNN's own blocked order (`packed`): products with few rows take two thirds of the time.
     """
 
     weight: Tensor
