@@ -40,6 +40,7 @@ from luthier.models.surgery import use_fast_kernels
 from luthier.models.tokenizer import open_tokenizer
 from luthier.tokens.template import open_chat
 from luthier.tokens.tree import tree_batch
+from luthier.train.loop import settled_objects
 from luthier.train.optim import make_optimiser
 from luthier.train.order import epoch_batches
 from luthier.train.step import MICRO_TOKENS, Pieces, train_step
@@ -186,16 +187,17 @@ def main() -> None:
     for size in options.batch:
         rows = encode_rows(options.data, path, size * (options.updates + 2))
         rates, beside, row_tokens_per_s, products = [], [], [], [gemm_s(a, b) for _ in range(5)]
-        for number, indices in enumerate(epoch_batches([len(r.input_ids) for r in rows], batch=size, seed=0, epoch=0)):
-            batch = [rows[i] for i in indices]
-            start = time.perf_counter()
-            train_step(model, optimiser, batch, pieces=Pieces(), lr=2e-4, max_grad_norm=1.0)
-            seconds = time.perf_counter() - start
-            products.append(gemm_s(a, b))
-            if number >= 2:
-                rates.append(necessary_flop(batch, **sizes) / seconds / 1e9)
-                beside.append(rates[-1] / (2 * 2048**3 / min(products[-2:]) / 1e9))
-                row_tokens_per_s.append(sum(len(r.input_ids) for r in batch) / seconds)
+        with settled_objects():
+            for number, indices in enumerate(epoch_batches([len(r.input_ids) for r in rows], batch=size, seed=0, epoch=0)):
+                batch = [rows[i] for i in indices]
+                start = time.perf_counter()
+                train_step(model, optimiser, batch, pieces=Pieces(), lr=2e-4, max_grad_norm=1.0)
+                seconds = time.perf_counter() - start
+                products.append(gemm_s(a, b))
+                if number >= 2:
+                    rates.append(necessary_flop(batch, **sizes) / seconds / 1e9)
+                    beside.append(rates[-1] / (2 * 2048**3 / min(products[-2:]) / 1e9))
+                    row_tokens_per_s.append(sum(len(r.input_ids) for r in batch) / seconds)
         peak = 2 * 2048**3 / min(products) / 1e9
         shares = sorted(rate / peak for rate in rates)
         found.append(

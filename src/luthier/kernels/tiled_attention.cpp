@@ -22,11 +22,11 @@ namespace {
 using luthier::bf16;
 using luthier::pair_rows;
 using luthier::room;
+using luthier::Run;
 using luthier::Session;
 using luthier::store_rounded;
 using luthier::turn_pairs;
 using luthier::written;
-using luthier::zero_sums;
 
 struct Here;
 
@@ -100,9 +100,9 @@ void turn_rows(const bf16 *rows, int64_t D, bf16 *to) {
 void over_depth(Session &tiles, const bf16 *left, int64_t count, const bf16 *turned, int64_t C, int64_t D, float *sums, int64_t stride) {
     const int64_t steps = D / 32;
     for (int64_t c = 0; c < C; c += 32) {
-        zero_sums(tiles);
         const bf16 *right = turned + c / 16 * steps * TILE;
-        tiles.add_square<false>({left, 16 * D, 32, 2 * D, count}, {right, right + steps * TILE, TILE}, steps);
+        const Run run{{left, 16 * D, 32, 2 * D, count}, {right, right + steps * TILE, TILE}, steps};
+        tiles.square<false>(&run, 1, true);
         store_sums(tiles, sums + c, stride);
     }
 }
@@ -111,9 +111,9 @@ void over_depth(Session &tiles, const bf16 *left, int64_t count, const bf16 *tur
 void over_keys(Session &tiles, const bf16 *left, int64_t count, int64_t stride, const bf16 *paired, int64_t C, int64_t D, float *sums) {
     const int64_t blocks = D / 32;
     for (int64_t n = 0; n < blocks; ++n) {
-        zero_sums(tiles);
         const bf16 *right = paired + n * 2 * TILE;
-        tiles.add_square<false>({left, 16 * stride, 32, 2 * stride, count}, {right, right + TILE, blocks * 2 * TILE}, C / 32);
+        const Run run{{left, 16 * stride, 32, 2 * stride, count}, {right, right + TILE, blocks * 2 * TILE}, C / 32};
+        tiles.square<false>(&run, 1, true);
         store_sums(tiles, sums + 32 * n, D);
     }
 }
@@ -250,7 +250,8 @@ void add_turned(Session &tiles, const bf16 *turned, const bf16 *paired, int64_t 
             tiles.load<2>(here + 2 * SUMS);
             tiles.load<3>(here + 3 * SUMS);
             const bf16 *right = paired + c / 32 * 2 * TILE;
-            tiles.add_square<false>({turned + d * BLOCK, 16 * BLOCK, BLOCK * D, 2 * BLOCK}, {right, right + TILE, apart}, G);
+            const Run run{{turned + d * BLOCK, 16 * BLOCK, BLOCK * D, 2 * BLOCK}, {right, right + TILE, apart}, G};
+            tiles.square<false>(&run, 1, false);
             tiles.store<0>(here);
             tiles.store<1>(here + SUMS);
             tiles.store<2>(here + 2 * SUMS);

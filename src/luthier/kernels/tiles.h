@@ -39,6 +39,15 @@ struct Columns {
     const bf16 *low, *high;
     int64_t step;
 };
+// Products along `steps` times 32 of k, of which the last has `pairs` pairs that are not 0
+struct Run {
+    Rows rows;
+    Columns columns;
+    int64_t steps, pairs = 16;
+};
+
+// Between writing memory in C++ and reading it into a tile: the compiler does not know that a load of a tile reads.
+inline void written() { asm volatile("" ::: "memory"); }
 
 // A thread's tiles, 0 to 7. A tile is 16 rows of 64 bytes: 32 numbers of a row (left factor), 16 pairs of rows (right factor), 16 sums.
 #ifdef LUTHIER_HAS_AMX
@@ -84,19 +93,33 @@ class Session {
     template <int To, int Left, int Right> void add() {
         asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(To), "i"(Left), "i"(Right));
     }
-    // Tiles 0 to 3, 32 rows and 32 columns, and the products along `steps` times 32 numbers. PASSING: columns are read past the first-level cache.
-    template <bool PASSING> void add_square(const Rows &rows, const Columns &columns, int64_t steps) {
-        const bf16 *a = rows.first, *low = columns.low, *high = columns.high;
-        for (int64_t step = 0; step < steps; ++step, a += rows.step, low += columns.step, high += columns.step) {
-            load<4>(a, rows.bytes);
-            load<5>(a + rows.second, rows.bytes);
-            if constexpr (PASSING) stream<6>(low, 64), stream<7>(high, 64);
-            else load<6>(low, 64), load<7>(high, 64);
-            add<0, 4, 6>();
-            add<2, 5, 6>();
-            add<1, 4, 7>();
-            add<3, 5, 7>();
+    // Tiles 0 to 3, 32 rows and 32 columns: all runs, added to what there is, or to 0 where this is the first. PASSING: columns are read past the
+    // first-level cache.
+    template <bool PASSING> void square(const Run *runs, int64_t count, bool is_first) {
+        written();
+        if (is_first) zero<0>(), zero<1>(), zero<2>(), zero<3>();
+        for (const Run *run = runs; run < runs + count; ++run) {
+            const Rows &rows = run->rows;
+            const bf16 *a = rows.first, *low = run->columns.low, *high = run->columns.high;
+            for (int64_t step = 0; step < run->steps; ++step, a += rows.step, low += run->columns.step, high += run->columns.step) {
+                load<4>(a, rows.bytes);
+                load<5>(a + rows.second, rows.bytes);
+                if constexpr (PASSING) stream<6>(low, 64), stream<7>(high, 64);
+                else load<6>(low, 64), load<7>(high, 64);
+                add<0, 4, 6>();
+                add<2, 5, 6>();
+                add<1, 4, 7>();
+                add<3, 5, 7>();
+            }
         }
+    }
+    // The sums of tiles 0 to 3, one tile behind another: in `to`, or where they are
+    const float *square_sums(float *to) {
+        store<0>(to);
+        store<1>(to + 256);
+        store<2>(to + 512);
+        store<3>(to + 768);
+        return to;
     }
 
   private:
@@ -124,29 +147,37 @@ class Session {
         else
             for (int row = 0; row < counts[To]; ++row) products<1>(sums[To] + 16 * row, factors[Left] + row * strides[Left], 0, factors[Right]);
     }
-    template <bool> void add_square(const Rows &rows, const Columns &columns, int64_t steps) {
-        for (int64_t row = 0; row < std::min<int64_t>(32, rows.count); row += GROUP) rows_of_square(row, rows, columns, steps);
+    template <bool> void square(const Run *runs, int64_t count, bool is_first) {
+        const int64_t rows = std::min<int64_t>(32, runs[0].rows.count);
+        for (int64_t row = 0; row < rows; row += GROUP) rows_of_square(row, runs, count, is_first);
     }
+    const float *square_sums(float *) { return sums[0]; }
 
   private:
     // 8 rows of 32 columns: two registers of sums a row, each of its pairs read once for both
     static constexpr int GROUP = 8;
-    void rows_of_square(int64_t start, const Rows &rows, const Columns &columns, int64_t steps) {
-        const int64_t apart = rows.bytes / 2;
-        const bf16 *left = rows.first + start / 16 * rows.second + start % 16 * apart, *b = columns.low, *c = columns.high;
+    void rows_of_square(int64_t start, const Run *runs, int64_t count, bool is_first) {
         float *to = sums[start / 16 * 2] + start % 16 * 16;
         __m512 low[GROUP], high[GROUP];
-        for (int row = 0; row < GROUP; ++row) low[row] = _mm512_load_ps(to + 16 * row), high[row] = _mm512_load_ps(to + 256 + 16 * row);
-        for (int64_t step = 0; step < steps; ++step, left += rows.step, b += columns.step, c += columns.step)
-            for (int pair = 0; pair < 16; ++pair) {
-                const __m512bh first = (__m512bh)_mm512_loadu_si512(b + 32 * pair), second = (__m512bh)_mm512_loadu_si512(c + 32 * pair);
-                for (int row = 0; row < GROUP; ++row) {
-                    int32_t number;
-                    std::memcpy(&number, left + row * apart + 2 * pair, 4);
-                    const __m512bh numbers = (__m512bh)_mm512_set1_epi32(number);
-                    low[row] = _mm512_dpbf16_ps(low[row], numbers, first), high[row] = _mm512_dpbf16_ps(high[row], numbers, second);
+        for (int row = 0; row < GROUP; ++row) {
+            low[row] = is_first ? _mm512_setzero_ps() : _mm512_load_ps(to + 16 * row);
+            high[row] = is_first ? _mm512_setzero_ps() : _mm512_load_ps(to + 256 + 16 * row);
+        }
+        for (const Run *run = runs; run < runs + count; ++run) {
+            const int64_t apart = run->rows.bytes / 2;
+            const bf16 *left = run->rows.first + start / 16 * run->rows.second + start % 16 * apart;
+            const bf16 *b = run->columns.low, *c = run->columns.high;
+            for (int64_t step = 1; step <= run->steps; ++step, left += run->rows.step, b += run->columns.step, c += run->columns.step)
+                for (int64_t pair = 0, pairs = step < run->steps ? 16 : run->pairs; pair < pairs; ++pair) {
+                    const __m512bh first = (__m512bh)_mm512_loadu_si512(b + 32 * pair), second = (__m512bh)_mm512_loadu_si512(c + 32 * pair);
+                    for (int row = 0; row < GROUP; ++row) {
+                        int32_t number;
+                        std::memcpy(&number, left + row * apart + 2 * pair, 4);
+                        const __m512bh numbers = (__m512bh)_mm512_set1_epi32(number);
+                        low[row] = _mm512_dpbf16_ps(low[row], numbers, first), high[row] = _mm512_dpbf16_ps(high[row], numbers, second);
+                    }
                 }
-            }
+        }
         for (int row = 0; row < GROUP; ++row) _mm512_store_ps(to + 16 * row, low[row]), _mm512_store_ps(to + 256 + 16 * row, high[row]);
     }
     // A row's pair is one number of 32 bits, the same for all 16 columns
@@ -169,9 +200,6 @@ class Session {
     int counts[8];
 };
 #endif
-
-// Between writing memory in C++ and reading it into a tile: the compiler does not know that a load of a tile reads.
-inline void written() { asm volatile("" ::: "memory"); }
 
 // The tiles of sums, 0 to 3
 inline void zero_sums(Session &tiles) {

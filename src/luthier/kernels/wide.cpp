@@ -24,6 +24,7 @@ using luthier::pair_rows;
 using luthier::Part;
 using luthier::room;
 using luthier::Rows;
+using luthier::Run;
 using luthier::Session;
 using luthier::turn_pairs;
 using luthier::widen;
@@ -125,6 +126,19 @@ struct Share {
     int64_t t, t_end, o, o_end;
 };
 
+// What of each part lies between two steps of all
+void runs_of(const Product &p, const std::vector<Run> &whole, int64_t from, int64_t to, const bf16 *columns, std::vector<Run> &runs) {
+    runs.clear();
+    for (int64_t i = 0, before = 0; i < p.num_parts; before += p.parts[i++].steps()) {
+        const int64_t first = std::max(from, before), last = std::min(to, before + p.parts[i].steps());
+        if (first >= last) continue;
+        const bf16 *here = columns + first * 2 * TILE;
+        runs.push_back({whole[i].rows, {here, here + TILE, 2 * TILE}, last - first});
+        runs.back().rows.first += (first - before) * whole[i].rows.step;
+        if (last == before + p.parts[i].steps()) runs.back().pairs = (p.parts[i].K - 32 * (last - before - 1) + 1) / 2;
+    }
+}
+
 // `is_laid`: this thread's last share had the same columns
 void compute(Session &tiles, const Product &p, const Share &share, int64_t steps, bool is_laid) {
     const int64_t block = steps * 2 * TILE, width = share.o_end - share.o, pieces = (steps + STEPS - 1) / STEPS;
@@ -132,25 +146,17 @@ void compute(Session &tiles, const Product &p, const Share &share, int64_t steps
     float *sums = reinterpret_cast<float *>(panel + width * block);
     for (int64_t n = 0; n < width && !is_laid; ++n) lay_columns(p, 32 * (share.o + n), panel + n * block);
     for (int64_t t = share.t; t < share.t_end; ++t) {
-        std::vector<Rows> rows;
+        std::vector<Run> whole(p.num_parts), runs;
         for (int64_t i = 0, before = 0; i < p.num_parts; before += p.parts[i++].steps())
-            rows.push_back(tokens(p.parts[i], 32 * t, p.T - 32 * t, laid + before * 2 * TILE));
-        for (int64_t piece = 0; piece < pieces; ++piece) {
-            const int64_t from = steps * piece / pieces, to = steps * (piece + 1) / pieces;
+            whole[i].rows = tokens(p.parts[i], 32 * t, p.T - 32 * t, laid + before * 2 * TILE);
+        for (int64_t piece = 0; piece < pieces; ++piece)
             for (int64_t n = 0; n < width; ++n) {
-                if (piece == 0) zero_sums(tiles);
-                else load_sums(tiles, sums + n * 2 * TILE);
-                for (int64_t i = 0, before = 0; i < p.num_parts; before += p.parts[i++].steps()) {
-                    const int64_t first = std::max<int64_t>(from - before, 0), last = std::min(to - before, p.parts[i].steps());
-                    const bf16 *columns = panel + n * block + (before + first) * 2 * TILE;
-                    Rows here = rows[i];
-                    here.first += first * here.step;
-                    if (first < last) tiles.add_square<true>(here, {columns, columns + TILE, 2 * TILE}, last - first);
-                }
-                store_sums(tiles, sums + n * 2 * TILE);
-                if (piece == pieces - 1) write(p, sums + n * 2 * TILE, 32 * t, 32 * (share.o + n));
+                runs_of(p, whole, steps * piece / pieces, steps * (piece + 1) / pieces, panel + n * block, runs);
+                if (piece > 0) load_sums(tiles, sums + n * 2 * TILE);
+                tiles.square<true>(runs.data(), static_cast<int64_t>(runs.size()), piece == 0);
+                if (piece < pieces - 1) store_sums(tiles, sums + n * 2 * TILE);
+                else write(p, tiles.square_sums(sums), 32 * t, 32 * (share.o + n));
             }
-        }
     }
 }
 

@@ -125,7 +125,7 @@ def _read_whole(found: Checkpoint | None, world: World) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _settled_objects() -> Generator[None]:
+def settled_objects() -> Generator[None]:
     """Python's search for unused objects passes by all that is there by now: a twentieth of the time of long rows (docs/log.md)."""
     gc.collect()
     gc.freeze()
@@ -135,7 +135,7 @@ def _settled_objects() -> Generator[None]:
         gc.unfreeze()
 
 
-@_settled_objects()
+@settled_objects()
 def fit(
     model: nn.Module,
     optimiser: Optimiser,
