@@ -6,7 +6,8 @@ Each variable names the Python of a virtual environment of its own, made from be
 get the same rows, model, LoRA settings (r=16 on all linear layers), batch, learning rate, number of updates and number format, and count
 tokens of the rows themselves over steady updates. TRL runs the neutral script ../shared/bench/trl_sft.py, the others a script in
 benchmarks/peers/ on a file with our token ids. Every variant of a peer is measured, and its best counts. A peer that cannot run is in
-the table with its error. Writes results/peers.json and the table in README.md beside this file.
+the table with its error. A processor's rows replace its own and stand
+beside another's. Writes results/peers.json and the table in README.md beside this file.
 
 What it does not show: each side has its own order of rows and start of the adapters here, so losses agree in level and not update by
 update; for that see same_order.py.
@@ -32,6 +33,7 @@ PEERS: dict[str, tuple[str, Path, list[list[str]]]] = {
     "litgpt": ("LITGPT_PYTHON", HERE / "peers" / "litgpt_lora.py", [[]]),
     "torchtune": ("TORCHTUNE_PYTHON", HERE / "peers" / "torchtune_lora.py", [[]]),
 }
+OF_A_ROW = ("git_revision", "bf16 product GFLOP/s", "cpu", "cpu_flags", "memory_gib")
 ADAPTERS_ONLY = ("trainer + peft", "litgpt", "torchtune")  # their scripts train no whole weights
 
 
@@ -110,7 +112,7 @@ def _row(work: str, peer: str, found: dict[str, Any]) -> str:
     speeds = median(ours, "tokens_per_s"), median(best, "tokens_per_s")
     if speeds[1] is None:
         failed = next((run["failed"] for run in best if "failed" in run), "not measured")
-        return f"| {work} | {peer} | {shown(ours, 'tokens_per_s', '.0f')} | cannot run here: {failed.replace('|', '/')} | | | | | | |"
+        return f"| {work} | {peer} | {shown(ours, 'tokens_per_s', '.0f')} | cannot run here: {failed.replace('|', '/')} | | | | | | | |"
     mems = median(ours, "peak_rss_gb"), median(best, "peak_rss_gb")
     losses = [median(side, "held_out_loss") for side in (ours, best)]
     cells = [
@@ -119,17 +121,23 @@ def _row(work: str, peer: str, found: dict[str, Any]) -> str:
         shown(ours, "peak_rss_gb", ".2f"), shown(best, "peak_rss_gb", ".2f"),
         f"{mems[0] / mems[1]:.2f}" if mems[0] and mems[1] else "not measured",
         " / ".join("not measured" if loss is None else f"{loss:.3f}" for loss in losses),
+        f"{found['environment']['cpu']} ({_tiles(found['environment']['cpu_flags'])})",
         f"{found['environment']['git_revision']}, {found['environment']['bf16 product GFLOP/s']}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 
 
+def _tiles(cpu_flags: str) -> str:
+    flags = cpu_flags.split()
+    return "AMX" if "amx_bf16" in flags else "AVX-512 BF16" if "avx512_bf16" in flags else "no bf16 products"
+
+
 def write_table(results: dict[str, Any]) -> None:
     heads = ("work", "peer, its best", "Luthier tokens/s", "peer tokens/s", "times", "Luthier peak GB", "peer's peak GB", "share")
-    heads = (*heads, "held-out loss, ours / theirs", "measured at revision, bf16 GFLOP/s then")
+    heads = (*heads, "held-out loss, ours / theirs", "processor", "measured at revision, bf16 GFLOP/s then")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    lines += [_row(work, peer, found) for work, peers in results["works"].items() for peer, found in peers.items()]
-    kept = {key: value for key, value in results["environment"].items() if key not in ("git_revision", "bf16 product GFLOP/s")}
+    lines += [_row(work, peer, one) for work, peers in results["works"].items() for peer, found in peers.items() for one in found.values()]
+    kept = {key: value for key, value in results["environment"].items() if key not in OF_A_ROW}
     conditions = "; ".join(f"{key}: {value}" for key, value in kept.items())
     after = f"Versions of the peers: benchmarks/peers/requirements-*.txt; transformers and peft as below. {conditions}."
     replace_table("peers", [*lines, "", after])
@@ -152,7 +160,8 @@ def main() -> None:
         able = [peer for peer in plan.get("peers", PEERS) if not (plan.get("full") and peer in ADAPTERS_ONLY)]
         peers = [peer for peer in options.peer if peer in able]
         found = measure(work, plan, peers, options.repeats, fastest_only=options.fastest_only)
-        results["works"].setdefault(work, {}).update({peer: {**one, "environment": about} for peer, one in found.items()})
+        for peer, one in found.items():
+            results["works"].setdefault(work, {}).setdefault(peer, {})[about["cpu"]] = {**one, "environment": about}
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         write_table(results)
 
