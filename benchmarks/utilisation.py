@@ -7,7 +7,8 @@ Necessary work of an update, LoRA on frozen weights, for T computed tokens (a sh
 12 * heads * head size * query-key pairs (attention, three times 4). Nothing that is computed twice counts twice. Products of
 2,048 x 2,048 are timed between the updates, so that both see the same machine; the best of them is the peak. Where neighbours take
 half of the machine for seconds, an update does not reach what the best product did in another second: `share_of_neighbours` holds each
-update against the faster of the two products beside it. Writes results/utilisation.json.
+update against the faster of the two products beside it. Writes
+results/utilisation.json, by processor.
 
 With --profile, where the time of an update of the last batch size goes, by kind of operation, under that name in
 results/where_time_goes.json and in the table of README.md. The profiler itself slows small operations down; compiled functions are
@@ -100,13 +101,14 @@ KINDS: dict[str, tuple[str, ...]] = {
         "aten::linalg_vector_norm", "aten::sum", "aten::neg", "aten::exp_", "aten::div_", "aten::rsqrt_",
     ),
 }  # fmt: skip
-SMALL = 64  # a product with a side no longer than this is an adapter's
+SMALL = 64  # a product with a side no longer than this is an adapter's,
+VOCABULARY = 10_000  # but for the output layer's, where labels may be few
 
 
 def kind_of(name: str, shapes: list[list[int]]) -> str:
     if name in ("aten::mm", "aten::addmm", "aten::addmm_"):
         sides = [side for shape in shapes if len(shape) == 2 for side in shape]
-        return "small products (adapters)" if min(sides) < SMALL else "large products"
+        return "small products (adapters)" if min(sides) < SMALL and max(sides) < VOCABULARY else "large products"
     return next((kind for kind, names in KINDS.items() if name in names), "other")
 
 
@@ -220,8 +222,10 @@ def main() -> None:
         write_profiles(profiles)
         return
     wanted = ("python", "cpu", "cpu_flags", "cores", "torch", "transformers", "git_revision")
-    report = {"work": "banking77 rows", "environment": {k: v for k, v in environment.items() if k in wanted}, "found": found}
-    (HERE / "results" / "utilisation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    path = HERE / "results" / "utilisation.json"
+    reports = json.loads(path.read_text(encoding="utf-8"))
+    reports[environment["cpu"]] = {"environment": {k: v for k, v in environment.items() if k in wanted}, "found": found}
+    path.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

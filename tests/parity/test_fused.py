@@ -202,6 +202,7 @@ def test_compiled_once_and_kept(tmp_path: Path) -> None:
 def test_without_a_compiler_or_where_asked_plain_torch_says_so(tmp_path: Path) -> None:
     assert "no C++ compiler" in _words(tmp_path, PATH=str(tmp_path))
     assert "as LUTHIER_KERNELS asks" in _words(tmp_path, LUTHIER_KERNELS="plain")
+    assert "'plian', not one of plain, no-amx" in _words(tmp_path, LUTHIER_KERNELS="plian")
     broken = tmp_path / "bin"
     broken.mkdir()
     (broken / "c++").write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")

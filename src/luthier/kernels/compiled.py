@@ -1,6 +1,6 @@
 """The C++ files beside this one, made into a library by this machine's own compiler, once, and opened.
 
-Why the user's compiler: the same lines then use whatever this processor has (AVX-512, AMX, NEON), three seconds once instead of a wheel
+Why the user's compiler: the same lines then use whatever this processor has (AVX-512, AMX, NEON), a few seconds once instead of a wheel
 for each kind of machine. Without a compiler, or with LUTHIER_KERNELS=plain, `fused.py`, `narrow.py` and `wide.py` compute the same in
 plain torch, slower.
 """
@@ -32,6 +32,7 @@ FLAGS = (
 COMPILERS = ("c++", "g++", "clang++")
 TIMEOUT_S = 120
 SWITCH = "LUTHIER_KERNELS"
+SWITCHED = {"": (), "plain": (), "no-amx": ("-mno-amx-tile",)}  # its values, and the flags each adds
 SLOWER = "plain torch, up to 2.5 times as slow"
 
 Function = Callable[..., None]
@@ -85,15 +86,18 @@ class Library:
 @cache
 def library() -> Library:
     """Compile if need be, and open. Never raises: a reason stands in `words`."""
-    if os.environ.get(SWITCH, "") == "plain":
+    asked = os.environ.get(SWITCH, "")
+    if asked == "plain":
         return _none(f"plain torch, as {SWITCH} asks")
+    if asked not in SWITCHED:
+        return _none(f"{SLOWER}: {SWITCH} is {asked!r}, not one of {', '.join(filter(None, SWITCHED))}")
     if sys.platform != "linux":
         return _none("plain torch: compiled on Linux only")
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
         return _none(f"{SLOWER}: no C++ compiler ({', '.join(COMPILERS)}) is installed")
     try:
-        path = _built(compiler)
+        path = _built(compiler, (*FLAGS, *SWITCHED[asked]))
         opened = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         return _none(f"{SLOWER}: {Path(compiler).name} could not make the compiled ones ({type(error).__name__})")
@@ -109,12 +113,12 @@ def _none(why: str) -> Library:
     return Library({}, {}, None, {}, why)
 
 
-def _built(compiler: str) -> Path:
+def _built(compiler: str, flags: tuple[str, ...]) -> Path:
     """The library in the user's cache, made if it is not there. Its name says what it depends on: source, flags, compiler, processor."""
     about = Path(compiler).resolve().stat()
     parts = (
         *(source.read_text(encoding="utf-8") for source in (*SOURCES, *HEADERS)),
-        *FLAGS,
+        *flags,
         str(Path(compiler).resolve()),
         str(about.st_size),
         str(about.st_mtime_ns),
@@ -126,7 +130,7 @@ def _built(compiler: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        command = [compiler, *FLAGS, *map(str, SOURCES), "-o", str(made)]
+        command = [compiler, *flags, *map(str, SOURCES), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT_S)  # noqa: S603
         made.replace(path)
     return path

@@ -149,17 +149,20 @@ class Session {
     }
     template <bool> void square(const Run *runs, int64_t count, bool is_first) {
         const int64_t rows = std::min<int64_t>(32, runs[0].rows.count);
-        for (int64_t row = 0; row < rows; row += GROUP) rows_of_square(row, runs, count, is_first);
+        int64_t row = 0;
+        for (; row + 8 <= rows; row += 8) rows_of_square<8>(row, runs, count, is_first);
+        if (rows & 4) rows_of_square<4>(row, runs, count, is_first), row += 4;
+        if (rows & 2) rows_of_square<2>(row, runs, count, is_first), row += 2;
+        if (rows & 1) rows_of_square<1>(row, runs, count, is_first);
     }
     const float *square_sums(float *) { return sums[0]; }
 
   private:
-    // 8 rows of 32 columns: two registers of sums a row, each of its pairs read once for both
-    static constexpr int GROUP = 8;
-    void rows_of_square(int64_t start, const Run *runs, int64_t count, bool is_first) {
+    // ROWS rows of 32 columns: two registers of sums a row, each of its pairs read once for both
+    template <int ROWS> void rows_of_square(int64_t start, const Run *runs, int64_t count, bool is_first) {
         float *to = sums[start / 16 * 2] + start % 16 * 16;
-        __m512 low[GROUP], high[GROUP];
-        for (int row = 0; row < GROUP; ++row) {
+        __m512 low[ROWS], high[ROWS];
+        for (int row = 0; row < ROWS; ++row) {
             low[row] = is_first ? _mm512_setzero_ps() : _mm512_load_ps(to + 16 * row);
             high[row] = is_first ? _mm512_setzero_ps() : _mm512_load_ps(to + 256 + 16 * row);
         }
@@ -170,7 +173,7 @@ class Session {
             for (int64_t step = 1; step <= run->steps; ++step, left += run->rows.step, b += run->columns.step, c += run->columns.step)
                 for (int64_t pair = 0, pairs = step < run->steps ? 16 : run->pairs; pair < pairs; ++pair) {
                     const __m512bh first = (__m512bh)_mm512_loadu_si512(b + 32 * pair), second = (__m512bh)_mm512_loadu_si512(c + 32 * pair);
-                    for (int row = 0; row < GROUP; ++row) {
+                    for (int row = 0; row < ROWS; ++row) {
                         int32_t number;
                         std::memcpy(&number, left + row * apart + 2 * pair, 4);
                         const __m512bh numbers = (__m512bh)_mm512_set1_epi32(number);
@@ -178,7 +181,7 @@ class Session {
                     }
                 }
         }
-        for (int row = 0; row < GROUP; ++row) _mm512_store_ps(to + 16 * row, low[row]), _mm512_store_ps(to + 256 + 16 * row, high[row]);
+        for (int row = 0; row < ROWS; ++row) _mm512_store_ps(to + 16 * row, low[row]), _mm512_store_ps(to + 256 + 16 * row, high[row]);
     }
     // A row's pair is one number of 32 bits, the same for all 16 columns
     template <int ROWS> static void products(float *to, const bf16 *left, int64_t stride, const bf16 *right) {

@@ -34,8 +34,15 @@ using luthier::zero_sums;
 struct Here;
 
 constexpr int64_t TILE = 512;            // numbers of a tile
-constexpr int64_t STEPS = 18;            // of 2 KiB of x each: in half of a first-level cache of 48 KiB, the other half being a neighbour's
-constexpr int64_t PANEL_BYTES = 1 << 18;  // of a second-level cache of 2 MiB
+#ifdef LUTHIER_HAS_AMX
+constexpr int64_t STEPS = 12;             // of 2 KiB of x each: in half of a first-level cache of 48 KiB, the other half being a neighbour's
+constexpr int64_t PANEL_BYTES = 1 << 20;  // of a second-level cache of 2 MiB
+constexpr auto FETCHED_TO = _MM_HINT_T0;
+#else
+constexpr int64_t STEPS = 18;  // measured: sums are not taken from registers for so long, the right factor comes from the second level in time
+constexpr int64_t PANEL_BYTES = 1 << 18;  // of 1 MiB
+constexpr auto FETCHED_TO = _MM_HINT_T1;  // the first level is too small for what is laid out and what comes next
+#endif
 constexpr int64_t MANY_BLOCKS = 12;  // of 32 tokens
 
 struct Product {
@@ -58,7 +65,7 @@ void lay_columns(const Product &p, int64_t o, bf16 *panel) {
         const Part &part = p.parts[i];
         for (int64_t k = 0; k < part.K; k += 32, panel += 2 * TILE) {
             const bf16 *w = part.w + k * part.k_stride + o * part.o_stride;
-            for (int64_t row = 0; row < 32; ++row) _mm_prefetch(w + row * (part.o_stride + part.k_stride - 1) + 32 * part.o_stride, _MM_HINT_T0);
+            for (int64_t row = 0; row < 32; ++row) _mm_prefetch(w + row * (part.o_stride + part.k_stride - 1) + 32 * part.o_stride, FETCHED_TO);
             if (part.o_stride == 1) {
                 pair_rows(w, part.k_stride, part.K - k, mask32(p.O - o), panel, panel + TILE);
             } else {
@@ -171,16 +178,20 @@ class Shares {
         while (group >= 0) {
             range = taken[group].fetch_add(1);
             if (range < ranges) return true;
-            group = fullest();
+            group = fullest(group);
         }
         return false;
     }
 
   private:
-    int64_t fullest() const {
+    // Of equals the next behind `group`, whose beginning has been fetched
+    int64_t fullest(int64_t group) const {
+        const int64_t groups = static_cast<int64_t>(taken.size());
         int64_t best = -1, least = ranges;
-        for (size_t n = 0; n < taken.size(); ++n)
-            if (const int64_t done = taken[n].load(); done < least) best = static_cast<int64_t>(n), least = done;
+        for (int64_t n = 1; n <= groups; ++n) {
+            const int64_t other = (group + n) % groups;
+            if (const int64_t done = taken[other].load(); done < least) best = other, least = done;
+        }
         return best;
     }
     std::vector<std::atomic<int64_t>> taken;
@@ -198,7 +209,7 @@ void wide(const Product &p, int64_t threads) {
 #pragma omp parallel num_threads(std::min(threads, groups * ranges))
     {
         Session tiles;
-        int64_t group = omp_get_thread_num() % groups, laid = -1, range = 0;
+        int64_t group = omp_get_thread_num() * groups / omp_get_num_threads() % groups, laid = -1, range = 0;
         for (; shares.next(group, range); laid = group) {
             const Share share{blocks * range / ranges, blocks * (range + 1) / ranges, group * width, std::min((group + 1) * width, columns)};
             compute(tiles, p, share, steps, laid == group);
@@ -206,6 +217,7 @@ void wide(const Product &p, int64_t threads) {
     }
 }
 
+#ifdef LUTHIER_HAS_AMX
 // ---- a few tokens -----------------------------------------------------------------------------------------------------------------------
 // At most 32 tokens, every w as [O, K], every K whole thirty-twos: reading w is all the work. Its rows are the left factor as they lie,
 // x^T is the right one, laid out once; while 32 rows are multiplied, the next 32 are fetched, in the order they lie in memory. Sums are made
@@ -282,6 +294,11 @@ void few(const Product &p, int64_t threads) {
             for (int64_t block = blocks * n / shares; block < blocks * (n + 1) / shares; ++block) few_rows(tiles, p, tokens, 32 * block);
     }
 }
+
+#else
+// Without registers for tiles `wide` computes no row that is not there
+void few(const Product &p, int64_t threads) { wide(p, threads); }
+#endif
 
 }  // namespace
 

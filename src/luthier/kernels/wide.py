@@ -1,4 +1,4 @@
-"""Products with the large matrices of a layer, several summed into one result: by `wide.cpp` where the processor has tiles (`tiles.h`), else torch's own.
+"""Products with the large matrices of a layer, several summed into one: by `wide.cpp` where there are tiles (`tiles.h`), else torch's own.
 
 Both compute the same to rounding (tests/parity/test_wide.py); with an adapter as one of the parts it is `reference.lora_linear`.
 `wide.cpp` sums all parts in fp32 and rounds once. torch's way rounds after each part, so the small part comes first: added to a large one
