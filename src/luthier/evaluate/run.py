@@ -15,6 +15,7 @@ from statistics import fmean
 
 from luthier.arms.prompts import Arm, Candidate
 from luthier.arms.search import Effort, choose
+from luthier.core.console import note
 from luthier.core.errors import EndpointError, InputError
 from luthier.core.types import HELD, ArmResult, Example, Generation, GenerationRequest, ItemScore, Message
 from luthier.core.wait import Wait
@@ -30,9 +31,10 @@ from luthier.generate.local import (
     single_latencies,
 )
 from luthier.generate.store import GenerationStore
-from luthier.kernels.device import CPU, peak_device_gib, reset_peak_device_memory
+from luthier.kernels.device import CPU, free_cached_memory, peak_device_gib, reset_peak_device_memory
 from luthier.metrics.catalogue import Scored
 from luthier.train.loop import ran_out_of_memory
+from luthier.train.watchdog import UNWATCHED, Watchdog
 
 Model = LocalModel | Endpoint
 Score = Callable[[Example, str], Scored]
@@ -54,6 +56,7 @@ class Bench:
     on_progress: Callable[[str, int, int], None]
     should_stop: Callable[[], bool]
     json_schema: str = ""  # or to this
+    watch: Watchdog = UNWATCHED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,20 +96,38 @@ def answer(candidate: Candidate, items: Sequence[Example], model: Model, bench: 
 
 
 def answer_all(model: Model, requests: Sequence[GenerationRequest], bench: Bench, label: str) -> tuple[Generation, ...]:
-    """As `answer`, for requests that are made already."""
-
-    def on_progress(done: int, total: int) -> None:
-        bench.on_progress(label, done, total)
-
+    """As `answer`, for requests that are made already. Where memory runs out, half as many at once; stored answers are not lost."""
     if isinstance(model, Endpoint):
-        return ask(model, requests, store=bench.store, on_progress=on_progress, should_stop=bench.should_stop)
-    try:
-        return generate(model, requests, batch=bench.batch, store=bench.store, on_progress=on_progress, should_stop=bench.should_stop)
-    except (MemoryError, RuntimeError) as error:
-        if not ran_out_of_memory(error):
-            raise
-        problem = f"memory ran out while up to {bench.batch} prompts were answered at once"
-        raise InputError(problem, where=label, fix="--set arms.batch=8 --run-dir NEW, or a smaller model") from error
+        told = partial(bench.on_progress, label)
+        return ask(model, requests, store=bench.store, on_progress=told, should_stop=bench.should_stop)
+    batch = bench.batch
+    while True:
+        try:
+            return _answered(model, requests, bench, label, batch)
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            if batch == 1:
+                raise _no_memory(label) from error
+        batch = (batch + 1) // 2
+        note(f"{label}: memory ran out, at most {batch} prompts at once from here on")
+        free_cached_memory()  # here, where the error no longer holds the tensors of the failed attempt
+
+
+def _no_memory(label: str) -> InputError:
+    return InputError(
+        "memory ran out while one prompt was answered", where=label, fix="--set arms.shots=[2] --run-dir NEW, or a smaller model"
+    )
+
+
+def _answered(model: LocalModel, requests: Sequence[GenerationRequest], bench: Bench, label: str, batch: int) -> tuple[Generation, ...]:
+    with bench.watch.answers() as batch_done:
+
+        def on_progress(done: int, total: int) -> None:
+            batch_done()
+            bench.on_progress(label, done, total)
+
+        return generate(model, requests, batch=batch, store=bench.store, on_progress=on_progress, should_stop=bench.should_stop)
 
 
 def score_generations(
@@ -290,7 +311,12 @@ def measure_latencies(
         for name, candidate, local in plans:
             longest = max_new_tokens if number else WARM_UP_TOKENS
             [request] = held(candidate, [item], max_new_tokens=longest)
-            wait = next(single_latencies(local, [request], prefixes[name]))
+            try:
+                wait = next(single_latencies(local, [request], prefixes[name]))
+            except (MemoryError, RuntimeError) as error:
+                if not ran_out_of_memory(error):
+                    raise
+                raise _no_memory(f"{name}: one request at a time") from error
             if number:
                 out[name].append(wait)
         on_progress(number + 1, len(items))

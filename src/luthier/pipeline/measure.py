@@ -30,6 +30,7 @@ from luthier.store.cache import GenerationCache
 from luthier.store.files import atomic_write_json
 from luthier.store.layout import RunFolder
 from luthier.tokens.render import PLAIN_SEPARATOR
+from luthier.train.watchdog import UNWATCHED, Watchdog
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,7 @@ class MeasureInputs:
     should_stop: Callable[[], bool]
     documents: Documents | None = None
     embeddings: Embeddings | None = None
+    watch: Watchdog = UNWATCHED
 
 
 def make_bench(settings: Settings, folder: RunFolder, inputs: MeasureInputs) -> Bench:
@@ -64,6 +66,7 @@ def make_bench(settings: Settings, folder: RunFolder, inputs: MeasureInputs) -> 
         clusters=inputs.split.clusters,
         on_progress=lambda label, done, total: inputs.on_progress("measure", done, total, label),
         should_stop=inputs.should_stop,
+        watch=inputs.watch,
     )
 
 

@@ -75,14 +75,19 @@ def run(settings: Settings, progress: Progress) -> dict[str, object]:
         write_data_files(folder, prepared.data)
         _write_schema(settings, folder, prepared)
         embeddings = find_embeddings(settings, folder, progress, should_stop)
-        inputs = _measure_inputs(prepared, embeddings, progress, should_stop)
+        inputs = _measure_inputs(prepared, embeddings, progress, should_stop, watch)
         key = digest(settings.identity())
         record = read_record(folder.results) if stage_is_done(folder, "measure", key) and stage_holds(folder, "train") else None
         if record is None or has_failed_endpoint(settings, record):
             trained = tune(settings, folder, TrainInputs.of(prepared, progress, should_stop, ALONE, watch))
             if settings.data.folds > 1:
                 arms = cross_fit(
-                    settings, folder, prepared, progress, should_stop, lambda it: _measure_inputs(it, embeddings, progress, should_stop)
+                    settings,
+                    folder,
+                    prepared,
+                    progress,
+                    should_stop,
+                    lambda it: _measure_inputs(it, embeddings, progress, should_stop, watch),
                 )
             else:
                 arms = measure_all(settings, folder, prepared, inputs, trained)
@@ -132,7 +137,7 @@ def _decide_and_report(settings: Settings, folder: RunFolder, record: RunRecord)
 
 
 def _measure_inputs(
-    prepared: Prepared, embeddings: Embeddings | None, progress: Progress, should_stop: Callable[[], bool]
+    prepared: Prepared, embeddings: Embeddings | None, progress: Progress, should_stop: Callable[[], bool], watch: Watchdog
 ) -> MeasureInputs:
     return MeasureInputs(
         split=prepared.data.split,
@@ -144,6 +149,7 @@ def _measure_inputs(
         should_stop=should_stop,
         documents=prepared.documents,
         embeddings=embeddings,
+        watch=watch,
     )
 
 

@@ -12,7 +12,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +21,19 @@ from luthier.core.console import note_from_signal_handler
 from luthier.core.errors import ConfigError
 
 EXIT_HUNG = 75
-SETUP_S, UPDATE_S, SAVE_S = 600.0, 60.0, 420.0
-MEDIANS = 20  # an update may take so many times the median of those before it
+SETUP_S, UPDATE_S, SAVE_S, ANSWERS_S = 600.0, 60.0, 420.0, 1800.0
+MEDIANS = 20  # an update, or a batch of answers, may take so many times the median of those before it
 # After the limit a thread of C ends a hang that keeps Python's lock. It knows exit code 1 alone, and cannot tell a process that was stopped
 # (Ctrl-Z, SIGSTOP) from one that hangs, so it waits for longer than somebody pauses a training.
 LAST_RESORT_S = 3600.0
 LOOK_S = 10.0  # the thread wakes so often, at least
 STOPPED_S = 5.0  # and where it slept so much longer than it asked for, the whole process was stopped: that time is nobody's fault
-VARIABLES = {"setup_s": "LUTHIER_SETUP_LIMIT_S", "update_s": "LUTHIER_UPDATE_LIMIT_S", "save_s": "LUTHIER_SAVE_LIMIT_S"}
+VARIABLES = {
+    "setup_s": "LUTHIER_SETUP_LIMIT_S",
+    "update_s": "LUTHIER_UPDATE_LIMIT_S",
+    "save_s": "LUTHIER_SAVE_LIMIT_S",
+    "answers_s": "LUTHIER_ANSWERS_LIMIT_S",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +53,20 @@ class Watchdog:
     file `stacks` (None: stderr alone).
     """
 
-    def __init__(self, *, stacks: Path | None = None, setup_s: float = SETUP_S, update_s: float = UPDATE_S, save_s: float = SAVE_S) -> None:
+    def __init__(
+        self,
+        *,
+        stacks: Path | None = None,
+        setup_s: float = SETUP_S,
+        update_s: float = UPDATE_S,
+        save_s: float = SAVE_S,
+        answers_s: float = ANSWERS_S,
+    ) -> None:
         self.stacks = stacks
         self.setup_s = setup_s  # reading, tokenising, opening the model, the forecast; and the first update, which knows no median
         self.update_s = update_s  # at least, of an update or a look at dev
         self.save_s = save_s  # of a checkpoint, and of the result
+        self.answers_s = answers_s  # at least, of a batch of answers
         self._section: _Section | None = None
         self._wakes_at = math.inf
         self._stopped_s = 0.0
@@ -87,6 +101,24 @@ class Watchdog:
     def save(self) -> AbstractContextManager[None]:
         """A checkpoint, or the result."""
         return self._within("save", self.save_s)
+
+    @contextmanager
+    def answers(self) -> Generator[Callable[[], None]]:
+        """Batches of answers; the function is to be called whenever one is done."""
+        before, seconds, started = self._section, list[float](), time.monotonic()
+        self._enter(_Section("answers", self.answers_s, self._now() + self.answers_s))
+
+        def done() -> None:
+            nonlocal started
+            seconds.append(time.monotonic() - started)
+            started = time.monotonic()
+            limit_s = max(self.answers_s, MEDIANS * statistics.median(seconds))
+            self._enter(_Section("answers", limit_s, self._now() + limit_s))
+
+        try:
+            yield done
+        finally:
+            self._enter(before)
 
     @contextmanager
     def _within(self, name: str, limit_s: float) -> Generator[None]:
@@ -146,4 +178,4 @@ class Watchdog:
             os._exit(EXIT_HUNG)
 
 
-UNWATCHED = Watchdog(setup_s=math.inf, update_s=math.inf, save_s=math.inf)
+UNWATCHED = Watchdog(setup_s=math.inf, update_s=math.inf, save_s=math.inf, answers_s=math.inf)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from tests.fixtures.fake_server import Answer, fake_server
 
 from luthier.arms.prompts import Arm, Candidate, zero_shot
+from luthier.core.errors import InputError
 from luthier.core.types import Example, Generation
 from luthier.evaluate import run
-from luthier.evaluate.run import Bench, choose_candidate, measure
+from luthier.evaluate.run import Bench, choose_candidate, measure, measure_latencies
 from luthier.generate.endpoint import Endpoint
 from luthier.metrics.catalogue import Scored
 
@@ -85,12 +88,15 @@ def test_effort_without_token_counts_says_nothing_of_tokens() -> None:
     "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
 )
 def test_memory_that_runs_out_fails_the_arm_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def generate(*_args: object, **_named: object) -> None:
+    tried: list[object] = []
+
+    def generate(*_args: object, batch: int, **_named: object) -> None:
+        tried.append(batch)
         raise error
 
     monkeypatch.setattr(run, "generate", generate)
     chosen = choose_candidate(_arm(), ITEMS, object(), _bench())  # type: ignore[arg-type]
-    assert "memory ran out while up to 4 prompts" in (chosen.failed or "")
+    assert tried == [4, 2, 1] * 2 and "memory ran out while one prompt was answered" in (chosen.failed or "")
 
     def broken(*_args: object, **_named: object) -> None:
         raise RuntimeError("shape mismatch")
@@ -98,3 +104,16 @@ def test_memory_that_runs_out_fails_the_arm_and_nothing_else_does(monkeypatch: p
     monkeypatch.setattr(run, "generate", broken)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         choose_candidate(_arm(), ITEMS, object(), _bench())  # type: ignore[arg-type]
+
+
+def test_memory_that_runs_out_while_waits_are_measured_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def single(*_args: object) -> Iterator[None]:
+        raise MemoryError
+        yield
+
+    monkeypatch.setattr(run, "single_latencies", single)
+    monkeypatch.setattr(run, "shared_prefix", lambda *_args: None)
+    plans = [("tuned", _arm().candidates[0], object())]
+    with pytest.raises(InputError, match="memory ran out while one prompt was answered") as found:
+        measure_latencies(plans, ITEMS, max_new_tokens=4, stop="", choices=(), on_progress=lambda done, total: None)  # type: ignore[arg-type]
+    assert "tuned: one request at a time" in str(found.value)
