@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from table import environment, median, replace_table, shown
+from table import environment, kind_of, median, replace_table, shown
 
 from luthier.core.types import Message, Order
 from luthier.export.folders import open_merged
@@ -203,8 +203,8 @@ def measure(work: str, data: Path, rows: int, options: argparse.Namespace, folde
     programs = {"luthier": ours(voices, encoder, max_new), "transformers.generate": static_batches(peer, eos, max_new, 1)}
     if work == "single":
         programs = {name: one_by_one(program) for name, program in programs.items()}
-        if options.gguf is not None and options.openvino is not None:
-            programs["OpenVINO GenAI, 8-bit weights"] = openvino(options.gguf, options.openvino, eos, max_new)
+        if options.openvino is not None:
+            programs["OpenVINO GenAI, 8-bit weights"] = openvino(written_as_gguf("Q8_0", folder), options.openvino, eos, max_new)
         for storage in LLAMA_TYPES if options.llama is not None else ():
             programs[f"llama.cpp, {storage}"] = llama_cpp(written_as_gguf(storage, folder), options.llama, eos, max_new)
     else:
@@ -232,25 +232,26 @@ def measure(work: str, data: Path, rows: int, options: argparse.Namespace, folde
 
 def write_table() -> None:
     results = json.loads(RESULT.read_text(encoding="utf-8"))
-    lines = ["| work | program | items/s | new tokens/s | Luthier is … times as fast |", "|---|---|---|---|---|"]
-    for work, result in results.items():
+    rows = [(work, kind_of(result["environment"]), result) for work, found in results.items() for result in found.values()]
+    lines = ["| work | products | program | items/s | new tokens/s | Luthier is … times as fast |", "|---|---|---|---|---|---|"]
+    for work, kind, result in rows:
         ours_runs = result["programs"]["luthier"]
         for name, runs in result["programs"].items():
             mine, theirs = median(ours_runs, "items_per_s"), median(runs, "items_per_s")
             times = f"{mine / theirs:.1f}" if name != "luthier" and mine and theirs else ""
             cells = (shown(runs, "items_per_s", ".2f"), shown(runs, "new_tokens_per_s", ".0f"))
-            lines.append(f"| {work} | {name} | {cells[0]} | {cells[1]} | {times} |")
+            lines.append(f"| {work} | {kind} | {name} | {cells[0]} | {cells[1]} | {times} |")
     lines.append("")
-    for work, result in results.items():
+    for work, kind, result in rows:
         batch = result.get("batch")
         used = f"static batches of {batch['used']} (items/s of one batch: {batch['tried']}); " if batch else ""
         lines.append(
-            f"{work}: {result['rows']} items, {result['prompt_tokens']:,} prompt tokens, up to {result['max_new_tokens']} new ones; {used}"
-            f"same answers in bf16 {result['same_answers']} of {result['rows']}, in fp32 {result['fp32']['same']} of {result['fp32']['n']}."
+            f"{work}, {kind}: {result['rows']} items, {result['prompt_tokens']:,} prompt tokens, up to {result['max_new_tokens']} new ones; "
+            f"{used}same answers in bf16 {result['same_answers']} of {result['rows']}, in fp32 {result['fp32']['same']} of "
+            f"{result['fp32']['n']}. " + "; ".join(f"{key}: {value}" for key, value in result["environment"].items()) + "."
         )
         lines.append("")
-    machine = "; ".join(f"{key}: {value}" for key, value in next(iter(results.values()))["environment"].items())
-    replace_table("generation", [*lines, f"bf16, {THREADS} threads. {machine}."])
+    replace_table("generation", [*lines, f"bf16, {THREADS} threads."])
 
 
 def main() -> None:
@@ -258,7 +259,6 @@ def main() -> None:
     parser.add_argument("work", choices=[*MAX_NEW, "table"])
     parser.add_argument("--rows", type=int)
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data" / "banking77")
-    parser.add_argument("--gguf", type=Path, help="single: the model as GGUF, for OpenVINO GenAI")
     parser.add_argument("--llama", type=Path, help="single: a Python that has llama.cpp (see peers/llama_generate.py)")
     parser.add_argument("--openvino", type=Path, help="single: the folder its packages were installed to (see peers/openvino_generate.py)")
     options = parser.parse_args()
@@ -268,7 +268,8 @@ def main() -> None:
         rows = options.rows or (6 if options.work == "single" else 300)
         results = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
         with tempfile.TemporaryDirectory() as folder:
-            results[options.work] = measure(options.work, options.data, rows, options, Path(folder))
+            found = measure(options.work, options.data, rows, options, Path(folder))
+        results.setdefault(options.work, {})[found["environment"]["cpu"]] = found
         RESULT.parent.mkdir(exist_ok=True)
         RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if RESULT.is_file():

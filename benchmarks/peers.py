@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from table import environment, median, replace_table, shown
+from table import environment, kind_of, median, replace_table, shown
 from work import HERE, THREADS, TIMEOUT_S, TRL_SCRIPT, WORKS, make_task, model_of, ours_command, run_json, settings_of, write_rows
 
 KEPT = ("tokens_per_s", "peak_rss_gb", "losses", "held_out_loss", "predicted", "train_seconds", "disk_mb", "versions", "wall_s", "failed")
@@ -121,15 +121,10 @@ def _row(work: str, peer: str, found: dict[str, Any]) -> str:
         shown(ours, "peak_rss_gb", ".2f"), shown(best, "peak_rss_gb", ".2f"),
         f"{mems[0] / mems[1]:.2f}" if mems[0] and mems[1] else "not measured",
         " / ".join("not measured" if loss is None else f"{loss:.3f}" for loss in losses),
-        f"{found['environment']['cpu']} ({_tiles(found['environment']['cpu_flags'])})",
+        f"{found['environment']['cpu']} ({kind_of(found['environment'])})",
         f"{found['environment']['git_revision']}, {found['environment']['bf16 product GFLOP/s']}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
-
-
-def _tiles(cpu_flags: str) -> str:
-    flags = cpu_flags.split()
-    return "AMX" if "amx_bf16" in flags else "AVX-512 BF16" if "avx512_bf16" in flags else "no bf16 products"
 
 
 def write_table(results: dict[str, Any]) -> None:

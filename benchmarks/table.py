@@ -21,6 +21,12 @@ def environment() -> dict[str, Any]:
     return {**found, "bf16 product GFLOP/s": f"{gemm_gflop_per_s(torch.bfloat16):.0f}"}
 
 
+def kind_of(about: dict[str, Any]) -> str:
+    """What makes bf16 products on the machine an environment tells of."""
+    flags = about["cpu_flags"].split()
+    return "AMX" if "amx_bf16" in flags else "AVX-512 BF16" if "avx512_bf16" in flags else "no bf16 products"
+
+
 def gemm_gflop_per_s(dtype: torch.dtype) -> float:
     """Best of ten large products."""
     a, b = torch.ones(2048, 2048, dtype=dtype), torch.ones(2048, 2048, dtype=dtype)
