@@ -246,10 +246,11 @@ def write_table() -> None:
         batch = result.get("batch")
         used = f"static batches of {batch['used']} (items/s of one batch: {batch['tried']}); " if batch else ""
         fp32, machine = result["fp32"], "; ".join(f"{key}: {value}" for key, value in result["environment"].items())
-        lines.append(
-            f"{work}, {kind}: {result['rows']} items, {result['prompt_tokens']:,} prompt tokens, up to {result['max_new_tokens']} new ones; "
-            f"{used}same answers in bf16 {result['same_answers']} of {result['rows']}, in fp32 {fp32['same']} of {fp32['n']}. {machine}."
+        about = (
+            f"{work}, {kind}: {result['rows']} items, {result['prompt_tokens']:,} prompt tokens, up to {result['max_new_tokens']} new ones"
         )
+        same = f"same answers in bf16 {result['same_answers']} of {result['rows']}, in fp32 {fp32['same']} of {fp32['n']}"
+        lines.append(f"{about}; {used}{same}. {machine}.")
         lines.append("")
     replace_table("generation", [*lines, f"bf16, {THREADS} threads."])
 

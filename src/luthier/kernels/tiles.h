@@ -247,8 +247,8 @@ inline void pair_rows(const bf16 *g, int64_t g_stride, int64_t rows, __mmask32 c
 
 inline __mmask32 mask32(int64_t count) { return count >= 32 ? 0xffffffffu : count <= 0 ? 0u : (1u << count) - 1u; }
 
-// 16 rows of w^T, 32 numbers of each, to 16 pairs of k: a 16 x 16 transpose of pairs, in four rounds of two inputs each.
-inline void turn_pairs(const bf16 *w, int64_t o_stride, int64_t rows, __mmask32 kept, bf16 *tile) {
+// 16 rows of w^T, 32 numbers of each, to 16 pairs of k: a 16 x 16 transpose of pairs, in four rounds of two inputs each. Rows past `rows` are 0.
+inline void turn_pairs(const bf16 *w, int64_t o_stride, int64_t rows, __mmask32 kept, __m512i *pairs) {
     __m512i a[16], b[16];
     for (int64_t r = 0; r < 16; ++r) a[r] = r < rows ? _mm512_maskz_loadu_epi16(kept, w + r * o_stride) : _mm512_setzero_si512();
     for (int r = 0; r < 16; r += 2) b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]), b[r + 1] = _mm512_unpackhi_epi32(a[r], a[r + 1]);
@@ -261,11 +261,15 @@ inline void turn_pairs(const bf16 *w, int64_t o_stride, int64_t rows, __mmask32 
         b[r + 8] = _mm512_shuffle_i32x4(a[r + 8], a[r + 12], 0x88), b[r + 12] = _mm512_shuffle_i32x4(a[r + 8], a[r + 12], 0xdd);
     }
     for (int r = 0; r < 4; ++r) {
-        _mm512_store_si512(tile + 32 * r, _mm512_shuffle_i32x4(b[r], b[r + 8], 0x88));
-        _mm512_store_si512(tile + 32 * (r + 8), _mm512_shuffle_i32x4(b[r], b[r + 8], 0xdd));
-        _mm512_store_si512(tile + 32 * (r + 4), _mm512_shuffle_i32x4(b[r + 4], b[r + 12], 0x88));
-        _mm512_store_si512(tile + 32 * (r + 12), _mm512_shuffle_i32x4(b[r + 4], b[r + 12], 0xdd));
+        pairs[r] = _mm512_shuffle_i32x4(b[r], b[r + 8], 0x88), pairs[r + 8] = _mm512_shuffle_i32x4(b[r], b[r + 8], 0xdd);
+        pairs[r + 4] = _mm512_shuffle_i32x4(b[r + 4], b[r + 12], 0x88), pairs[r + 12] = _mm512_shuffle_i32x4(b[r + 4], b[r + 12], 0xdd);
     }
+}
+
+inline void turn_pairs(const bf16 *w, int64_t o_stride, int64_t rows, __mmask32 kept, bf16 *tile) {
+    __m512i pairs[16];
+    turn_pairs(w, o_stride, rows, kept, pairs);
+    for (int64_t p = 0; p < 16; ++p) _mm512_store_si512(tile + 32 * p, pairs[p]);
 }
 
 }  // namespace luthier

@@ -89,9 +89,9 @@ Rows tokens(const Part &part, int64_t t, int64_t rows, bf16 *room) {
 }
 
 // 32 tokens and 32 columns of sums, [2][2][16][16], to out
-void write(const Product &p, const float *sums, int64_t t, int64_t o) {
+void write(const Product &p, const float *sums, int64_t t, int64_t o, int64_t columns = 32) {
     const int64_t rows = std::min<int64_t>(32, p.T - t);
-    const __mmask32 kept = mask32(p.O - o);
+    const __mmask32 kept = mask32(std::min(columns, p.O - o));
     const __mmask16 kept_low = static_cast<__mmask16>(kept), kept_high = static_cast<__mmask16>(kept >> 16);
     __m512 bias_low = _mm512_setzero_ps(), bias_high = bias_low;
     if (p.bias != nullptr) {
@@ -296,8 +296,46 @@ void few(const Product &p, int64_t threads) {
 }
 
 #else
-// Without registers for tiles `wide` computes no row that is not there
-void few(const Product &p, int64_t threads) { wide(p, threads); }
+// ---- a few tokens, without registers for tiles --------------------------------------------------------------------------------------------
+// At most FEW tokens, every w as [O, K], every K whole thirty-twos: reading w is all the work, so it is turned in registers and kept nowhere.
+// Sums are made in the order of `wide`. For more tokens that is as fast.
+constexpr int64_t FEW = 8;
+
+// 16 rows of w from o
+template <int T> void few_rows(const Product &p, int64_t o) {
+    __m512 sums[T];
+    for (int t = 0; t < T; ++t) sums[t] = _mm512_setzero_ps();
+    for (int64_t i = 0; i < p.num_parts; ++i) {
+        const Part &part = p.parts[i];
+        const bf16 *w = part.w + o * part.o_stride, *next = w + 16 * part.o_stride;
+        for (int64_t k = 0; k < part.K; k += 32, next += 16 * 32) {
+            for (int line = 0; line < 16; ++line) _mm_prefetch(next + 32 * line, FETCHED_TO);
+            __m512i pairs[16];
+            turn_pairs(w + k, part.o_stride, p.O - o, 0xffffffffu, pairs);
+            for (int t = 0; t < T; ++t)
+                for (int pair = 0; pair < 16; ++pair) {
+                    int32_t number;
+                    std::memcpy(&number, part.x + t * part.x_stride + k + 2 * pair, 4);
+                    sums[t] = _mm512_dpbf16_ps(sums[t], (__m512bh)pairs[pair], (__m512bh)_mm512_set1_epi32(number));
+                }
+        }
+    }
+    alignas(64) float square[2][16][16] = {};
+    for (int t = 0; t < T; ++t) _mm512_store_ps(square[0][t], sums[t]);
+    write(p, square[0][0], 0, o, 16);
+}
+
+template <int T> void few(const Product &p, int64_t threads) {
+    const int64_t blocks = (p.O + 15) / 16, shares = std::min(4 * threads, blocks);
+#pragma omp parallel for num_threads(std::min(threads, shares)) schedule(dynamic, 1)
+    for (int64_t n = 0; n < shares; ++n)
+        for (int64_t block = blocks * n / shares; block < blocks * (n + 1) / shares; ++block) few_rows<T>(p, 16 * block);
+}
+
+void few(const Product &p, int64_t threads) {
+    constexpr void (*ways[FEW])(const Product &, int64_t) = {few<1>, few<2>, few<3>, few<4>, few<5>, few<6>, few<7>, few<8>};
+    (p.T > FEW ? wide : ways[p.T - 1])(p, threads);
+}
 #endif
 
 }  // namespace
