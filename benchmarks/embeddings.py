@@ -114,6 +114,7 @@ def write_table(row: dict[str, Any]) -> None:
             lines.append(f"| {name} | failed: {arm['failed'].splitlines()[0]} | | | |")
             continue
         chosen = ", ".join(f"{key} {value}" for key, value in arm["params"].items() if not isinstance(value, (list, dict)))
+        chosen = chosen.split(" at 127.0.0.1:")[0]  # the port is another one each time
         lines.append(f"| {name} | {100 * arm['score']:.1f} | {100 * arm['low']:.1f} to {100 * arm['high']:.1f} | {arm['n']} | {chosen} |")
     told = [
         f"{name}: {100 * d['difference']:+.1f} ({100 * d['low']:+.1f} to {100 * d['high']:+.1f}, n = {d['n']})"
