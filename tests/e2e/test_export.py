@@ -137,6 +137,7 @@ OTHER_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
 )
 OTHER_EOS = '"eos_token": "<|endoftext|>"'
+FP32_NOISE = 1e-7  # mean KL of the same weights read in fp32 by two programs
 BROKEN = {
     "q and k in the wrong order": ("gguf", "F16", _rows_as_they_are, "KL"),
     "another rope base": ("gguf", "F32", _other_rope, "KL"),
@@ -186,7 +187,8 @@ def test_different_answers_are_named_with_both_texts(run: Path, tmp_path: Path, 
 def test_gguf_holds_more_than_bf16_of_the_same_weights(run: Path, tmp_path: Path) -> None:
     """The order of losses is that of the bits: a gate whose numbers did not follow it would measure nothing."""
     kl = [_export(run, "gguf", tmp_path / t, t, items=6)["parity"]["mean_kl"] for t in ("F32", "F16", "BF16", "Q8_0", "Q4_0")]
-    assert kl == sorted(kl), kl
+    assert kl[0] < FP32_NOISE and kl[1] < FP32_NOISE, kl  # which of the two is nearer is rounding of the sums: 5e-9 and 0 on one machine
+    assert max(kl[:2]) < kl[2] < kl[3] < kl[4], kl
 
 
 def test_only_an_earlier_export_of_the_same_kind_is_replaced(run: Path, tmp_path: Path) -> None:
