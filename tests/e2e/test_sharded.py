@@ -64,6 +64,7 @@ CHILD = """
 import json, sys
 from pathlib import Path
 import torch
+from luthier.cli.main import leave
 from luthier.core.types import TokenRow
 from luthier.models.backbone import use_layout_attention
 from luthier.models.load import open_model
@@ -97,6 +98,7 @@ with join_world(shards=True) as world:
         "moments": sum(t.numel() for t in optimiser.state().values()) - optimiser.flat_M.numel() - 1,
     }
     (Path(write).parent / f"{Path(write).name}-{world.rank}.json").write_text(json.dumps(held), encoding="utf-8")
+leave(0)
 """
 
 

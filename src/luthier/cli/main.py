@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -55,7 +55,18 @@ def main() -> None:
             fix = "luthier " + " ".join([*(w for w in words[:1] if not w.startswith("-")), "--help"])
             result_json({"error": {"where": "command line", "message": str(message), "fix": fix}, "exit_code": EXIT_USER})
         sys.exit(EXIT_USER)
-    sys.exit(code if isinstance(code, int) else 0)
+    leave(code if isinstance(code, int) else 0)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process. One of several that train together ends at once: now and then Python aborts while it is taken down, when all is
+    written, and torchrun then ends the others and reports a failure (docs/log.md).
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _show_version(wanted: bool) -> None:
