@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from table import environment, kind_of, median, replace_table, shown
+from table import environment, kind_of, machine, median, replace_table, shown
 
 from luthier.core.types import Message, Order
 from luthier.export.folders import open_merged
@@ -270,7 +270,7 @@ def main() -> None:
         results = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
         with tempfile.TemporaryDirectory() as folder:
             found = measure(options.work, options.data, rows, options, Path(folder))
-        results.setdefault(options.work, {})[found["environment"]["cpu"]] = found
+        results.setdefault(options.work, {})[machine(found["environment"])] = found
         RESULT.parent.mkdir(exist_ok=True)
         RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if RESULT.is_file():

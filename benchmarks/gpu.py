@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from table import replace_table, shown
+from table import FASTEST, replace_table, shown
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -109,9 +109,10 @@ def necessary_flop(rows: Sequence[TokenRow], sizes: dict[str, float], *, full: b
 
 
 def peak_flop_per_s(device: torch.device, *, repeats: int = 10) -> float:
-    """Best of ten large bf16 products of random numbers (zeros are faster, and no measure)."""
+    """Best of ten large products of random numbers, bf16 on a GPU (zeros are faster, and no measure)."""
     size = 8192 if device.type == "cuda" else 512
-    a, b = (torch.randn(size, size, device=device).to(torch.bfloat16) for _ in range(2))
+    dtype = torch.bfloat16 if device.type == "cuda" else FASTEST
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(repeats):
         wait_for(device)

@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from table import environment, kind_of, median, replace_table, shown
+from table import FASTEST, PRODUCT, environment, machine, median, replace_table, shown
 from work import HERE, THREADS, TIMEOUT_S, TRL_SCRIPT, WORKS, make_task, model_of, ours_command, run_json, settings_of, write_rows
 
 KEPT = ("tokens_per_s", "peak_rss_gb", "losses", "held_out_loss", "predicted", "train_seconds", "disk_mb", "versions", "wall_s", "failed")
@@ -33,7 +33,8 @@ PEERS: dict[str, tuple[str, Path, list[list[str]]]] = {
     "litgpt": ("LITGPT_PYTHON", HERE / "peers" / "litgpt_lora.py", [[]]),
     "torchtune": ("TORCHTUNE_PYTHON", HERE / "peers" / "torchtune_lora.py", [[]]),
 }
-OF_A_ROW = ("git_revision", "bf16 product GFLOP/s", "cpu", "cpu_flags", "memory_gib")
+PEERS_DTYPE = str(FASTEST).removeprefix("torch.")  # bf16 by torch's own products is no contest on a processor that has none
+OF_A_ROW = ("git_revision", "bf16 product GFLOP/s", "fp32 product GFLOP/s", "cpu", "cpu_flags", "memory_gib")
 ADAPTERS_ONLY = ("trainer + peft", "litgpt", "torchtune")  # their scripts train no whole weights
 
 
@@ -48,7 +49,7 @@ def peer_command(peer: str, work: str, plan: dict[str, Any], task: Path, variant
         return [*start, str(task), *variant]
     return [
         *start, "--model", model_of(plan), "--work", plan.get("data", work), "--rows", str(plan["rows"]), "--batch", str(plan["batch"]),
-        "--max-length", str(plan["max_length"]), "--dtype", "bfloat16", "--threads", str(plan["threads"]), *variant,
+        "--max-length", str(plan["max_length"]), "--dtype", PEERS_DTYPE, "--threads", str(plan["threads"]), *variant,
     ]  # fmt: skip
 
 
@@ -80,13 +81,13 @@ def measure(work: str, plan: dict[str, Any], peers: list[str], repeats: int, *, 
         folder = Path(name)
         write_rows(work, plan, folder)
         settings = settings_of(plan, folder, "bfloat16")
-        task = make_task(settings, folder)
+        task = make_task(settings_of(plan, folder, PEERS_DTYPE), folder)
         for _ in range(repeats):
             ours.append(run_ours(settings, folder, plan.get("limit_s", TIMEOUT_S)))
             print(work, "| luthier |", _short(ours[-1]), flush=True)
             for peer in peers:
                 for variant in variants_of(peer, plan)[: 1 if fastest_only else None]:
-                    done = runs[peer].setdefault(" ".join(["bf16", *variant]), [])
+                    done = runs[peer].setdefault(" ".join([PRODUCT.split()[0], *variant]), [])
                     if done and "failed" in done[-1]:
                         continue  # it would take as long again to say the same
                     done.append(run_peer(peer, work, plan, task, variant))
@@ -113,7 +114,7 @@ def _row(work: str, peer: str, found: dict[str, Any]) -> str:
     if speeds[1] is None:
         failed = next((run["failed"] for run in best if "failed" in run), "not measured")
         return f"| {work} | {peer} | {shown(ours, 'tokens_per_s', '.0f')} | cannot run here: {failed.replace('|', '/')} | | | | | | | |"
-    mems = median(ours, "peak_rss_gb"), median(best, "peak_rss_gb")
+    mems, about = (median(ours, "peak_rss_gb"), median(best, "peak_rss_gb")), found["environment"]
     losses = [median(side, "held_out_loss") for side in (ours, best)]
     cells = [
         work, f"{peer} ({name})", shown(ours, "tokens_per_s", ".0f"), shown(best, "tokens_per_s", ".0f"),
@@ -121,8 +122,7 @@ def _row(work: str, peer: str, found: dict[str, Any]) -> str:
         shown(ours, "peak_rss_gb", ".2f"), shown(best, "peak_rss_gb", ".2f"),
         f"{mems[0] / mems[1]:.2f}" if mems[0] and mems[1] else "not measured",
         " / ".join("not measured" if loss is None else f"{loss:.3f}" for loss in losses),
-        f"{found['environment']['cpu']} ({kind_of(found['environment'])})",
-        f"{found['environment']['git_revision']}, {found['environment']['bf16 product GFLOP/s']}",
+        machine(about), f"{about['git_revision']}, {next(about[name] for name in OF_A_ROW[1:3] if name in about)}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 
@@ -156,7 +156,7 @@ def main() -> None:
         peers = [peer for peer in options.peer if peer in able]
         found = measure(work, plan, peers, options.repeats, fastest_only=options.fastest_only)
         for peer, one in found.items():
-            results["works"].setdefault(work, {}).setdefault(peer, {})[about["cpu"]] = {**one, "environment": about}
+            results["works"].setdefault(work, {}).setdefault(peer, {})[machine(about)] = {**one, "environment": about}
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         write_table(results)
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from table import FASTEST, machine
 
 from luthier.core.environment import describe_environment
 from luthier.core.types import Example, TokenRow
@@ -185,7 +186,7 @@ def main() -> None:
         "layers": config.num_hidden_layers, "heads_x_size": config.hidden_size,
     }  # fmt: skip
     found = []
-    a, b = torch.ones(2048, 2048, dtype=torch.bfloat16), torch.ones(2048, 2048, dtype=torch.bfloat16)
+    a, b = torch.ones(2048, 2048, dtype=FASTEST), torch.ones(2048, 2048, dtype=FASTEST)
     for size in options.batch:
         rows = encode_rows(options.data, path, size * (options.updates + 2))
         rates, beside, row_tokens_per_s, products = [], [], [], [gemm_s(a, b) for _ in range(5)]
@@ -224,7 +225,7 @@ def main() -> None:
     wanted = ("python", "cpu", "cpu_flags", "cores", "torch", "transformers", "git_revision")
     path = HERE / "results" / "utilisation.json"
     reports = json.loads(path.read_text(encoding="utf-8"))
-    reports[environment["cpu"]] = {"environment": {k: v for k, v in environment.items() if k in wanted}, "found": found}
+    reports[machine(environment)] = {"environment": {k: v for k, v in environment.items() if k in wanted}, "found": found}
     path.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
 
 

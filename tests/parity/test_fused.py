@@ -202,7 +202,7 @@ def test_compiled_once_and_kept(tmp_path: Path) -> None:
 def test_without_a_compiler_or_where_asked_plain_torch_says_so(tmp_path: Path) -> None:
     assert "no C++ compiler" in _words(tmp_path, PATH=str(tmp_path))
     assert "as LUTHIER_KERNELS asks" in _words(tmp_path, LUTHIER_KERNELS="plain")
-    assert "'plian', not one of plain, no-amx" in _words(tmp_path, LUTHIER_KERNELS="plian")
+    assert "'plian', not one of plain, no-amx, no-avx512, no-avx2" in _words(tmp_path, LUTHIER_KERNELS="plian")
     broken = tmp_path / "bin"
     broken.mkdir()
     (broken / "c++").write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
@@ -220,7 +220,11 @@ def test_where_there_is_a_compiler_nothing_here_is_skipped() -> None:
         return
     assert found, found.words
     macros = subprocess.run(
-        [compiler, "-march=native", "-dM", "-E", "-x", "c++", "/dev/null"], capture_output=True, text=True, check=True
+        [compiler, "-march=native", *compiled.SWITCHED[os.environ.get(compiled.SWITCH, "")], "-dM", "-E", "-x", "c++", "/dev/null"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
-    wanted = ("__AVX512BF16__", "__AVX512BW__", "__AVX512VL__")
-    assert bool(found.tiles) == all(f"#define {macro} " in macros for macro in wanted)
+    has = {name for name in ("AVX2", "FMA", "AVX512F", "AVX512BW", "AVX512VL", "AVX512BF16") if f"#define __{name}__ " in macros}
+    is_wide = has >= {"AVX512F", "AVX512BW", "AVX512VL"}
+    assert bool(found.tiles) == ("AVX512BF16" in has if is_wide else has >= {"AVX2", "FMA"})

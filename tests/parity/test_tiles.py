@@ -1,4 +1,4 @@
-"""Tiles in memory, for processors without AMX: the parity tests of all that uses tiles, made once more without AMX where there is AMX."""
+"""Tiles of every kind that this processor can compute: the parity tests of all that uses tiles, made once more with less of it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,37 @@ import pytest
 from luthier.kernels import compiled
 
 HERE = Path(__file__).parent
-USERS = ("wide", "narrow", "adapted_layer", "few_layer", "tiled_attention")
+USERS = ("fused", "wide", "narrow", "adapted_layer", "few_layer", "tiled_attention")
+WORDS = compiled.library().words
 
 
-@pytest.mark.skipif("AMX" not in compiled.library().words, reason=f"the tests themselves use no AMX here: {compiled.library().words}")
+@pytest.mark.parametrize(
+    ("switch", "kind", "faster"), [("no-amx", "AVX-512 BF16", ("AMX",)), ("no-avx512", "AVX2", ("AMX", "AVX-512 BF16"))]
+)
 @pytest.mark.timeout(600)
-def test_without_amx_all_is_as_exact() -> None:
-    environment = {**os.environ, compiled.SWITCH: "no-amx"}
+def test_with_less_of_the_processor_all_is_as_exact(switch: str, kind: str, faster: tuple[str, ...]) -> None:
+    if not WORDS.endswith(faster):
+        pytest.skip(f"no other tiles than those of the tests themselves: {WORDS}")
+    assert _words(switch).endswith(f"products on {kind}")
+    _all_pass(switch, USERS)
+
+
+@pytest.mark.skipif(not WORDS.endswith(compiled.TILES[1:]), reason=f"no wide registers to do without: {WORDS}")
+@pytest.mark.timeout(600)
+def test_without_wide_registers_small_operations_are_as_exact() -> None:
+    assert "products on" not in _words("no-avx2")
+    _all_pass("no-avx2", ("fused",))
+
+
+def _words(switch: str) -> str:
     code = "from luthier.kernels.compiled import library; print(library().words)"
-    words = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
-    assert words.strip().endswith("products on AVX-512 BF16")
+    environment = {**os.environ, compiled.SWITCH: switch}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _all_pass(switch: str, names: tuple[str, ...]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(str(HERE / f"test_{name}.py") for name in USERS)],
-        env=environment, cwd=HERE.parents[1], capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(str(HERE / f"test_{name}.py") for name in names)],
+        env={**os.environ, compiled.SWITCH: switch}, cwd=HERE.parents[1], capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0 and "skipped" not in done.stdout, done.stdout[-4000:]

@@ -43,9 +43,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if d_logits is None:
                 continue
             if grad_h is not None:
-                grad_h[part] = d_logits @ weight_VE
+                wide.product([(d_logits, weight_VE)], out_TO=grad_h[part])
             if needs_w:  # chunks add up in fp32; where one is all, a [vocab, hidden] tensor of it would only take room
-                part_w = d_logits.T @ h_NE[part]
+                part_w = wide.product([(d_logits.T, h_NE[part])])
                 grad_w = part_w if grad_w is None else grad_w.float().add_(part_w)
         ctx.save_for_backward(grad_h, grad_w)
         ctx.weight_dtype = weight_VE.dtype

@@ -1,7 +1,7 @@
 """The C++ files beside this one, made into a library by this machine's own compiler, once, and opened.
 
-Why the user's compiler: the same lines then use whatever this processor has (AVX-512, AMX, NEON), a few seconds once instead of a wheel
-for each kind of machine. Without a compiler, or with LUTHIER_KERNELS=plain, `fused.py`, `narrow.py` and `wide.py` compute the same in
+Why the user's compiler: the same lines then use whatever this processor has (AVX2, AVX-512, AMX, NEON), a few seconds once instead of a
+wheel for each kind of machine. Without a compiler, or with LUTHIER_KERNELS=plain, `fused.py`, `narrow.py` and `wide.py` compute the same in
 plain torch, slower.
 """
 
@@ -23,7 +23,7 @@ from luthier.core.hashing import sha256_text
 
 NAMES = ("fused", "tiles", "narrow", "wide", "few_layer", "adapted_layer", "step_attention", "tiled_attention")
 SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in NAMES)
-HEADERS = tuple(Path(__file__).with_name(name) for name in ("exp.h", "tiles.h"))
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("sixteen.h", "tiles.h"))
 # Sums keep the order they are written in, and NaN and infinity their meaning: no -ffast-math.
 FLAGS = (
     "-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC",
@@ -32,11 +32,18 @@ FLAGS = (
 COMPILERS = ("c++", "g++", "clang++")
 TIMEOUT_S = 120
 SWITCH = "LUTHIER_KERNELS"
-SWITCHED = {"": (), "plain": (), "no-amx": ("-mno-amx-tile",)}  # its values, and the flags each adds
+# Its values, and the flags each adds: less of this processor, to test what others compute.
+SWITCHED = {
+    "": (),
+    "plain": (),
+    "no-amx": ("-mno-amx-tile",),
+    "no-avx512": ("-mno-amx-tile", "-mno-avx512f"),
+    "no-avx2": ("-mno-amx-tile", "-mno-avx2"),
+}
 SLOWER = "plain torch, up to 2.5 times as slow"
 
 Function = Callable[..., None]
-TILES = ("", "AMX", "AVX-512 BF16")  # what `luthier_tiles` answers
+TILES = ("", "AMX", "AVX-512 BF16", "AVX2")  # what `luthier_tiles` answers
 _P, _N, _F, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 SIGNATURES: dict[str, tuple[type, ...]] = {
     "rms_norm": (_P, _P, _P, _P, _N, _N, _F, _I),

@@ -7,10 +7,10 @@
 #ifdef LUTHIER_HAS_TILES
 
 using luthier::bf16;
+using luthier::load;
 using luthier::Part;
 using luthier::room;
-using luthier::store_rounded;
-using luthier::widen;
+using luthier::store;
 
 extern "C" void luthier_few(const Part *, int64_t, int64_t, int64_t, const bf16 *, const bf16 *, int64_t, bf16 *, int64_t, int);
 extern "C" void luthier_rms_norm_bf16(const bf16 *, const bf16 *, bf16 *, float *, int64_t, int64_t, float, int);
@@ -44,7 +44,7 @@ void apply(const Joined &layer, const bf16 *x, int64_t T, const bf16 *residual, 
         for (int64_t t = 0; t < T; ++t)
             for (int64_t r = 0; r < layer.R; r += 16) {  // ranks are whole thirty-twos
                 bf16 *numbers = u + t * layer.R + r;
-                store_rounded(numbers, _mm512_mul_ps(widen(numbers), widen(layer.scale + r)));
+                store(numbers, load(numbers) * load(layer.scale + r));
             }
         parts[1] = parts[0];
         parts[0] = {u, layer.R, layer.R, layer.b, 1, layer.R};

@@ -10,74 +10,24 @@
 #include <cstring>
 #include <vector>
 
-#include "exp.h"
+#include "sixteen.h"
 
 namespace {
 
-// Sixteen numbers at once, in the vector extension that GCC and Clang share; the compiler maps them to what the machine has.
-constexpr int64_t W = 16;
-typedef float V __attribute__((vector_size(64)));
-typedef int32_t I __attribute__((vector_size(64)));
-typedef uint32_t U __attribute__((vector_size(64)));
-typedef uint16_t H __attribute__((vector_size(32)));
-
-struct bf16 {
-    uint16_t bits;
-};
-
-template <typename To, typename From> inline To cast(const From &from) {
-    static_assert(sizeof(To) == sizeof(From), "same bits");
-    To to;
-    std::memcpy(&to, &from, sizeof to);
-    return to;
-}
-
-// Of sixteen numbers the first n; whole ones need no mask.
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-inline __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
-inline V load(const float *from, int64_t n) {
-    return n == W ? cast<V>(_mm512_loadu_ps(from)) : cast<V>(_mm512_maskz_loadu_ps(first(n), from));
-}
-inline H bits(const bf16 *from, int64_t n) {
-    return n == W ? cast<H>(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from))) : cast<H>(_mm256_maskz_loadu_epi16(first(n), from));
-}
-inline void store(float *to, V v, int64_t n) {
-    if (n == W) _mm512_storeu_ps(to, cast<__m512>(v));
-    else _mm512_mask_storeu_ps(to, first(n), cast<__m512>(v));
-}
-inline void put_bits(bf16 *to, H h, int64_t n) {
-    if (n == W) _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), cast<__m256i>(h));
-    else _mm256_mask_storeu_epi16(to, first(n), cast<__m256i>(h));
-}
-#else
-inline V load(const float *from, int64_t n) {
-    V v = {};
-    std::memcpy(&v, from, (n == W ? W : n) * 4);
-    return v;
-}
-inline H bits(const bf16 *from, int64_t n) {
-    H h = {};
-    std::memcpy(&h, from, (n == W ? W : n) * 2);
-    return h;
-}
-inline void store(float *to, V v, int64_t n) { std::memcpy(to, &v, (n == W ? W : n) * 4); }
-inline void put_bits(bf16 *to, H h, int64_t n) { std::memcpy(to, &h, (n == W ? W : n) * 2); }
-#endif
-inline V load(const bf16 *from, int64_t n) { return cast<V>(__builtin_convertvector(bits(from, n), U) << 16); }
-// Round to nearest even; a NaN stays one.
-inline void store(bf16 *to, V v, int64_t n) {
-#ifdef __AVX512BF16__
-    put_bits(to, cast<H>(_mm512_cvtneps_pbh(cast<__m512>(v))), n);
-#else
-    const U u = cast<U>(v);
-    const U rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-    const U nan = (u >> 16) | 0x40u;
-    put_bits(to, __builtin_convertvector(v == v ? rounded : nan, H), n);
-#endif
-}
-inline float one(const float *from) { return *from; }
-inline float one(const bf16 *from) { return cast<float>(static_cast<uint32_t>(from->bits) << 16); }
-template <typename T> inline void put(T *to, float f) { store(to, V{} + f, 1); }
+using luthier::all;
+using luthier::bf16;
+using luthier::exp;
+using luthier::inverse_of;
+using luthier::larger;
+using luthier::largest;
+using luthier::load;
+using luthier::one;
+using luthier::only;
+using luthier::put;
+using luthier::store;
+using luthier::total;
+using luthier::V;
+using luthier::W;
 
 // `body(i, n)` for the numbers i .. i + n, sixteen at a time and the rest at the end.
 template <typename Body> inline void sweep(int64_t width, Body body) {
@@ -85,55 +35,8 @@ template <typename Body> inline void sweep(int64_t width, Body body) {
     for (; i + W <= width; i += W) body(i, W);
     if (i < width) body(i, width - i);
 }
-// The first n lanes; the others become `filler`.
-inline V only(V v, int64_t n, float filler) {
-    const I lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return lane < static_cast<int32_t>(n) ? v : V{} + filler;
-}
-inline float total(V v) {
-    float sum = 0.0f;
-    for (int64_t j = 0; j < W; ++j) sum += v[j];
-    return sum;
-}
-inline float largest(V v) {
-    float top = v[0];
-    for (int64_t j = 1; j < W; ++j) top = v[j] > top ? v[j] : top;
-    return top;
-}
-
-// exp.h says how exact it is; so is the other one.
-// 1 / d for d from 1 to 1e35 by a guess and steps of Newton, each of which squares the error: a division takes longer.
-#ifdef __AVX512F__
-inline V exp(V x) { return cast<V>(luthier::exp(cast<__m512>(x))); }
-inline V inverse_of(V d) {
-    const V r = cast<V>(_mm512_rcp14_ps(cast<__m512>(d)));
-    return r * (2.0f - d * r);
-}
-#else
-inline V exp(V x) {
-    const V low = V{} - 87.33654f, high = V{} + 88.7f;
-    const V clipped = x < low ? low : (x > high ? high : x);
-    const V shifted = clipped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to a whole number
-    const V n = shifted - 12582912.0f;
-    const V r = clipped - n * 0.693359375f + n * 2.12194440e-4f;
-    V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    const V scale = cast<V>((cast<I>(shifted) - 0x4b400000 + 127) << 23);
-    return x < low ? V{} : p * scale;
-}
-inline V inverse_of(V d) {
-    V r = cast<V>(0x7ef311c7 - cast<I>(d));
-    for (int step = 0; step < 3; ++step) r *= 2.0f - d * r;
-    return r;
-}
-#endif
 inline V sigmoid(V x) {
-    const V low = V{} - 80.0f;
-    return inverse_of(1.0f + exp(-(x < low ? low : x)));
+    return inverse_of(1.0f + exp(-larger(all(-80.0f), x)));
 }
 
 // A row of fp32 that belongs to this thread; a whole number of sixteens.
@@ -249,10 +152,10 @@ void softmax(T *scores, const T *bias, int64_t rows, int64_t width, int64_t bias
             const V s = load(st + i, n) * scale;
             return bt == nullptr ? s : s + load(bt + i, n);
         };
-        V tops = V{} - INFINITY, sums = {};
+        V tops = all(-INFINITY), sums = {};
         sweep(seen, [&](int64_t i, int64_t n) {
             const V s = n == W ? score(i, n) : only(score(i, n), n, -INFINITY);
-            tops = s > tops ? s : tops;
+            tops = larger(s, tops);
         });
         const float top = largest(tops);
         float *exps = row_of(width);
@@ -287,10 +190,10 @@ void cross_entropy(T *logits, const int64_t *target, float *loss, int64_t rows, 
 #pragma omp parallel for num_threads(threads_for(rows * vocab, threads))
     for (int64_t t = 0; t < rows; ++t) {
         T *lt = logits + t * vocab;
-        V tops = V{} - INFINITY, sums = {};
+        V tops = all(-INFINITY), sums = {};
         sweep(vocab, [&](int64_t i, int64_t n) {
             const V l = n == W ? load(lt + i, n) : only(load(lt + i, n), n, -INFINITY);
-            tops = l > tops ? l : tops;
+            tops = larger(l, tops);
         });
         const float top = largest(tops);
         float *exps = row_of(vocab);

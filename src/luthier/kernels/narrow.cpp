@@ -11,11 +11,14 @@
 
 namespace {
 
+using luthier::all;
 using luthier::bf16;
+using luthier::load;
 using luthier::pair_rows;
 using luthier::Session;
-using luthier::store_rounded;
-using luthier::widen;
+using luthier::store;
+using luthier::turn_pairs;
+using luthier::V;
 using luthier::written;
 
 inline std::vector<bf16> &scratch(int which) {
@@ -26,26 +29,18 @@ inline std::vector<bf16> &scratch(int which) {
 // ---- out[t, r] = scale * sum over k of x[t, k] w[k, r] --------------------------------------------------------------------------------
 // w as pairs of rows: packed[r / 16][k / 2][r % 16][k % 2]
 void pack_pairs(const bf16 *w, int64_t k_stride, int64_t r_stride, int64_t K, int64_t R, bf16 *packed) {
-    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    alignas(64) bf16 nothing[512];
     for (int64_t r = 0; r < R; r += 16)
-        for (int64_t k = 0; k < K; k += 2) {
-            __m512i pairs;
-            if (k_stride == 1) {  // both numbers of a pair lie side by side
-                const __m512i index = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int>(r_stride)));
-                pairs = _mm512_i32gather_epi32(index, reinterpret_cast<const int *>(w + r * r_stride + k), 2);
-            } else {
-                const bf16 *row = w + k * k_stride + r;
-                const __m512i even = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(row)));
-                const __m512i odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(row + k_stride)));
-                pairs = _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
-            }
-            _mm512_storeu_si512(packed + r * K + k * 16, pairs);
+        for (int64_t k = 0; k < K; k += 32) {
+            bf16 *to = packed + r * K + k * 16;
+            if (k_stride == 1) turn_pairs(w + r * r_stride + k, r_stride, 16, 32, to);  // both numbers of a pair lie side by side
+            else pair_rows(w + k * k_stride + r, k_stride, 32, 16, to, nothing);
         }
 }
 
 void store_scaled(const float *sums, float scale, bf16 *out, int64_t stride, int64_t rows) {
     for (int64_t t = 0; t < rows; ++t) {
-        store_rounded(out + t * stride, _mm512_mul_ps(_mm512_load_ps(sums + 16 * t), _mm512_set1_ps(scale)));
+        store(out + t * stride, load(sums + 16 * t) * scale);
     }
 }
 
@@ -107,7 +102,7 @@ void pack_turned(const bf16 *u, int64_t u_stride, const float *t_scale, int64_t 
             if (t < T) {
                 std::memcpy(row, u + t * u_stride + r, 32);
                 if (t_scale != nullptr) {
-                    store_rounded(row, _mm512_mul_ps(widen(row), _mm512_set1_ps(t_scale[t])));
+                    store(row, load(row) * t_scale[t]);
                 }
             }
             for (int64_t j = 0; j < 16; ++j) turned[(r + j) * padded + t] = row[j];
@@ -115,23 +110,14 @@ void pack_turned(const bf16 *u, int64_t u_stride, const float *t_scale, int64_t 
 }
 
 void store_outer(const float *sums, const bf16 *o_scale, bf16 *out, int64_t r_stride, int64_t o_stride, int64_t columns) {
-    const __m512i lanes = _mm512_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240);
     if (r_stride == 1) {  // [O, R]
-        for (int64_t o = 0; o < columns; ++o) {
-            store_rounded(out + o * o_stride, _mm512_i32gather_ps(lanes, sums + o, 4));
-        }
+        alignas(64) float turned[256];
+        turn_pairs(reinterpret_cast<const bf16 *>(sums), 32, 16, 32, reinterpret_cast<bf16 *>(turned));
+        for (int64_t o = 0; o < columns; ++o) store(out + o * o_stride, load(turned + 16 * o));
         return;
     }
-    const __mmask16 kept = static_cast<__mmask16>((1u << columns) - 1u);
-    __m512 scale = _mm512_set1_ps(1.0f);
-    if (o_scale != nullptr)
-        scale = widen(_mm256_maskz_loadu_epi16(kept, o_scale));
-    for (int64_t r = 0; r < 16; ++r) {
-        const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_load_ps(sums + 16 * r), scale));
-        __m256i bits;
-        std::memcpy(&bits, &rounded, 32);
-        _mm256_mask_storeu_epi16(out + r * r_stride, kept, bits);
-    }
+    const V scale = o_scale == nullptr ? all(1.0f) : load(o_scale, columns);
+    for (int64_t r = 0; r < 16; ++r) store(out + r * r_stride, load(sums + 16 * r) * scale, columns);
 }
 
 void outer(const bf16 *u, int64_t u_stride, const float *t_scale, int64_t R, const bf16 *g, int64_t g_stride, int64_t T, int64_t O,
@@ -146,8 +132,6 @@ void outer(const bf16 *u, int64_t u_stride, const float *t_scale, int64_t R, con
         Session tiles;
         alignas(64) bf16 low[512], high[512];
         alignas(64) float sums[256];
-        const int64_t columns = O - o < 32 ? O - o : 32;
-        const __mmask32 kept = columns == 32 ? 0xffffffffu : (1u << columns) - 1u;
         for (int64_t r = 0; r < R; r += 48) {  // three ranks of sixteen at a time: six tiles of sums
             const int64_t ranks = (R - r) / 16 < 3 ? (R - r) / 16 : 3;
             tiles.zero<0>();
@@ -157,7 +141,7 @@ void outer(const bf16 *u, int64_t u_stride, const float *t_scale, int64_t R, con
             tiles.zero<4>();
             tiles.zero<5>();
             for (int64_t t = 0; t < padded; t += 32) {
-                pair_rows(g + t * g_stride + o, g_stride, T - t, kept, low, high);
+                pair_rows(g + t * g_stride + o, g_stride, T - t, O - o, low, high);
                 const bf16 *a = turned + r * padded + t;
                 written();
                 tiles.load<6>(a, padded * 2);

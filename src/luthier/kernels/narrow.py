@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from luthier.kernels import wide
 from luthier.kernels.compiled import library
 
 
@@ -17,8 +18,7 @@ def into_rank(x_TK: Tensor, weight_KR: Tensor, *, scale: float, out_TR: Tensor) 
     narrow = library().tiles.get("narrow")
     K, R = weight_KR.shape
     if narrow is None or K % 32 or R % 16 or not _are_rows(x_TK, out_TR) or 1 not in weight_KR.stride():
-        torch.mm(x_TK, weight_KR, out=out_TR)
-        out_TR.mul_(scale)
+        wide.plain([(x_TK, weight_KR)], out_TO=out_TR).mul_(scale)
         return
     narrow(
         x_TK.data_ptr(), x_TK.stride(0), x_TK.shape[0], K, weight_KR.data_ptr(), weight_KR.stride(0), weight_KR.stride(1), R, scale,
@@ -35,7 +35,7 @@ def outer(
     is_scaled_alike = scale_O is None or (scale_O.dtype == g_TO.dtype and not transposed)
     if compiled is None or R % 16 or not is_scaled_alike or not _are_rows(u_TR, g_TO):
         u_TR = u_TR if token_scale_T1 is None else (u_TR * token_scale_T1).to(u_TR.dtype)
-        out_RO = u_TR.T @ g_TO
+        out_RO = wide.plain([(u_TR.T, g_TO)])
         out_RO = out_RO if scale_O is None else out_RO.mul_(scale_O)
         return out_RO.T if transposed else out_RO
     out = g_TO.new_empty((width, R) if transposed else (R, width))

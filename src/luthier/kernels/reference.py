@@ -12,6 +12,11 @@ def cross_entropy(h_NE: Tensor, weight_VE: Tensor, target_N: Tensor) -> Tensor:
     return F.cross_entropy(F.linear(h_NE, weight_VE).float(), target_N, reduction="sum")
 
 
+def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    """In fp32, rounded once."""
+    return F.linear(x.float(), weight_OI.float(), None if bias_O is None else bias_O.float()).to(x.dtype)
+
+
 def visible(num_tokens: int, num_prefix: int, leaf_grid_RL: Tensor) -> Tensor:
     """Token t sees s if s is in the prefix or the same leaf, and not after t: [T, T], on the host."""
     leaf_T = torch.full((num_tokens,), -1)

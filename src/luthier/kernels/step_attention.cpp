@@ -9,9 +9,12 @@
 
 namespace {
 
+using luthier::add_products;
 using luthier::bf16;
-using luthier::store_rounded;
-using luthier::widen;
+using luthier::load;
+using luthier::store;
+using luthier::total_in_halves;
+using luthier::V;
 
 struct Step {
     const bf16 *q, *k, *v;  // of the new tokens: rows `row` numbers apart, heads D
@@ -23,12 +26,6 @@ struct Step {
     bf16 *out;             // [R, H, D]
     float *log_sums;       // [R, H]
 };
-
-inline __m512bh pairs(const bf16 *numbers) {
-    __m512bh out;
-    std::memcpy(&out, numbers, 64);
-    return out;
-}
 
 // The query heads that read key head `kv` of row r
 void attend(const Step &s, int64_t r, int64_t kv) {
@@ -43,9 +40,9 @@ void attend(const Step &s, int64_t r, int64_t kv) {
     for (int64_t c = 0; c < length; ++c) {
         const bf16 *key = s.keys + first + c * apart;
         for (int64_t g = 0; g < G; ++g) {
-            __m512 sum = _mm512_setzero_ps();
-            for (int64_t d = 0; d < D; d += 32) sum = _mm512_dpbf16_ps(sum, pairs(q + g * D + d), pairs(key + d));
-            scores[g * length + c] = s.scale * _mm512_reduce_add_ps(sum);
+            V sum = {};
+            for (int64_t d = 0; d < D; d += 32) sum = add_products(sum, q + g * D + d, key + d);
+            scores[g * length + c] = s.scale * total_in_halves(sum);
         }
     }
     for (int64_t g = 0; g < G; ++g) {
@@ -58,14 +55,14 @@ void attend(const Step &s, int64_t r, int64_t kv) {
     for (int64_t c = 0; c < length; ++c) {
         const bf16 *value = s.values + first + c * apart;
         for (int64_t d = 0; d < D; d += 16) {
-            const __m512 v = widen(value + d);
+            const V v = load(value + d);
             for (int64_t g = 0; g < G; ++g) {
                 float *sum = sums.data() + g * D + d;
-                _mm512_storeu_ps(sum, _mm512_fmadd_ps(_mm512_set1_ps(scores[g * length + c]), v, _mm512_loadu_ps(sum)));
+                store(sum, scores[g * length + c] * v + load(sum));
             }
         }
     }
-    for (int64_t i = 0; i < G * D; i += 16) store_rounded(s.out + (r * s.H + kv * G) * D + i, _mm512_loadu_ps(sums.data() + i));
+    for (int64_t i = 0; i < G * D; i += 16) store(s.out + (r * s.H + kv * G) * D + i, load(sums.data() + i));
 }
 
 }  // namespace

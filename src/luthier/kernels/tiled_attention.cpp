@@ -10,7 +10,6 @@
 //      dk and dv are kept turned, [D, C], so that W and dS are right factors as they are made: only pairs of rows are to be joined.
 //   4. Keys seen by several tasks get the sum of what each found, in the order of the tasks.
 
-#include "exp.h"
 #include "tiles.h"
 
 #ifdef LUTHIER_HAS_TILES
@@ -19,20 +18,27 @@
 
 namespace {
 
+using luthier::all;
 using luthier::bf16;
+using luthier::larger;
+using luthier::largest;
+using luthier::load;
+using luthier::only;
 using luthier::pair_rows;
 using luthier::room;
 using luthier::Run;
 using luthier::Session;
-using luthier::store_rounded;
+using luthier::store;
+using luthier::total_in_halves;
 using luthier::turn_pairs;
+using luthier::V;
 using luthier::written;
 
 struct Here;
 
 constexpr int64_t TILE = 512, SUMS = 256;  // numbers of a tile of bf16, of fp32
 constexpr int64_t BLOCK = 32, CHUNK = 256;
-constexpr __mmask32 ALL = 0xffffffffu;
+constexpr int64_t ALL = 32;
 
 struct Tree {
     const bf16 *x;            // [T, S = H + 2K, D]: queries, keys, values
@@ -135,21 +141,18 @@ const bf16 *block_of(const bf16 *from, int64_t apart, int64_t count, int64_t D, 
     return to;
 }
 
-inline __mmask16 mask16(int64_t count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1u); }
-
 // The first `seen` scores to exp(scale * (score - the largest)), in place, or rounded into `weights`; their sum. A NaN makes the sum one.
 float exponentials(float *row, int64_t seen, float scale, bf16 *weights = nullptr) {
-    __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
-    for (int64_t c = 0; c < seen; c += 16) most = _mm512_mask_max_ps(most, mask16(seen - c), most, _mm512_load_ps(row + c));
-    const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(most)), by = _mm512_set1_ps(scale);
+    V most = all(-INFINITY), sum = {};
+    for (int64_t c = 0; c < seen; c += 16) most = larger(most, only(load(row + c), seen - c, -INFINITY));
+    const float top = largest(most);
     for (int64_t c = 0; c < seen; c += 16) {
-        const __mmask16 kept = mask16(seen - c);
-        const __m512 e = _mm512_maskz_mov_ps(kept, luthier::exp(_mm512_mul_ps(_mm512_sub_ps(_mm512_load_ps(row + c), top), by)));
-        if (weights == nullptr) _mm512_store_ps(row + c, e);
-        else store_rounded(weights + c, e);
-        sum = _mm512_add_ps(sum, e);
+        const V e = only(luthier::exp((load(row + c) - top) * scale), seen - c, 0.0f);
+        if (weights == nullptr) store(row + c, e);
+        else store(weights + c, e);
+        sum += e;
     }
-    return _mm512_reduce_add_ps(sum);
+    return total_in_halves(sum);
 }
 
 struct Numbers {  // of a task: the keys' and values' right factors, and what blocks of queries use
@@ -180,13 +183,12 @@ void answer(Session &tiles, const Tree &tree, const Task &task, bf16 *out) {
                 bf16 *weights = with.weights + row * with.stride;
                 const int64_t own = before + row + 1;
                 totals[row] = exponentials(with.scores + row * with.stride, own, tree.scale, weights);
-                for (int64_t c = (own + 15) / 16 * 16; c < seen; c += 16) store_rounded(weights + c, _mm512_setzero_ps());
+                for (int64_t c = (own + 15) / 16 * 16; c < seen; c += 16) store(weights + c, V{});
             }
             over_keys(tiles, with.weights, count, with.stride, with.values_paired, seen, D, with.sums);
             for (int64_t row = 0; row < count; ++row)
                 for (int64_t d = 0; d < D; d += 16)
-                    store_rounded(out + ((t + row) * tree.H + head) * D + d,
-                                  _mm512_div_ps(_mm512_load_ps(with.sums + row * D + d), _mm512_set1_ps(totals[row])));
+                    store(out + ((t + row) * tree.H + head) * D + d, load(with.sums + row * D + d) / totals[row]);
         }
     }
 }
@@ -213,23 +215,23 @@ void to_dscores(const Tree &tree, const Numbers &with, const More &more, int64_t
         bf16 *weights = with.weights + row * with.stride, *dscores = more.dscores + row * with.stride;
         const int64_t own = row < count ? before + row + 1 : 0;
         if (own > 0) {
-            const __m512 inverse = _mm512_set1_ps(1.0f / exponentials(scores, own, tree.scale)), by = _mm512_set1_ps(tree.scale);
-            __m512 sum = _mm512_setzero_ps();
+            const float inverse = 1.0f / exponentials(scores, own, tree.scale);
+            V sum = {};
             for (int64_t c = 0; c < own; c += 16) {
-                const __m512 w = _mm512_mul_ps(_mm512_load_ps(scores + c), inverse);
-                _mm512_store_ps(scores + c, w);
-                store_rounded(weights + c, w);
-                sum = _mm512_fmadd_ps(w, _mm512_maskz_load_ps(mask16(own - c), dweights + c), sum);
+                const V w = load(scores + c) * inverse;
+                store(scores + c, w);
+                store(weights + c, w);
+                sum += w * only(load(dweights + c), own - c, 0.0f);
             }
-            const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum));
+            const float mean = total_in_halves(sum);
             for (int64_t c = 0; c < own; c += 16) {
-                const __m512 from_mean = _mm512_maskz_sub_ps(mask16(own - c), _mm512_load_ps(dweights + c), mean);
-                store_rounded(dscores + c, _mm512_mul_ps(_mm512_mul_ps(by, _mm512_load_ps(scores + c)), from_mean));
+                const V from_mean = only(load(dweights + c) - mean, own - c, 0.0f);
+                store(dscores + c, tree.scale * load(scores + c) * from_mean);
             }
         }
         for (int64_t c = (own + 15) / 16 * 16; c < seen; c += 16) {
-            store_rounded(weights + c, _mm512_setzero_ps());
-            store_rounded(dscores + c, _mm512_setzero_ps());
+            store(weights + c, V{});
+            store(dscores + c, V{});
         }
     }
 }
@@ -293,7 +295,7 @@ void derive(Session &tiles, const Tree &tree, const Task &task, const bf16 *g, b
             over_keys(tiles, more.dscores, count, with.stride, more.keys_paired, seen, D, with.sums);
             for (int64_t row = 0; row < count; ++row)
                 for (int64_t d = 0; d < D; d += 16)
-                    store_rounded(dx + ((t + row) * S + head) * D + d, _mm512_load_ps(with.sums + row * D + d));
+                    store(dx + ((t + row) * S + head) * D + d, load(with.sums + row * D + d));
             turn_rows(with.queries, D, q_turned + n * BLOCK * D);
             turn_rows(more.grads, D, g_turned + n * BLOCK * D);
             lay_block(more.dscores, with.stride, seen, ds_paired + n * BLOCK * C);
@@ -320,7 +322,7 @@ void add_up(const Tree &tree, const std::vector<Task> &tasks, int64_t segment, i
             for (int64_t d = 0; d < D; ++d) to[d] += from[d];
         }
     }
-    for (int64_t i = 0; i < width; i += 16) store_rounded(dx + (t * S + tree.H) * D + i, _mm512_load_ps(sums + i));
+    for (int64_t i = 0; i < width; i += 16) store(dx + (t * S + tree.H) * D + i, load(sums + i));
 }
 
 }  // namespace

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
+from luthier.kernels import wide
 from luthier.kernels.device import to_device
 from luthier.kernels.segment_attention import segment_attention
 from luthier.kernels.short_attention import ShortLeaves, plan_short_leaves, short_attention
@@ -49,6 +50,8 @@ def tree_attention(x_TSD: Tensor, tree: TokenTree, plan: TreePlan, *, num_query_
     `x_TSD` holds the S = H + 2K heads of each token: queries, keys, values.
     """
     P, kind = tree.num_prefix, kind_of(tree, x_TSD)
+    if kind in ("segment", "short") and not wide.multiplies(x_TSD):
+        return tree_attention(x_TSD.float(), tree, plan, num_query_heads=num_query_heads, scaling=scaling).to(x_TSD.dtype)
     if kind == "flex":
         return _flex(x_TSD, tree, plan, num_query_heads=num_query_heads, scaling=scaling)
     if kind in ("tiled", "segment"):

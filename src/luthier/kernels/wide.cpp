@@ -19,15 +19,19 @@
 namespace {
 
 using luthier::bf16;
-using luthier::mask32;
+using luthier::copy_line;
+using luthier::load;
 using luthier::pair_rows;
 using luthier::Part;
 using luthier::room;
 using luthier::Rows;
 using luthier::Run;
 using luthier::Session;
+using luthier::store;
+using luthier::store_line;
 using luthier::turn_pairs;
-using luthier::widen;
+using luthier::V;
+using luthier::within;
 using luthier::written;
 using luthier::zero_sums;
 
@@ -39,8 +43,8 @@ constexpr int64_t STEPS = 12;             // of 2 KiB of x each: in half of a fi
 constexpr int64_t PANEL_BYTES = 1 << 20;  // of a second-level cache of 2 MiB
 constexpr auto FETCHED_TO = _MM_HINT_T0;
 #else
-constexpr int64_t STEPS = 18;  // measured: sums are not taken from registers for so long, the right factor comes from the second level in time
-constexpr int64_t PANEL_BYTES = 1 << 18;  // of 1 MiB
+constexpr int64_t STEPS = 18;  // measured with AVX-512: sums are not taken from registers for so long, the right factor comes from the second level in time
+constexpr int64_t PANEL_BYTES = 1 << 18;  // of 1 MiB; of 512 KiB on AMD before Zen 4
 constexpr auto FETCHED_TO = _MM_HINT_T1;  // the first level is too small for what is laid out and what comes next
 #endif
 constexpr int64_t MANY_BLOCKS = 12;  // of 32 tokens
@@ -67,10 +71,10 @@ void lay_columns(const Product &p, int64_t o, bf16 *panel) {
             const bf16 *w = part.w + k * part.k_stride + o * part.o_stride;
             for (int64_t row = 0; row < 32; ++row) _mm_prefetch(w + row * (part.o_stride + part.k_stride - 1) + 32 * part.o_stride, FETCHED_TO);
             if (part.o_stride == 1) {
-                pair_rows(w, part.k_stride, part.K - k, mask32(p.O - o), panel, panel + TILE);
+                pair_rows(w, part.k_stride, part.K - k, p.O - o, panel, panel + TILE);
             } else {
-                turn_pairs(w, part.o_stride, p.O - o, mask32(part.K - k), panel);
-                turn_pairs(w + 16 * part.o_stride, part.o_stride, p.O - o - 16, mask32(part.K - k), panel + TILE);
+                turn_pairs(w, part.o_stride, p.O - o, part.K - k, panel);
+                turn_pairs(w + 16 * part.o_stride, part.o_stride, p.O - o - 16, part.K - k, panel + TILE);
             }
         }
     }
@@ -83,33 +87,23 @@ Rows tokens(const Part &part, int64_t t, int64_t rows, bf16 *room) {
     if (rows >= 32 && part.K % 32 == 0 && part.x_stride % 1024 != 0) return {x, 16 * part.x_stride, 32, 2 * part.x_stride};
     for (int64_t row = 0; row < 32; ++row)
         for (int64_t k = 0; k < part.K; k += 32)
-            _mm512_store_si512(room + k * 32 + row * 32, row < rows ? _mm512_maskz_loadu_epi16(mask32(part.K - k), x + row * part.x_stride + k)
-                                                                   : _mm512_setzero_si512());
+            copy_line(room + k * 32 + row * 32, x + row * part.x_stride + k, row < rows ? part.K - k : 0);
     return {room, TILE, 2 * TILE, 64, rows};
 }
 
 // 32 tokens and 32 columns of sums, [2][2][16][16], to out
 void write(const Product &p, const float *sums, int64_t t, int64_t o, int64_t columns = 32) {
-    const int64_t rows = std::min<int64_t>(32, p.T - t);
-    const __mmask32 kept = mask32(std::min(columns, p.O - o));
-    const __mmask16 kept_low = static_cast<__mmask16>(kept), kept_high = static_cast<__mmask16>(kept >> 16);
-    __m512 bias_low = _mm512_setzero_ps(), bias_high = bias_low;
-    if (p.bias != nullptr) {
-        bias_low = widen(_mm256_maskz_loadu_epi16(kept_low, p.bias + o));
-        bias_high = widen(_mm256_maskz_loadu_epi16(kept_high, p.bias + o + 16));
-    }
+    const int64_t rows = std::min<int64_t>(32, p.T - t), kept = std::min(columns, p.O - o), kept_low = within(kept), kept_high = within(kept - 16);
+    V bias_low = {}, bias_high = {};
+    if (p.bias != nullptr) bias_low = load(p.bias + o, kept_low), bias_high = load(p.bias + o + 16, kept_high);
     for (int64_t row = 0; row < rows; ++row) {
         const float *from = sums + (row / 16) * 512 + (row % 16) * 16;
-        __m512 low = _mm512_add_ps(_mm512_load_ps(from), bias_low), high = _mm512_add_ps(_mm512_load_ps(from + 256), bias_high);
+        V low = load(from) + bias_low, high = load(from + 256) + bias_high;
         if (p.residual != nullptr) {
             const bf16 *also = p.residual + (t + row) * p.residual_stride + o;
-            low = _mm512_add_ps(low, widen(_mm256_maskz_loadu_epi16(kept_low, also)));
-            high = _mm512_add_ps(high, widen(_mm256_maskz_loadu_epi16(kept_high, also + 16)));
+            low += load(also, kept_low), high += load(also + 16, kept_high);
         }
-        const __m512bh rounded = _mm512_cvtne2ps_pbh(high, low);
-        __m512i bits;
-        std::memcpy(&bits, &rounded, 64);
-        _mm512_mask_storeu_epi16(p.out + (t + row) * p.out_stride + o, kept, bits);
+        store_line(p.out + (t + row) * p.out_stride + o, low, high, kept);
     }
 }
 
@@ -228,22 +222,20 @@ void turn_tokens(const Product &p, bf16 *tokens) {
     for (int64_t i = 0; i < p.num_parts; ++i)
         for (int64_t k = 0; k < p.parts[i].K; k += 32)
             for (int64_t t = 0; t < p.T; t += 16, tokens += TILE)
-                turn_pairs(p.parts[i].x + t * p.parts[i].x_stride + k, p.parts[i].x_stride, p.T - t, 0xffffffffu, tokens);
+                turn_pairs(p.parts[i].x + t * p.parts[i].x_stride + k, p.parts[i].x_stride, p.T - t, 32, tokens);
 }
 
 // 16 rows of w and 16 tokens of sums, [row][token], to out
 void write_turned(const Product &p, const float *sums, int64_t t, int64_t o) {
-    const __m512i lanes = _mm512_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240);
-    const __mmask16 kept = static_cast<__mmask16>(mask32(std::min<int64_t>(16, p.O - o)));
-    __m512 bias = _mm512_setzero_ps();
-    if (p.bias != nullptr) bias = widen(_mm256_maskz_loadu_epi16(kept, p.bias + o));
+    alignas(64) float turned[256];
+    turn_pairs(reinterpret_cast<const bf16 *>(sums), 32, 16, 32, reinterpret_cast<bf16 *>(turned));
+    const int64_t kept = within(p.O - o);
+    V bias = {};
+    if (p.bias != nullptr) bias = load(p.bias + o, kept);
     for (int64_t token = t; token < std::min(t + 16, p.T); ++token) {
-        __m512 row = _mm512_add_ps(_mm512_i32gather_ps(lanes, sums + token - t, 4), bias);
-        if (p.residual != nullptr) row = _mm512_add_ps(row, widen(_mm256_maskz_loadu_epi16(kept, p.residual + token * p.residual_stride + o)));
-        const __m256bh rounded = _mm512_cvtneps_pbh(row);
-        __m256i bits;
-        std::memcpy(&bits, &rounded, 32);
-        _mm256_mask_storeu_epi16(p.out + token * p.out_stride + o, kept, bits);
+        V row = load(turned + 16 * (token - t)) + bias;
+        if (p.residual != nullptr) row += load(p.residual + token * p.residual_stride + o, kept);
+        store(p.out + token * p.out_stride + o, row, kept);
     }
 }
 
@@ -301,8 +293,11 @@ void few(const Product &p, int64_t threads) {
 // Sums are made in the order of `wide`. For more tokens that is as fast.
 constexpr int64_t FEW = 8;
 
+#ifdef LUTHIER_HAS_PAIRS
+constexpr int few_columns(int) { return 16; }
+
 // 16 rows of w from o
-template <int T> void few_rows(const Product &p, int64_t o) {
+template <int T> void few_rows(const Product &p, const float *, int64_t o) {
     __m512 sums[T];
     for (int t = 0; t < T; ++t) sums[t] = _mm512_setzero_ps();
     for (int64_t i = 0; i < p.num_parts; ++i) {
@@ -311,7 +306,7 @@ template <int T> void few_rows(const Product &p, int64_t o) {
         for (int64_t k = 0; k < part.K; k += 32, next += 16 * 32) {
             for (int line = 0; line < 16; ++line) _mm_prefetch(next + 32 * line, FETCHED_TO);
             __m512i pairs[16];
-            turn_pairs(w + k, part.o_stride, p.O - o, 0xffffffffu, pairs);
+            turn_pairs(w + k, part.o_stride, p.O - o, 32, pairs);
             for (int t = 0; t < T; ++t)
                 for (int pair = 0; pair < 16; ++pair) {
                     int32_t number;
@@ -324,12 +319,58 @@ template <int T> void few_rows(const Product &p, int64_t o) {
     for (int t = 0; t < T; ++t) _mm512_store_ps(square[0][t], sums[t]);
     write(p, square[0][0], 0, o, 16);
 }
+#else
+// So many rows of w at once that eight sums are on their way where there are few tokens: each waits for the one before it
+constexpr int few_columns(int tokens) { return tokens == 1 ? 32 : tokens <= 3 ? 16 : 8; }
+
+// few_columns(T) rows of w from o; `x`: all tokens of all parts as fp32, one token behind another
+template <int T> void few_rows(const Product &p, const float *x, int64_t o) {
+    constexpr int GROUPS = few_columns(T) / 8;
+    const __m256 odd = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(0xffff0000u)));
+    const int64_t apart = 32 * p.steps();
+    __m256 sums[GROUPS][T];
+    for (int group = 0; group < GROUPS; ++group)
+        for (int t = 0; t < T; ++t) sums[group][t] = _mm256_setzero_ps();
+    for (int64_t i = 0; i < p.num_parts; ++i) {
+        const Part &part = p.parts[i];
+        const bf16 *w = part.w + o * part.o_stride, *next = w + 8 * GROUPS * part.o_stride;
+        for (int64_t k = 0; k < part.K; k += 16, x += 16, next += 8 * GROUPS * 16) {
+            for (int line = 0; line < 4 * GROUPS; ++line) _mm_prefetch(next + 32 * line, FETCHED_TO);
+            for (int group = 0; group < GROUPS; ++group) {
+                __m256i pairs[8];
+                luthier::turn_eight(w + 8 * group * part.o_stride + k, part.o_stride, p.O - o - 8 * group, 16, pairs);
+                for (int pair = 0; pair < 8; ++pair) {
+                    const __m256 a = _mm256_castsi256_ps(_mm256_slli_epi32(pairs[pair], 16)), b = _mm256_and_ps(_mm256_castsi256_ps(pairs[pair]), odd);
+                    for (int t = 0; t < T; ++t) {
+                        const float *number = x + t * apart + 2 * pair;
+                        sums[group][t] = _mm256_fmadd_ps(_mm256_broadcast_ss(number), a, sums[group][t]);
+                        sums[group][t] = _mm256_fmadd_ps(_mm256_broadcast_ss(number + 1), b, sums[group][t]);
+                    }
+                }
+            }
+        }
+    }
+    alignas(64) float square[2][16][16] = {};
+    for (int group = 0; group < GROUPS; ++group)
+        for (int t = 0; t < T; ++t) _mm256_store_ps(square[group / 2][t] + group % 2 * 8, sums[group][t]);
+    write(p, square[0][0], 0, o, 8 * GROUPS);
+}
+#endif
 
 template <int T> void few(const Product &p, int64_t threads) {
-    const int64_t blocks = (p.O + 15) / 16, shares = std::min(4 * threads, blocks);
+    constexpr int64_t COLUMNS = few_columns(T);
+    float *x = nullptr;
+#ifndef LUTHIER_HAS_PAIRS
+    const int64_t apart = 32 * p.steps();
+    x = room<Here, float>(0, T * apart);
+    for (int64_t i = 0, at = 0; i < p.num_parts; at += p.parts[i++].K)
+        for (int64_t t = 0; t < T; ++t)
+            for (int64_t k = 0; k < p.parts[i].K; k += 16) store(x + t * apart + at + k, load(p.parts[i].x + t * p.parts[i].x_stride + k));
+#endif
+    const int64_t blocks = (p.O + COLUMNS - 1) / COLUMNS, shares = std::min(4 * threads, blocks);
 #pragma omp parallel for num_threads(std::min(threads, shares)) schedule(dynamic, 1)
     for (int64_t n = 0; n < shares; ++n)
-        for (int64_t block = blocks * n / shares; block < blocks * (n + 1) / shares; ++block) few_rows<T>(p, 16 * block);
+        for (int64_t block = blocks * n / shares; block < blocks * (n + 1) / shares; ++block) few_rows<T>(p, x, COLUMNS * block);
 }
 
 void few(const Product &p, int64_t threads) {

@@ -113,12 +113,13 @@ class FastBody:
 
 def can_pack(weight_OI: Tensor) -> bool:
     """Whether oneDNN can hold it in its own order here, and that is faster than as it lies."""
-    return (
-        not wide.has_own(weight_OI)
-        and weight_OI.device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
-        and weight_OI.dtype in TOLERANCE
-    )
+    if wide.has_own(weight_OI) or weight_OI.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if weight_OI.dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not on processors without AVX-512
+    if weight_OI.dtype == torch.float16:
+        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return weight_OI.dtype == torch.float32
 
 
 def open_fast_body(body: Any, adapters: Sequence[str]) -> FastBody | None:

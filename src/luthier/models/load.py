@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from luthier.core.errors import ModelError
 from luthier.kernels.device import CPU
+from luthier.kernels.own_linear import use_own_linears
 from luthier.models.backbone import longest_window, refuse_uncomputed
 from luthier.models.catalogue import read_manifest
 from luthier.models.folder import UNCHANGED, TensorHeader, read_headers, read_json, refuse_remote_code, weight_files, weights_sha256
@@ -148,4 +149,6 @@ def open_model(path: Path, *, dtype: torch.dtype, device: torch.device = CPU) ->
         raise ModelError(f"{len(broken)} tensors hold values that are not numbers: {', '.join(broken[:3])}", where=str(path), fix=UNCHANGED)
     model.requires_grad_(requires_grad=False)
     model.eval()
+    if device.type == "cpu":
+        use_own_linears(model)
     return model if device.type == "cpu" else model.to(device)  # pyright: ignore[reportArgumentType]
