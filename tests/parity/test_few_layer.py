@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from luthier.kernels import compiled, few_layer, reference, wide
 from luthier.models.backbone import use_layout_attention
-from luthier.models.decode_layout import EnterLayout
+from luthier.models.decode_layout import EnterLayout, Shared, StepLayout
 from luthier.models.fast_body import FastBody, open_fast_body
 
 needs_tiles = pytest.mark.skipif(not compiled.library().tiles, reason=f"no tiles here: {compiled.library().words}")
@@ -70,6 +70,34 @@ def test_more_tokens_and_several_voices_go_one_by_one(monkeypatch: pytest.Monkey
     assert _states(fast, wide.FEW_TOKENS + 1, 1).shape == (1, wide.FEW_TOKENS + 1, 64)
     ids_BT = torch.ones(2, 3, dtype=torch.long)
     assert fast.states(ids_BT, torch.arange(3)[None], EnterLayout(), [0, 1]).shape == (2, 3, 64)
+
+
+@needs_tiles
+@pytest.mark.parametrize("rows", [1, 3, 20])
+@pytest.mark.parametrize("voice", [0, 1])
+@torch.no_grad()
+def test_all_layers_in_one_call_are_bit_equal_to_one_by_one(rows: int, voice: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = open_fast_body(*_body(hidden=128))
+    assert fast is not None and set(fast._at_once) == {0, 1, 2}
+    stream = torch.Generator().manual_seed(rows)
+    store = torch.randn(2, 2, rows + 1, 9, 2, 32, generator=stream).bfloat16()
+    length_R = torch.randint(0, 9, (rows,), generator=stream)
+    filled_to = int(length_R.max()) + 1
+    ids_R1 = torch.randint(50, (rows, 1), generator=stream)
+    calls: list[int] = []
+    whole = few_layer.next_states
+    monkeypatch.setattr(few_layer, "next_states", lambda *given: (calls.append(1), whole(*given))[1])
+
+    def made(*, shared: tuple[Shared, ...] = ()) -> tuple[torch.Tensor, torch.Tensor]:
+        layout = StepLayout(store.clone(), rows, filled_to, torch.arange(rows) * 9 + length_R, None, shared)
+        return fast.states(ids_R1, length_R[:, None], layout, [voice] * rows), layout.store
+
+    states, filled = made()
+    assert len(calls) == 1 and not torch.equal(filled, store)
+    made(shared=(Shared(torch.zeros(2, 2, 3, 2, 32, dtype=torch.bfloat16), None),))  # a prefix is joined layer by layer
+    fast._at_once = {}
+    want, want_filled = made()
+    assert len(calls) == 1 and torch.equal(states, want) and torch.equal(filled, want_filled)
 
 
 @needs_tiles

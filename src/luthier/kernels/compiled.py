@@ -70,6 +70,7 @@ TILES_SIGNATURES: dict[str, tuple[type, ...]] = {
     "adapted_out_backward": (_P, _P, _P, _N, _P, _P, _P, _P, _I),
     "layer_in": (_P, _P, _N, _F, _P, _P, _N, _N, _P, _I),
     "layer_out": (_P, _P, _P, _N, _F, _P, _I),
+    "few_layers": (_P, _N, _P, _N, _F, _P, _P, _P, _N, _N, _P, _N, _N, _N, _F, _P, _I),
     "tree_attention": (*_TREE, _P, _I),
     "tree_attention_backward": (*_TREE, _P, _P, _I),
     "step_attention": (_P, _P, _P, _N, _P, _P, _P, _N, _N, _N, _N, _N, _F, _P, _P, _I),

@@ -1,5 +1,6 @@
-// A decoder layer but for its attention, for at most 32 tokens: two calls instead of twenty. While one token after another is written, calling
-// the operations one by one from Python takes as long as reading the weights. The operations are those of fused.cpp and wide.cpp, in the order
+// A decoder layer but for its attention, for at most 32 tokens: two calls instead of twenty; or all layers in one, where each token is the next
+// of a row of its own. While one token after another is written, calling the operations one by one from Python takes as long as reading the
+// weights. The operations are those of fused.cpp and wide.cpp, in the order
 // in which fast_body.py calls them: results are bit-equal.
 
 #include "tiles.h"
@@ -15,6 +16,8 @@ using luthier::store;
 extern "C" void luthier_few(const Part *, int64_t, int64_t, int64_t, const bf16 *, const bf16 *, int64_t, bf16 *, int64_t, int);
 extern "C" void luthier_rms_norm_bf16(const bf16 *, const bf16 *, bf16 *, float *, int64_t, int64_t, float, int);
 extern "C" void luthier_rotate_bf16(const bf16 *, const bf16 *, const bf16 *, bf16 *, int64_t, int64_t, int64_t, int64_t, float, int);
+extern "C" void luthier_step_attention(const bf16 *, const bf16 *, const bf16 *, int64_t, bf16 *, bf16 *, const int64_t *, int64_t, int64_t, int64_t,
+                                       int64_t, int64_t, float, bf16 *, float *, int);
 extern "C" void luthier_swiglu_bf16(const bf16 *, const bf16 *, bf16 *, int64_t, int64_t, int64_t, int);
 
 namespace {
@@ -77,7 +80,26 @@ extern "C" void luthier_layer_out(const Layer *layer, const bf16 *attended, cons
     luthier_swiglu_bf16(both, both + F, s, T, F, 2 * F, threads);
     apply(layer->down, s, T, x1, out, threads);
 }
+
+// `store` [count, 2, rows, C, K, D] gets the new tokens' keys and values at place `slot` of (row, column); out [R, E]
+extern "C" void luthier_few_layers(const Layer *const *layers, int64_t count, const bf16 *x, int64_t R, float eps, const bf16 *cos, const bf16 *sin,
+                                   bf16 *store, int64_t rows, int64_t C, const int64_t *slot, int64_t H, int64_t K, int64_t D, float scale,
+                                   bf16 *out, int threads) {
+    const int64_t E = layers[0]->o.O, S = H + 2 * K, part = rows * C * K * D;
+    bf16 *heads = room<Here>(4, R * S * D), *attended = room<Here>(5, R * H * D), *before = room<Here>(6, R * E);
+    float *log_sums = room<Here, float>(0, R * H);
+    std::memcpy(before, x, 2 * R * E);
+    for (int64_t n = 0; n < count; ++n, store += 2 * part) {
+        luthier_layer_in(layers[n], before, R, eps, cos, sin, D, K, heads, threads);
+        luthier_step_attention(heads, heads + H * D, heads + (H + K) * D, S * D, store, store + part, slot, R, C, H, K, D, scale, attended, log_sums,
+                               threads);
+        luthier_layer_out(layers[n], attended, before, R, eps, out, threads);
+        std::memcpy(before, out, 2 * R * E);
+    }
+}
 #else
+extern "C" void luthier_few_layers(const void *, int64_t, const void *, int64_t, float, const void *, const void *, void *, int64_t, int64_t,
+                                   const void *, int64_t, int64_t, int64_t, float, void *, int) {}
 extern "C" void luthier_layer_in(const void *, const void *, int64_t, float, const void *, const void *, int64_t, int64_t, void *, int) {}
 extern "C" void luthier_layer_out(const void *, const void *, const void *, int64_t, float, void *, int) {}
 #endif

@@ -1,4 +1,5 @@
-"""A decoder layer but for its attention, for few tokens, in two calls: `few_layer.cpp`, on processors with tiles (`tiles.h`).
+"""A decoder layer but for its attention, for few tokens, in two calls, or all layers in one: `few_layer.cpp`, on processors with tiles
+(`tiles.h`).
 
 With attention in between it is `reference.decoder_layer`; bit-equal to the same operations called one by one, as `models/fast_body.py` does
 where there are many tokens, several voices, or no such processor (tests/parity/test_few_layer.py).
@@ -88,3 +89,36 @@ def layer_out(layer: Layer, attended_XO: Tensor, x_XE: Tensor) -> Tensor:
         layer.addresses, attended_XO.data_ptr(), x_XE.data_ptr(), x_XE.shape[0], layer.eps, out_XE.data_ptr(), threads
     )
     return out_XE
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """All layers of a model, one behind another, for C++, and what keeps them there."""
+
+    addresses: ctypes.Array[ctypes.c_void_p]
+    layers: tuple[Layer, ...]
+    scaling: float
+
+
+def read_layers(layers: Sequence[Layer | None], scalings: Sequence[float], *, head_dim: int) -> Layers | None:
+    """None where one of them cannot be computed here, or their attention (`step_attention.cpp`) cannot."""
+    read = tuple(layer for layer in layers if layer is not None)
+    if len(read) < len(layers) or len(set(scalings)) != 1 or head_dim % 32:
+        return None
+    return Layers((ctypes.c_void_p * len(read))(*(ctypes.addressof(layer.addresses) for layer in read)), read, scalings[0])
+
+
+def next_states(layers: Layers, x_RE: Tensor, cos_R1D: Tensor, sin_R1D: Tensor, store: Tensor, slot_R: Tensor) -> Tensor:
+    """One new token for each of R rows through all layers, [R, E], before the last norm.
+
+    `store` [layers, 2, rows, C, K, D] holds the rows' keys and values and gets the new ones at flat place `slot_R` of (rows, C).
+    """
+    (_, _, rows, C, K, D), R = store.shape, x_RE.shape[0]
+    assert store.is_contiguous() and store.dtype == torch.bfloat16 and min(rows, wide.FEW_TOKENS) >= R
+    heads = layers.layers[0].parts[0].weight_OI.shape[0] // D - 2 * K
+    out_RE = torch.empty_like(x_RE)
+    library().tiles["few_layers"](
+        layers.addresses, len(layers.layers), x_RE.data_ptr(), R, layers.layers[0].eps, cos_R1D.data_ptr(), sin_R1D.data_ptr(),
+        store.data_ptr(), rows, C, slot_R.data_ptr(), heads, K, D, layers.scaling, out_RE.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return out_RE

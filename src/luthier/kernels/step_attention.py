@@ -26,7 +26,7 @@ def step_attention(
         compiled is None
         or D % 32
         or any(t.dtype != torch.bfloat16 or not t.is_cpu for t in (*given, keys_RCKD, values_RCKD))
-        or any(t.stride() != (q_RHD.stride(0), D, 1) for t in given)
+        or not all(_lies_in_rows(t, q_RHD.stride(0)) for t in given)
         or not (keys_RCKD.is_contiguous() and values_RCKD.is_contiguous())
     ):
         return None
@@ -36,3 +36,9 @@ def step_attention(
         slot_R.data_ptr(), R, C, H, K, D, scaling, out_RHD.data_ptr(), lse_RH.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return out_RHD, lse_RH
+
+
+def _lies_in_rows(heads_RHD: Tensor, row: int) -> bool:
+    """Whether heads lie one behind another, rows `row` numbers apart. Of one row or head alone torch may say any distance."""
+    wanted = (row, heads_RHD.shape[2], 1)
+    return all(size == 1 or stride == want for size, stride, want in zip(heads_RHD.shape, heads_RHD.stride(), wanted, strict=True))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from luthier.kernels import few_layer, fused, wide
 from luthier.models.backbone import AttentionLayout, hidden_states
-from luthier.models.decode_layout import EnterLayout
+from luthier.models.decode_layout import EnterLayout, StepLayout
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
 CHECKED_TOKENS = 5
@@ -79,6 +79,12 @@ class FastBody:
         self._norm_E: Tensor = body.norm.weight
         self._layers = [_read_layer(layer, adapters, self._eps) for layer in body.layers]
         self._num_kv = int(first.self_attn.config.num_key_value_heads)
+        scalings = [layer.scaling for layer in self._layers]
+        at_once = {
+            v: few_layer.read_layers([layer.few.get(v) for layer in self._layers], scalings, head_dim=self._head_dim)
+            for v in range(len(adapters) + 1)
+        }
+        self._at_once = {voice: layers for voice, layers in at_once.items() if layers is not None}
 
     def states(self, ids_BT: Tensor, positions_BT: Tensor, layout: AttentionLayout, voices_B: Sequence[int]) -> Tensor:
         """Last hidden states, [B, T, E]; `voices_B[b]` is row b's voice."""
@@ -87,6 +93,9 @@ class FastBody:
         E, D, K = x_XE.shape[1], self._head_dim, self._num_kv
         cos, sin = (table.reshape(B * T, 1, D).contiguous() for table in self._rotary(x_XE, positions_BT.expand(B, T)))
         voice: int | None = voices_B[0] if len(set(voices_B)) == 1 else None
+        if voice in self._at_once and isinstance(layout, StepLayout) and not layout.shared and B * T <= wide.FEW_TOKENS:
+            x_XE = few_layer.next_states(self._at_once[voice], x_XE, cos, sin, layout.store, layout.slot_R)
+            return fused.rms_norm(x_XE, self._norm_E, self._eps)[0].view(B, T, E)
         voice_X = None
         if voice is None:
             voice_X = torch.tensor(voices_B, device=ids_BT.device).repeat_interleave(T)
