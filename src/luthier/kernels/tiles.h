@@ -239,7 +239,7 @@ class Session {
     // To ROWS rows of 16 sums the products of `steps` times `pairs` pairs, 16 pairs apart in rows of fp32 `apart`, `step` numbers in columns
     template <int ROWS>
     static void add_steps(float *to, const float *left, int64_t apart, const bf16 *right, int64_t step, int64_t steps, int64_t pairs) {
-        if (steps == 0) return;
+        if (steps == 0 || pairs == 0) return;
         if constexpr (ROWS == 4) return add_four(to, left, apart, right, step, steps, pairs);
         const __m256 odd = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(0xffff0000u)));
         __m256 low[ROWS], high[ROWS];
