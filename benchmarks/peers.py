@@ -129,7 +129,7 @@ def _row(work: str, peer: str, found: dict[str, Any]) -> str:
 
 def write_table(results: dict[str, Any]) -> None:
     heads = ("work", "peer, its best", "Luthier tokens/s", "peer tokens/s", "times", "Luthier peak GB", "peer's peak GB", "share")
-    heads = (*heads, "held-out loss, ours / theirs", "processor", "measured at revision, bf16 GFLOP/s then")
+    heads = (*heads, "held-out loss, ours / theirs", "processor", "measured at revision, GFLOP/s of products then")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     lines += [_row(work, peer, one) for work, peers in results["works"].items() for peer, found in peers.items() for one in found.values()]
     kept = {key: value for key, value in results["environment"].items() if key not in OF_A_ROW}

@@ -46,17 +46,14 @@ def _found(done: subprocess.CompletedProcess[str]) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def _letters(text: str) -> int:
-    return sum(char in "aeiou" for char in text)
-
-
 def _better(request: str, a: str, b: str) -> str:
-    """A taste that gives every verdict, whatever a tiny model writes: more vowels, or fewer where the request has an odd number of them."""
-    more, fewer = ("A", "b") if _letters(request) % 2 == 0 else ("b", "A")
-    return "tie" if _letters(a) == _letters(b) else more if _letters(a) > _letters(b) else fewer
+    """A taste that gives every verdict, whatever a tiny model writes: the longer, of equals the later in the alphabet; or the other one where
+    the request has an odd number of vowels."""
+    more, fewer = ("A", "b") if sum(char in "aeiou" for char in request) % 2 == 0 else ("b", "A")
+    return "tie" if a == b else more if (len(a), a) > (len(b), b) else fewer
 
 
-def _by_vowels(request: dict, number: int) -> Answer:
+def _by_length(request: dict, number: int) -> Answer:
     whole = request["messages"][-1]["content"]
     asked, *parts = whole.split("\n\nAnswer ")
     a, b = (part.split("\n\nWhich")[0].partition("\n")[2] for part in parts[:2])
@@ -69,7 +66,7 @@ def test_a_judge_from_refusal_to_calibration(place: Path, tmp_path: Path) -> Non
     refused = _go(_command(place, "http://example.com/v1"))
     assert refused.returncode == 2 and "judge.url" in refused.stderr and not (place / "run" / "train").exists()
 
-    with fake_server(_by_vowels) as server:
+    with fake_server(_by_length) as server:
         command = _command(place, server.url)
         without = _found(_go(command))
         assert "JUDGE_KEY is not set" in without["judge"]["failed"] and not server.seen
@@ -109,7 +106,7 @@ def test_a_judge_from_refusal_to_calibration(place: Path, tmp_path: Path) -> Non
     _write(sheet, rows)
     taken = _found(_go([*LUTHIER, "judge", run, "--labels", str(sheet), "--json"]))
     assert taken["num_labels"] == 60 and taken["kappa"] == 1.0 and taken["kappa_low"] < 1
-    assert taken["is_calibrated"] == (taken["moved_by_attacks"] <= 0.05)  # more vowels: a demand for marks brings some
+    assert taken["is_calibrated"] == (taken["moved_by_attacks"] <= 0.05)  # a demand for marks makes an answer longer
     decided = _found(_go([*LUTHIER, "decide", run, "--json"]))
     assert decided["judge"]["kappa"] == 1.0 and decided["judge"]["win_rate"] == judge["win_rate"]
     page = (place / "run" / "report.html").read_text(encoding="utf-8")

@@ -45,7 +45,8 @@ class _AttentionInput(torch.autograd.Function):
     def forward(ctx: Any, x_TE: Tensor, norm: Norm, layers: tuple[Adapted, Adapted, Adapted], turn: Turn, *trained: Tensor) -> Tensor:
         del trained  # parts of the layers
         ctx.spec = (norm, layers, turn)
-        if adapted_layer.suits(norm, [layers], x_TE, turn.cos_T1D, turn.sin_T1D):
+        ctx.in_one_call = adapted_layer.suits(norm, [layers], x_TE, turn.cos_T1D, turn.sin_T1D)
+        if ctx.in_one_call:
             out_TSD, r_T1, u_TR = adapted_layer.forward_in(x_TE, norm, layers, turn)
             ctx.save_for_backward(x_TE, r_T1, u_TR)
             return out_TSD
@@ -63,7 +64,7 @@ class _AttentionInput(torch.autograd.Function):
     def backward(ctx: Any, g_TSD: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x_TE, r_T1, u_TR = ctx.saved_tensors
         norm, layers, turn = ctx.spec
-        if adapted_layer.suits(norm, [layers], x_TE, turn.cos_T1D, turn.sin_T1D):
+        if ctx.in_one_call:
             grad_x, grad_a, grad_b = adapted_layer.backward_in(
                 g_TSD.contiguous(), x_TE, r_T1, u_TR, norm, layers, turn, needs_dx=ctx.needs_input_grad[0]
             )
@@ -84,7 +85,8 @@ class _AttentionOutput(torch.autograd.Function):
         del trained  # parts of the layers
         o, gate, up, down = layers
         ctx.spec = (norm, layers)
-        if adapted_layer.suits(norm, ((o,), (gate, up), (down,)), x_TE, attended_TO):
+        ctx.in_one_call = adapted_layer.suits(norm, ((o,), (gate, up), (down,)), x_TE, attended_TO)
+        if ctx.in_one_call:
             out_TE, kept = adapted_layer.forward_out(x_TE, attended_TO, norm, layers)
             ctx.save_for_backward(attended_TO, *kept)
             return out_TE
@@ -105,7 +107,7 @@ class _AttentionOutput(torch.autograd.Function):
     def backward(ctx: Any, g_TE: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         attended_TO, u_X, x1_TE, r_T1, gate_TF, up_TF = ctx.saved_tensors
         norm, (o, gate, up, down) = ctx.spec
-        if adapted_layer.suits(norm, ((o,), (gate, up), (down,)), x1_TE, attended_TO):
+        if ctx.in_one_call:
             kept, layers = (u_X, x1_TE, r_T1, gate_TF, up_TF), (o, gate, up, down)
             grad_x, d_attended, grad_a, grad_b = adapted_layer.backward_out(g_TE.contiguous(), attended_TO, kept, norm, layers)
             return grad_x if ctx.needs_input_grad[0] else None, d_attended, None, None, *grad_a, *grad_b
