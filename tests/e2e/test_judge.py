@@ -47,8 +47,9 @@ def _found(done: subprocess.CompletedProcess[str]) -> dict:
 
 
 def _better(request: str, a: str, b: str) -> str:
-    """A taste that gives every verdict, whatever a tiny model writes: the longer, of equals the later in the alphabet; or the other one where
-    the request has an odd number of vowels."""
+    """A taste that gives every verdict, whatever a tiny model writes: the longer, of equals the later in the alphabet; or the other one
+    where the request has an odd number of vowels.
+    """
     more, fewer = ("A", "b") if sum(char in "aeiou" for char in request) % 2 == 0 else ("b", "A")
     return "tie" if a == b else more if (len(a), a) > (len(b), b) else fewer
 
