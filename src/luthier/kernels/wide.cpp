@@ -320,8 +320,9 @@ template <int T> void few_rows(const Product &p, const float *, int64_t o) {
     write(p, square[0][0], 0, o, 16);
 }
 #else
-// So many rows of w at once that eight sums are on their way where there are few tokens: each waits for the one before it
-constexpr int few_columns(int tokens) { return tokens == 1 ? 32 : tokens <= 3 ? 16 : 8; }
+// So many rows of w at once that several sums are on their way where there are few tokens: each waits for the one before it. Measured: 1.5 times
+// as fast as row after row with one token
+constexpr int few_columns(int tokens) { return tokens == 1 ? 32 : tokens <= 4 ? 16 : 8; }
 
 // few_columns(T) rows of w from o; `x`: all tokens of all parts as fp32, one token behind another
 template <int T> void few_rows(const Product &p, const float *x, int64_t o) {
@@ -336,18 +337,19 @@ template <int T> void few_rows(const Product &p, const float *x, int64_t o) {
         const bf16 *w = part.w + o * part.o_stride, *next = w + 8 * GROUPS * part.o_stride;
         for (int64_t k = 0; k < part.K; k += 16, x += 16, next += 8 * GROUPS * 16) {
             for (int line = 0; line < 4 * GROUPS; ++line) _mm_prefetch(next + 32 * line, FETCHED_TO);
-            for (int group = 0; group < GROUPS; ++group) {
-                __m256i pairs[8];
-                luthier::turn_eight(w + 8 * group * part.o_stride + k, part.o_stride, p.O - o - 8 * group, 16, pairs);
-                for (int pair = 0; pair < 8; ++pair) {
-                    const __m256 a = _mm256_castsi256_ps(_mm256_slli_epi32(pairs[pair], 16)), b = _mm256_and_ps(_mm256_castsi256_ps(pairs[pair]), odd);
-                    for (int t = 0; t < T; ++t) {
-                        const float *number = x + t * apart + 2 * pair;
-                        sums[group][t] = _mm256_fmadd_ps(_mm256_broadcast_ss(number), a, sums[group][t]);
-                        sums[group][t] = _mm256_fmadd_ps(_mm256_broadcast_ss(number + 1), b, sums[group][t]);
+            __m256i pairs[GROUPS][8];
+            for (int group = 0; group < GROUPS; ++group)
+                luthier::turn_eight(w + 8 * group * part.o_stride + k, part.o_stride, p.O - o - 8 * group, 16, pairs[group]);
+            for (int pair = 0; pair < 8; ++pair)
+                for (int t = 0; t < T; ++t) {
+                    const float *number = x + t * apart + 2 * pair;
+                    const __m256 first = _mm256_broadcast_ss(number), second = _mm256_broadcast_ss(number + 1);
+                    for (int group = 0; group < GROUPS; ++group) {
+                        const __m256i both = _mm256_load_si256(&pairs[group][pair]);
+                        sums[group][t] = _mm256_fmadd_ps(first, _mm256_castsi256_ps(_mm256_slli_epi32(both, 16)), sums[group][t]);
+                        sums[group][t] = _mm256_fmadd_ps(second, _mm256_and_ps(_mm256_castsi256_ps(both), odd), sums[group][t]);
                     }
                 }
-            }
         }
     }
     alignas(64) float square[2][16][16] = {};
