@@ -15,19 +15,17 @@ using luthier::all;
 using luthier::bf16;
 using luthier::load;
 using luthier::pair_rows;
+using luthier::room;
 using luthier::Session;
 using luthier::store;
 using luthier::turn_pairs;
 using luthier::V;
 using luthier::written;
 
-inline std::vector<bf16> &scratch(int which) {
-    static thread_local std::vector<bf16> buffers[2];
-    return buffers[which];
-}
+struct Here;
 
 // ---- out[t, r] = scale * sum over k of x[t, k] w[k, r] --------------------------------------------------------------------------------
-// w as pairs of rows: packed[r / 16][k / 2][r % 16][k % 2]
+// w as pairs of rows: packed[r / 16][k / 2][r % 16][k % 2], from a line of the cache on
 void pack_pairs(const bf16 *w, int64_t k_stride, int64_t r_stride, int64_t K, int64_t R, bf16 *packed) {
     alignas(64) bf16 nothing[512];
     for (int64_t r = 0; r < R; r += 16)
@@ -46,10 +44,8 @@ void store_scaled(const float *sums, float scale, bf16 *out, int64_t stride, int
 
 void narrow(const bf16 *x, int64_t x_stride, int64_t T, int64_t K, const bf16 *w, int64_t k_stride, int64_t r_stride, int64_t R, float scale,
             bf16 *out, int64_t out_stride, int threads) {
-    std::vector<bf16> &packed = scratch(0);
-    packed.resize(R * K);
-    pack_pairs(w, k_stride, r_stride, K, R, packed.data());
-    const bf16 *right = packed.data();
+    bf16 *right = room<Here>(0, R * K);
+    pack_pairs(w, k_stride, r_stride, K, R, right);
     const int64_t whole = T / 16, blocks = (T + 63) / 64;
 #pragma omp parallel for num_threads(T * K < 32768 ? 1 : threads)
     for (int64_t block = 0; block < blocks; ++block) {
@@ -123,10 +119,8 @@ void store_outer(const float *sums, const bf16 *o_scale, bf16 *out, int64_t r_st
 void outer(const bf16 *u, int64_t u_stride, const float *t_scale, int64_t R, const bf16 *g, int64_t g_stride, int64_t T, int64_t O,
            const bf16 *o_scale, bf16 *out, int64_t r_stride, int64_t o_stride, int threads) {
     const int64_t padded = (T + 31) / 32 * 32;
-    std::vector<bf16> &turned_buffer = scratch(1);
-    turned_buffer.resize(R * padded);
-    pack_turned(u, u_stride, t_scale, T, padded, R, turned_buffer.data());
-    const bf16 *turned = turned_buffer.data();
+    bf16 *turned = room<Here>(1, R * padded);
+    pack_turned(u, u_stride, t_scale, T, padded, R, turned);
 #pragma omp parallel for num_threads(T * O < 32768 ? 1 : threads)
     for (int64_t o = 0; o < O; o += 32) {
         Session tiles;
