@@ -14,6 +14,7 @@ the programs take turns on each part with nothing kept from the part before.
 from __future__ import annotations
 
 import argparse
+import atexit
 import csv
 import json
 import random
@@ -32,7 +33,10 @@ from luthier.core.types import Message, Order
 from luthier.export.folders import open_merged
 from luthier.export.gguf_file import About, write_gguf
 from luthier.export.gguf_vocab import read_vocabulary
+from luthier.generate.contract import TextEngine
 from luthier.generate.engine import Engine
+from luthier.generate.llama_engine import LlamaEngine
+from luthier.generate.llama_file import LlamaFile, open_in_llama
 from luthier.models.backbone import use_layout_attention
 from luthier.models.catalogue import resolve
 from luthier.models.load import open_model
@@ -49,6 +53,7 @@ PARTS = 3
 LLAMA_TYPES = ("BF16", "F16", "Q8_0")
 CONTINUOUS_ROWS = 12  # generate_batch answers so many only: on a CPU it takes seconds an item
 THREADS = 2
+CONTEXT = 8192
 Prompts = list[tuple[int, ...]]
 Answers = list[list[int]]
 Program = Callable[[Prompts], Answers]
@@ -73,16 +78,16 @@ def cut(ids: list[int], eos: frozenset[int]) -> list[int]:
 
 
 def ours(voices: Voices, encoder: ChatEncoder, max_new: int) -> Program:
-    def run(prompts: Prompts) -> Answers:
-        engine = Engine(voices, encoder, context=8192, base_name="base")
-        tickets = [engine.submit(Order(prompt_ids=prompt, max_new_tokens=max_new)) for prompt in prompts]
-        found: dict[int, list[int]] = {}
-        while not engine.idle:
-            for piece in engine.step():
-                found.setdefault(piece.ticket, []).extend(piece.tokens)
-        return [cut(found[ticket], encoder.eos_ids) for ticket in tickets]
+    return lambda prompts: answered_by(Engine(voices, encoder, context=CONTEXT, base_name="base"), prompts, encoder, max_new)
 
-    return run
+
+def answered_by(engine: TextEngine, prompts: Prompts, encoder: ChatEncoder, max_new: int) -> Answers:
+    tickets = [engine.submit(Order(prompt_ids=prompt, max_new_tokens=max_new)) for prompt in prompts]
+    found: dict[int, list[int]] = {}
+    while not engine.idle:
+        for piece in engine.step():
+            found.setdefault(piece.ticket, []).extend(piece.tokens)
+    return [cut(found[ticket], encoder.eos_ids) for ticket in tickets]
 
 
 def static_batches(model: Any, eos: frozenset[int], max_new: int, batch: int) -> Program:
@@ -131,7 +136,7 @@ def openvino(gguf: Path, packages: Path, eos: frozenset[int], max_new: int) -> P
 
 def llama_cpp(gguf: Path, python: Path, eos: frozenset[int], max_new: int) -> Program:
     def run(prompts: Prompts) -> Answers:
-        child = HERE.parent / "src" / "luthier" / "export"
+        child = HERE.parent / "src" / "luthier" / "generate"
         given = {
             "gguf": str(gguf),
             "child": str(child),
@@ -149,6 +154,13 @@ def llama_cpp(gguf: Path, python: Path, eos: frozenset[int], max_new: int) -> Pr
         return [cut(answer, eos) for answer in found["answers"]]
 
     return run
+
+
+def by_llama(file: LlamaFile, encoder: ChatEncoder, max_new: int) -> Program:
+    """`luthier chat --gguf`: an engine of its own for each call, so that nothing read before is kept."""
+    return lambda prompts: answered_by(
+        LlamaEngine(lambda: file, encoder, name="base", context=CONTEXT, num_rows=1), prompts, encoder, max_new
+    )
 
 
 def written_as_gguf(storage: str, folder: Path) -> Path:
@@ -207,14 +219,19 @@ def measure(work: str, data: Path, rows: int, options: argparse.Namespace, folde
         if options.openvino is not None:
             programs["OpenVINO GenAI, 8-bit weights"] = openvino(written_as_gguf("Q8_0", folder), options.openvino, eos, max_new)
         for storage in LLAMA_TYPES if options.llama is not None else ():
-            programs[f"llama.cpp, {storage}"] = llama_cpp(written_as_gguf(storage, folder), options.llama, eos, max_new)
+            gguf = written_as_gguf(storage, folder)
+            programs[f"llama.cpp, {storage}"] = llama_cpp(gguf, options.llama, eos, max_new)
+        if options.llama is not None:
+            file = open_in_llama(str(options.llama), folder / "Q8_0.gguf", num_positions=CONTEXT)
+            atexit.register(file.close)
+            programs["luthier --gguf, Q8_0"] = one_by_one(by_llama(file, encoder, max_new))
     else:
         programs["transformers.generate_batch"] = continuous(peer, eos, max_new)
         trial = {batch: timed(static_batches(peer, eos, max_new, batch), prompts[:batch], max_new)[0] for batch in BATCHES}
         best = max(trial, key=lambda batch: trial[batch]["items_per_s"])
         result["batch"] = {"tried": {str(batch): round(run["items_per_s"], 2) for batch, run in trial.items()}, "used": best}
         programs["transformers.generate"] = static_batches(peer, eos, max_new, best)
-    for program in (programs["luthier"], programs["transformers.generate"]):
+    for program in (program for name, program in programs.items() if name in ("luthier", "transformers.generate", "luthier --gguf, Q8_0")):
         program(prompts[:1])  # what is made once
     same = 0
     for part in range(PARTS):

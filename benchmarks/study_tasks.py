@@ -74,13 +74,13 @@ TASKS = (
         name="alpaca",
         about="general instructions with answers of at most 60 words, 200 rows to learn from",
         hypothesis="equivalent or prompt: the base model was trained for general instructions, 200 more rows teach it a style at most",
-        prepare=partial(study_data.alpaca, num_test=100),
+        prepare=partial(study_data.alpaca, num_test=220),
         flags=(
             "train.jsonl", "--test", "test.jsonl", "--train-rows", "200", "--dev-rows", "30", "--set", "arms.dev_items=16", "--lr", "5e-4",
             "--epochs", "1", "--set", "arms.skip=[few-shot,tuned + retrieval]", "--set", "arms.shots=[2]",
             "--set", "arms.latency_items=2", "--set", "arms.consistency_items=10", "--learning-curve",
         ),
-        budget_s=300,
+        budget_s=420,
     ),
     Task(
         name="alpaca-32",
@@ -90,9 +90,9 @@ TASKS = (
         flags=(
             "train.jsonl", "--test", "test.jsonl", "--train-rows", "100", "--dev-rows", "20", "--set", "arms.dev_items=12", "--lr", "5e-4",
             "--epochs", "1", "--set", "arms.skip=[few-shot,tuned + retrieval]", "--set", "arms.shots=[2]",
-            "--set", "arms.latency_items=2", "--set", "arms.consistency_items=10", "--set", "probes.safety_items=20",
+            "--set", "arms.latency_items=2", "--set", "arms.consistency_items=10", "--set", "probes.safety_items=20", "--learning-curve",
         ),
-        budget_s=90,
+        budget_s=150,
     ),
     Task(
         name="gsm8k",

@@ -19,14 +19,20 @@ sys.path.insert(0, given["child"])
 import llama_child  # noqa: E402
 
 longest = max(map(len, given["prompts"])) + given["max_new_tokens"] + 1
-program = llama_child.Program(llama_child.open_binding(), given["gguf"], longest, given["threads"])
+program = llama_child.Program(llama_child.open_binding(), given["gguf"], longest, 1, given["threads"])
 eos = set(given["eos"])
 
 
+def likeliest(kept: int, ids: list[int]) -> int:
+    """The next token behind what was kept of the text and `ids`."""
+    [token], _ = program.step([(0, kept, ids, "token")])
+    return token
+
+
 def answer(prompt: list[int], new: int) -> list[int]:
-    out = [program.next(prompt, True, None)]
+    out = [likeliest(0, prompt)]
     while len(out) < new and out[-1] not in eos:
-        out.append(program.next(out[-1:], False, None))
+        out.append(likeliest(len(prompt) + len(out) - 1, out[-1:]))
     return out
 
 

@@ -24,13 +24,14 @@ from tests.unit.test_untrusted import ollama_values
 
 from luthier.core.console import quiet
 from luthier.core.errors import ConfigError, ModelError, RunError
-from luthier.export import gguf_file, llama_client
+from luthier.export import gguf_file
 from luthier.export.folders import open_merged
 from luthier.export.gguf_vocab import read_vocabulary
+from luthier.generate import llama_file
 from luthier.pipeline import artefact, export
 from luthier.pipeline.export import ExportRequest
 
-VARIABLE = llama_client.VARIABLE  # where llama.cpp is, as a second reader
+VARIABLE = llama_file.VARIABLE  # where llama.cpp is, as a second reader
 TITLE = "tr'ain{{ .System }}.jsonl"  # ends up in names, README and GGUF
 
 
@@ -319,11 +320,31 @@ def test_a_llama_cpp_that_ends_or_hangs_refuses_the_export_and_harms_nothing(
 ) -> None:
     monkeypatch.setenv(VARIABLE, make_fake_llama(tmp_path / "llama", fault))
     if fault == "hang":
-        monkeypatch.setattr(llama_client, "WALL_S", 2.0)
+        monkeypatch.setattr(llama_file, "WALL_S", 2.0)
     with pytest.raises(ModelError, match=why) as error:
         _export(run, "gguf", tmp_path / "out", "F16", items=4)
     assert f"{VARIABLE}=none" in error.value.fix
     assert sorted(path.name for path in tmp_path.iterdir()) == ["llama"]
+
+
+def test_llama_cpp_answers_in_chat_from_an_export_and_says_when_it_is_none_that_passed(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, make_fake_llama(tmp_path / "llama"))
+    _export(run, "gguf", tmp_path / "out", "F32", items=4)
+    [gguf] = (tmp_path / "out").glob("*.gguf")
+    words = [*LUTHIER, "chat", str(run), "-p", "where is my money", "--max-new-tokens", "8", "--no-log", "--json"]
+    answers: list[dict[str, str]] = []
+    remarks: list[str] = []
+    shutil.copy(gguf, tmp_path / "copied.gguf")
+    for more in ([], ["--gguf", str(gguf)], ["--gguf", str(tmp_path / "copied.gguf"), "--compare", "base"]):
+        done = _go([*words, *more])
+        assert done.returncode == 0, done.stderr
+        answers.append(json.loads(done.stdout.splitlines()[-1])["turns"][0]["answers"])
+        remarks.append(done.stderr)
+    assert answers[0] == answers[1] and answers[2]["tuned"] == answers[0]["tuned"] and set(answers[2]) == {"tuned", "base"}
+    told = "copied.gguf is no export of"
+    assert [told in remark for remark in remarks] == [False, False, True] and "passed its gate" not in remarks[1]
 
 
 def test_it_can_be_left_out_and_must_be_a_program(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,14 @@ from luthier.cli.command import Argument, Given, Outcome, add_command
 from luthier.cli.options import Flag
 
 if TYPE_CHECKING:
-    from luthier.core.chat import ChatTurn
-    from luthier.serve.chat import Drawing
+    from luthier.core.chat import ChatTranscript, ChatTurn
+    from luthier.pipeline.in_llama import InLlama
+    from luthier.serve.chat import Conversation, Drawing
 
 TARGET = Argument(name="run", help="Folder of a finished run or of an adapter, or a model's name or folder.")
 FLAGS = (
     Flag(names=("--model",), type=str, help="Base model of an adapter; default: the one the adapter names."),
+    Flag(names=("--gguf",), type=str, help="Let llama.cpp answer, from this GGUF export of it; needs llama-cpp-python."),
     Flag(names=("--compare",), type=str, help="Let another model answer beside it: base, or a model's name or folder."),
     Flag(names=("--system", "-s"), type=str, help="System prompt; default: the one of the training rows."),
     Flag(names=("--prompt", "-p"), type=str, help="Answer this one prompt and exit."),
@@ -47,22 +50,36 @@ def chat(given: Given) -> Outcome:
     from luthier.pipeline.talk import open_talk
 
     base, compare, system, prompt, file = (_text(given, name) for name in ("model", "compare", "system", "prompt", "transcript"))
+    target, gguf = given.arguments[0], _text(given, "gguf")
     is_person = prompt is None and sys.stdin.isatty()
     by_line = is_person or bool(given.values.get("lines"))
     if prompt is None and not by_line:
         prompt = read_document()
-    with open_talk(
-        given.arguments[0],
-        lambda before: open_chat_with(
-            given.arguments[0], compare=compare, base=base, system=before.system if system is None and before is not None else system
-        ),
-        file=None if file is None else Path(file).expanduser(),
-        goes_on=bool(given.values.get("continue_")),
-        is_kept=not given.values.get("no_log"),
-    ) as talk:
-        listener = Listener(target=given.arguments[0], is_person=is_person, is_shown=not given.as_json)
+    with ExitStack() as until:
+        in_llama = None if gguf is None else _in_llama(gguf, target, until)
+
+        def open_conversation(before: ChatTranscript | None) -> Conversation:
+            said = before.system if system is None and before is not None else system
+            return open_chat_with(target, compare=compare, base=base, system=said, in_llama=in_llama)
+
+        talk = until.enter_context(
+            open_talk(
+                target,
+                open_conversation,
+                file=None if file is None else Path(file).expanduser(),
+                goes_on=bool(given.values.get("continue_")),
+                is_kept=not given.values.get("no_log"),
+            )
+        )
+        listener = Listener(target=target, is_person=is_person, is_shown=not given.as_json)
         turns = answer_all(talk, drawing, listener) if prompt is None else [answer_one(talk, prompt, drawing, listener)]
         return {"lines": [], "json": {"turns": [_as_json(turn) for turn in turns], "transcript": talk.transcript.path or None}}
+
+
+def _in_llama(gguf: str, target: str, until: ExitStack) -> InLlama:
+    from luthier.pipeline.in_llama import find_in_llama
+
+    return find_in_llama(Path(gguf).expanduser(), target, until, num_rows=1)
 
 
 def _drawing(given: Given) -> Drawing:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -19,16 +20,17 @@ if TYPE_CHECKING:
 TARGET = Argument(name="run", help="Folder of a finished run or of an adapter, or a model's name or folder.")
 ADAPTER = Flag(names=("--adapter",), type=str, help="Another adapter on the same base, as NAME=FOLDER; can be repeated.", many=True)
 MODEL = Flag(names=("--model",), type=str, help="Base model of an adapter; default: the one the adapter names.")
+GGUF = Flag(names=("--gguf",), type=str, help="Let llama.cpp answer, from this GGUF export of it; needs llama-cpp-python.")
 HOST = Flag(names=("--host",), type=str, help="Address to listen on; default: 127.0.0.1. Any other needs --key-env.")
 PORT = Flag(names=("--port",), type=int, help="Port to listen on; default: 8000, 0 takes a free one.")
 KEY_ENV = Flag(names=("--key-env",), type=str, help="Environment variable with an API key clients must send; can be repeated.", many=True)
 ALLOW_HOST = Flag(names=("--allow-host",), type=str, help="Name clients call this machine by (Host header); can be repeated.", many=True)
-BATCH = Flag(names=("--batch",), type=int, help="Answers written at once; default: 16.")
+BATCH = Flag(names=("--batch",), type=int, help="Answers written at once; default: 16, with --gguf 4.")
 QUEUE = Flag(names=("--queue",), type=int, help="Answers written or waiting before requests are refused (429); default: 128.")
 PLAN = Flag(names=("--plan",), type=bool, help="Print the command that serves the same on vLLM, for many users, and exit.")
-FLAGS = (ADAPTER, MODEL, HOST, PORT, KEY_ENV, ALLOW_HOST, BATCH, QUEUE, PLAN)
+FLAGS = (ADAPTER, MODEL, GGUF, HOST, PORT, KEY_ENV, ALLOW_HOST, BATCH, QUEUE, PLAN)
 
-DEFAULT_HOST, DEFAULT_PORT, DEFAULT_BATCH, DEFAULT_QUEUE = "127.0.0.1", 8000, 16, 128
+DEFAULT_HOST, DEFAULT_PORT, DEFAULT_BATCH, DEFAULT_GGUF_BATCH, DEFAULT_QUEUE = "127.0.0.1", 8000, 16, 4, 128
 
 
 def serve(given: Given) -> Outcome:
@@ -38,11 +40,13 @@ def serve(given: Given) -> Outcome:
     """
     host = str(given.values.get("host", DEFAULT_HOST))
     port = _number(given, "port", DEFAULT_PORT, low=0, high=65_535)
-    batch = _number(given, "batch", DEFAULT_BATCH, low=1, high=1024)
+    gguf = given.values.get("gguf")
+    batch = _number(given, "batch", DEFAULT_BATCH if gguf is None else DEFAULT_GGUF_BATCH, low=1, high=1024)
     queue = _number(given, "queue", DEFAULT_QUEUE, low=batch, high=100_000)
     key_names, base = _texts(given, "key_env"), given.values.get("model")
     find = _finder(given, base=None if base is None else str(base))
     if given.values.get("plan"):
+        _refuse_gguf(gguf, "--plan", "vLLM is given the model itself")
         from luthier.pipeline.serve import vllm_command
 
         command = vllm_command(find(), host=host, port=port, key_env=key_names[0] if key_names else None)
@@ -54,6 +58,8 @@ def serve(given: Given) -> Outcome:
     from luthier.serve.guard import rules_for
 
     rules = rules_for(host, allowed_hosts=_texts(given, "allow_host"), keys={name: os.environ.get(name) for name in key_names})
+    if given.values.get("adapter"):
+        _refuse_gguf(gguf, "--adapter", "a GGUF file is one model, and no adapters are put on it")
     serving = find()
 
     from luthier.pipeline.serve import open_service
@@ -61,7 +67,9 @@ def serve(given: Given) -> Outcome:
     from luthier.serve.server import bind, serve_until_stopped
 
     listener = bind(host, port)
-    with closing(listener):
+    with closing(listener), ExitStack() as until:
+        if gguf is not None:
+            serving = _in_llama(serving, Path(str(gguf)).expanduser(), given.arguments[0], until, num_rows=batch)
         service = open_service(serving, batch=batch, queue=queue)
         names = [offer.name for offer in serving.offers]
         url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
@@ -85,6 +93,20 @@ def _finder(given: Given, *, base: str | None) -> Callable[[], Serving]:
         return find_serving(given.arguments[0], adapters=_texts(given, "adapter"), base=base)
 
     return find
+
+
+def _refuse_gguf(gguf: object, flag: str, why: str) -> None:
+    from luthier.core.errors import ConfigError
+
+    if gguf is not None:
+        raise ConfigError(why, where=flag, fix=f"leave --gguf or {flag} out")
+
+
+def _in_llama(serving: Serving, gguf: Path, target: str, until: ExitStack, *, num_rows: int) -> Serving:
+    from luthier.pipeline.in_llama import find_in_llama
+    from luthier.pipeline.serve import by_llama
+
+    return by_llama(serving, find_in_llama(gguf, target, until, num_rows=num_rows))
 
 
 def _require_extra() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from luthier.export.llama_client import LlamaFile
+from torch import Tensor
+
 from luthier.export.modelfile import expected_prompt
 from luthier.export.parity import STOP_TOKENS, Conditions, ParityItem, Written, cut_answer
 from luthier.generate.choices import open_choices
+from luthier.generate.llama_file import LlamaFile, LlamaRow, tokenizer_checks
 from luthier.tokens.template import ChatEncoder
 
 
@@ -25,18 +27,23 @@ def write_in_llama(
     held = open_choices(encoder.tokenizer, how.choices, stop, encoder.eos_ids)
     out: list[Written] = []
     for item in items:
-        given = encoder.encode_prompt(item.messages)
+        prompt = encoder.encode_prompt(item.messages)
         written: list[int] = []
         spelled = b""
         while len(written) < how.max_new_tokens:
-            allowed = None if held is None else held.allowed(spelled).tolist()
-            token = llama.next(given, is_first=not written, allowed=allowed)
+            kept, ids = (len(prompt) + len(written) - 1, written[-1:]) if written else (0, prompt)
+            [found] = llama.step([LlamaRow(number=0, kept=kept, ids=ids, wants="token" if held is None else "logits")])
+            if held is not None and isinstance(found, Tensor):
+                allowed = held.allowed(spelled)
+                token = int(allowed[found[allowed].max(dim=0).indices])
+            else:
+                assert isinstance(found, int)
+                token = found
             written.append(token)
             if token in llama.stop_ids or (stop and stop in encoder.decode(written[-STOP_TOKENS:]).lstrip()):
                 break
             if held is not None:
                 spelled = held.after(spelled, token)
-            given = (token,)
         out.append(cut_answer(written, llama.stop_ids, encoder, stop))
         on_item()
     return out
@@ -44,14 +51,7 @@ def write_in_llama(
 
 def llama_checks(llama: LlamaFile, encoder: ChatEncoder, items: Sequence[ParityItem], written: Sequence[Written]) -> Mapping[str, bool]:
     """What must be equal, whatever the weights. `encoder` is the tested model's; prompts are read as llama-server reads them."""
-    tokenizer = encoder.tokenizer
     texts = [expected_prompt(encoder, item.messages, strip_bos=False) for item in items]
     answers = [[token for token in answer.ids if token not in llama.stop_ids] for answer in written]
-    template = tokenizer.get_chat_template() if encoder.is_chat else None
-    return {
-        "end of turn": encoder.eos_ids <= llama.stop_ids,
-        "special tokens": llama.adds_bos == bool(encoder.bos_ids),
-        "chat template": llama.chat_template == template,
-        "tokens": all(llama.tokenise(text) == tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts),
-        "spelling": all(llama.spell(ids) == encoder.decode(ids) for ids in answers),
-    }
+    spelling = all(llama.spell(ids) == encoder.decode(ids) for ids in answers)
+    return {**tokenizer_checks(llama, encoder, texts), "spelling": spelling}

@@ -9,22 +9,16 @@ of a logit may differ with the shape of a batch, as in every batched engine, and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from luthier.core.errors import ContextError, InputError
-from luthier.core.types import Message, Order, Piece, TokenLogprob
+from luthier.core.types import Message, Order, Piece
 from luthier.generate.admission import MAX_READ, choose, shared_lengths
-from luthier.generate.contract import check_order, find_voice
-from luthier.generate.held import Held, hold
+from luthier.generate.answers import Answer, add_token, draw_tokens, take_order
 from luthier.generate.prefix_cache import PrefixCache
 from luthier.generate.rows import EMPTY, Prefix, Rows, read_prefix
-from luthier.generate.sampling import draw, likeliest, random_stream
-from luthier.generate.writing import Writing
 from luthier.models.voices import Voices
 from luthier.tokens.template import ChatEncoder
 
@@ -35,27 +29,6 @@ MIN_HELD_APART = 64  # tokens: below this, a prompt is better read again togethe
 STORE_BYTES = 2 * 2**30
 SPARE = 128  # columns: a row needs about so many more than it enters with
 WINDOW = 4  # times `max_active`: how many of the waiting are looked at
-
-
-@dataclass(slots=True, kw_only=True)
-class _Answer:
-    """One order on its way."""
-
-    ticket: int
-    order: Order
-    length: int  # tokens it may have at most
-    voice: str
-    prompt: tuple[int, ...]
-    writing: Writing
-    stream: torch.Generator
-    held: Held | None
-    num_cached: int = 0
-    written: list[int] = field(default_factory=list[int])
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """All there is of it: what a row that enters (again) has to read."""
-        return (*self.prompt, *self.written)
 
 
 class Engine:
@@ -79,8 +52,9 @@ class Engine:
         self._encoder = encoder
         self._rows = Rows(voices)
         self._cache = PrefixCache(cache_bytes)
-        self._waiting: list[_Answer] = []
-        self._active: list[_Answer] = []  # one for each line of `_rows`
+        self._waiting: list[Answer] = []
+        self._active: list[Answer] = []  # one for each line of `_rows`
+        self._num_vocab = voices.head_VE.shape[0]
         self._max_slots = store_bytes // voices.bytes_per_token  # rows times columns
         self._last_ticket = 0
 
@@ -105,41 +79,10 @@ class Engine:
 
     def submit(self, order: Order) -> int:
         """Take an order and return its ticket; see `TextEngine.submit` for what it raises."""
-        voice = find_voice(self.voices, order.voice)
-        check_order(order)
-        prompt = self._encode(order)
-        room = self.context - len(prompt)
-        length = room if order.max_new_tokens is None else order.max_new_tokens
-        if length > room or room < 1:
-            raise ContextError(
-                f"the prompt has {len(prompt)} tokens and the answer may take {max(1, length)}; the model sees {self.context}",
-                where="messages" if order.messages else "prompt",
-                fix="a shorter prompt" + (f', or "max_tokens": {room}' if room > 0 else ""),
-            )
-        self._last_ticket += 1
-        answer = _Answer(
-            ticket=self._last_ticket,
-            order=order,
-            length=length,
-            voice=voice,
-            prompt=tuple(prompt),
-            writing=Writing(self._encoder, order.stop),
-            stream=random_stream(order.sampling),
-            held=hold(order, self._encoder, self._model.head_VE.shape[0]),
-        )
+        answer = take_order(order, self._last_ticket + 1, self.voices, self._encoder, context=self.context, num_vocab=self._num_vocab)
+        self._last_ticket = answer.ticket
         self._waiting.append(answer)
         return answer.ticket
-
-    def _encode(self, order: Order) -> tuple[int, ...]:
-        """The prompt of an order. Raises InputError."""
-        if order.text is not None:
-            return self._encoder.encode_raw(order.text)
-        if order.messages:
-            return self._encoder.encode_prompt(order.messages, json.loads(order.tools) if order.tools else ())
-        num_vocab = self._model.head_VE.shape[0]
-        if not all(0 <= token < num_vocab for token in order.prompt_ids):
-            raise InputError(f"holds a token beyond the vocabulary of {num_vocab}", where="prompt", fix='"prompt": "Once upon a time"')
-        return order.prompt_ids
 
     def cancel(self, ticket: int) -> None:
         """Give an order up; its row is free at once."""
@@ -154,56 +97,13 @@ class Engine:
         if not parts:
             return ()
         logits_RV = torch.cat(parts) if len(parts) > 1 else parts[0]
-        tokens = self._draw(logits_RV)
-        pieces = [self._write(answer, token, logits_RV[r]) for r, (answer, token) in enumerate(zip(self._active, tokens, strict=True))]
+        tokens = draw_tokens(self._active, logits_RV)
+        pieces = [
+            add_token(answer, self._encoder, token, logits_RV[r])
+            for r, (answer, token) in enumerate(zip(self._active, tokens, strict=True))
+        ]
         self._leave([r for r, piece in enumerate(pieces) if piece.finish is not None], keep=True)
         return tuple(pieces)
-
-    def _draw(self, logits_RV: Tensor) -> list[int]:
-        tokens = likeliest(logits_RV)
-        for r, answer in enumerate(self._active):
-            sampling = answer.order.sampling
-            if answer.held is None and sampling.temperature <= 0 and sampling.repetition_penalty == 1:
-                continue
-            seen = answer.ids if sampling.repetition_penalty != 1 else ()
-            allowed = None if answer.held is None else answer.held.allowed()
-            tokens[r] = draw(logits_RV[r], sampling, answer.stream, seen=seen, allowed=allowed)
-        return tokens
-
-    def _write(self, answer: _Answer, token: int, logits_V: Tensor) -> Piece:
-        """Add a token to an answer: what may be shown of it, and whether it ends."""
-        answer.written.append(token)
-        finish, text = None, ""
-        if token in self._encoder.eos_ids:
-            finish = "stop"
-        else:
-            text = answer.writing.add(token)
-            complete = answer.held is not None and answer.held.write(token)
-            if answer.writing.stopped or complete:
-                finish = "stop"
-            elif len(answer.written) >= answer.length:
-                finish = "length"
-        if finish is not None:
-            text += answer.writing.end()
-        return Piece(
-            ticket=answer.ticket,
-            text=text,
-            tokens=(token,),
-            logprobs=() if answer.order.num_logprobs is None else (self._logprob(token, logits_V, answer.order.num_logprobs),),
-            finish="stop" if finish == "length" and answer.writing.stopped else finish,
-            num_prompt_tokens=len(answer.prompt),
-            num_cached_tokens=answer.num_cached,
-            num_new_tokens=len(answer.written),
-        )
-
-    def _logprob(self, token: int, logits_V: Tensor, num: int) -> TokenLogprob:
-        logprobs_V = torch.log_softmax(logits_V.float(), dim=-1)
-        best = logprobs_V.topk(num) if num else None
-        likeliest = () if best is None else tuple(zip(map(self._spell, best.indices.tolist()), best.values.tolist(), strict=True))
-        return TokenLogprob(spelled=self._spell(token), logprob=float(logprobs_V[token]), likeliest=likeliest)
-
-    def _spell(self, token: int) -> bytes:
-        return self._encoder.spell(token)
 
     def _make_room(self) -> None:
         """Put the youngest answers back among the waiting while the rows would take more memory than they may."""
@@ -237,7 +137,7 @@ class Engine:
             parts += self._enter([answer for answer in entering if answer.voice == of_voice], of_voice)
         return parts
 
-    def _read_ahead(self, answer: _Answer) -> bool:
+    def _read_ahead(self, answer: Answer) -> bool:
         """Of a long prompt, read one stretch into the cache, so that other answers go on in between; False where it can enter now."""
         held = self._cache.match(answer.voice, answer.ids[:-1])
         if len(answer.ids) - held <= MAX_READ:
@@ -245,9 +145,9 @@ class Engine:
         self._prefix(answer.ids[: held + MAX_READ], answer.voice)
         return self._cache.match(answer.voice, answer.ids[:-1]) > held  # a cache too small to hold it would never get there
 
-    def _enter(self, entering: Sequence[_Answer], voice: str) -> list[Tensor]:
+    def _enter(self, entering: Sequence[Answer], voice: str) -> list[Tensor]:
         """Prompts of one voice: first those behind each shared beginning together, then those with a history of their own, one by one."""
-        groups: dict[tuple[int, ...], list[_Answer]] = {}
+        groups: dict[tuple[int, ...], list[Answer]] = {}
         for answer, n in zip(entering, shared_lengths([answer.ids for answer in entering]), strict=True):
             standing = self._standing(answer)
             ids = answer.ids[:n] if standing is None or n - len(standing.ids) >= MIN_HELD_APART else standing.ids
@@ -256,7 +156,7 @@ class Engine:
         for ids, members in groups.items():
             prefix = self._prefix(ids, voice)
             worth = MIN_HELD if len(members) == 1 else MIN_HELD_APART
-            fresh: list[_Answer] = []
+            fresh: list[Answer] = []
             for answer in members:
                 held = self._cache.match(voice, answer.ids[:-1])
                 is_fresh = held - len(ids) < worth
@@ -272,7 +172,7 @@ class Engine:
                 parts.append(self._read(prefix, [EMPTY] * len(fresh), fresh))
         return parts
 
-    def _standing(self, answer: _Answer) -> Prefix | None:
+    def _standing(self, answer: Answer) -> Prefix | None:
         """The longest prefix shared by active rows that this prompt begins with too."""
         shared = {id(line.prefix): line for line in self._rows.lines if line.voice == answer.voice and line.prefix.ids}
         fitting = [line.prefix for line in shared.values() if answer.ids[:-1][: len(line.prefix.ids)] == line.prefix.ids]
@@ -291,7 +191,7 @@ class Engine:
         self._cache.add(voice, ids, prefix.kv)
         return prefix
 
-    def _read(self, prefix: Prefix, histories: Sequence[Prefix], entering: Sequence[_Answer]) -> Tensor:
+    def _read(self, prefix: Prefix, histories: Sequence[Prefix], entering: Sequence[Answer]) -> Tensor:
         behind = [answer.ids[len(prefix.ids) :] for answer in entering]
         logits_NV = self._rows.enter(prefix, histories, behind, [answer.voice for answer in entering])
         self._active += entering

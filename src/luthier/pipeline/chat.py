@@ -14,6 +14,7 @@ from luthier.kernels.device import choose_device, rounds_otherwise
 from luthier.models.catalogue import resolve
 from luthier.models.load import inspect_folder
 from luthier.models.lora import CONFIG
+from luthier.pipeline.in_llama import InLlama
 from luthier.pipeline.open import base_of, open_engine, shared_text, tuned_folder
 from luthier.pipeline.prepare import precision_of
 from luthier.pipeline.settings import Settings, load_settings
@@ -34,13 +35,16 @@ class _Opened:
     base: Callable[[], Voice] | None = None
 
 
-def open_chat_with(run_or_model: str, *, compare: str | None, system: str | None, base: str | None = None) -> Conversation:
+def open_chat_with(
+    run_or_model: str, *, compare: str | None, system: str | None, base: str | None = None, in_llama: InLlama | None = None
+) -> Conversation:
     """A conversation with the tuned model of a run or an adapter folder, or with a plain model.
 
     `compare` adds a second voice: "base" for the model that the first stands on, else any run, adapter or model. For a run, the
-    instruction all its rows shared is put before each turn, as in training. `base` names the base model of an adapter.
+    instruction all its rows shared is put before each turn, as in training. `base` names the base model of an adapter. With `in_llama`
+    llama.cpp answers for the first voice, from a GGUF file of it.
     """
-    first = _open(run_or_model, base)
+    first = _open(run_or_model, base, in_llama)
     voices = [first.voice]
     if compare == BASE and first.base is None:
         raise RunError("is a model, and a model has no base model to compare with", where=run_or_model, fix="--compare NAME, another model")
@@ -48,18 +52,18 @@ def open_chat_with(run_or_model: str, *, compare: str | None, system: str | None
         voices.append(first.base())
     elif compare is not None:
         name = Path(compare).resolve().name
-        voices.append(replace(_open(compare, None).voice, name=name if name != first.voice.name else f"{name} (2)"))
+        voices.append(replace(_open(compare, None, None).voice, name=name if name != first.voice.name else f"{name} (2)"))
     return open_conversation(voices, system=first.system if system is None else system, instruction=first.instruction)
 
 
-def _open(run_or_model: str, base: str | None) -> _Opened:
+def _open(run_or_model: str, base: str | None, in_llama: InLlama | None) -> _Opened:
     folder = RunFolder(Path(run_or_model))
     if (folder.root / CONFIG).is_file():
-        return _adapter(folder.root, base)
+        return _adapter(folder.root, base, in_llama)
     if base is not None:
         raise ConfigError(f"{run_or_model} is no adapter, --model names the base model of one", where="--model", fix="leave --model out")
     if folder.config.is_file():
-        return _run(folder)
+        return _run(folder, in_llama)
     if folder.root.parent != Path() and folder.root.parent.is_dir() and not folder.root.is_dir():
         near = get_close_matches(folder.root.name, [p.name for p in folder.root.parent.iterdir() if p.is_dir()], n=1, cutoff=0.3)
         fix = (
@@ -69,7 +73,15 @@ def _open(run_or_model: str, base: str | None) -> _Opened:
         )
         raise RunError("there is no such run", where=run_or_model, fix=fix)
     path = resolve(run_or_model)
+    if in_llama is not None:
+        return _Opened(voice=_by_llama(path.resolve().name, path, in_llama))
     return _Opened(voice=_alone(path.resolve().name, path, choose_precision("auto", device=choose_device("auto"))))
+
+
+def _by_llama(name: str, tokenizer: Path, in_llama: InLlama) -> Voice:
+    """What the GGUF file holds, in llama.cpp, behind the tokenizer of the model it was made of."""
+    engine = in_llama.open(tokenizer, name)
+    return Voice(name=name, engine=engine, spoken_as=name, count_prompt=engine.count_prompt, fingerprint=in_llama.fingerprint)
 
 
 def _alone(name: str, path: Path, precision: Precision) -> Voice:
@@ -96,18 +108,26 @@ def _fingerprint(path: Path, precision: Precision, adapter: Path | None = None) 
     return digest([inspect_folder(path).sha256, adapter_sha256, str(precision.dtype), *rounds_otherwise(precision.device)])
 
 
-def _adapter(adapter: Path, base: str | None) -> _Opened:
+def _adapter(adapter: Path, base: str | None, in_llama: InLlama | None) -> _Opened:
     """An adapter in PEFT's format, saved here or elsewhere, on the base model that is given or that it names itself."""
-    path = base_of(adapter, command="chat") if base is None else resolve(base)
-    return _with_adapter(path, choose_precision("auto", device=choose_device("auto")), adapter)
+    path, precision = (
+        base_of(adapter, command="chat") if base is None else resolve(base),
+        choose_precision("auto", device=choose_device("auto")),
+    )
+    if in_llama is not None:
+        return _Opened(voice=_by_llama(TUNED, path, in_llama), base=lambda: _alone(BASE, path, precision))
+    return _with_adapter(path, precision, adapter)
 
 
-def _run(folder: RunFolder) -> _Opened:
+def _run(folder: RunFolder, in_llama: InLlama | None) -> _Opened:
     """What a run trained: its adapter on the base model, or its own model."""
     settings: Settings = load_settings(folder.config, {})
     path, precision = resolve(settings.model.name), precision_of(settings, folder)
     trained = tuned_folder(folder)
-    if trained == folder.adapter:
+    if in_llama is not None:
+        tokenizer = path if trained == folder.adapter else trained
+        opened = _Opened(voice=_by_llama(TUNED, tokenizer, in_llama), base=lambda: _alone(BASE, path, precision))
+    elif trained == folder.adapter:
         opened = _with_adapter(path, precision, trained)
     else:
         opened = _Opened(voice=_alone(TUNED, trained, precision), base=lambda: _alone(BASE, path, precision))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,11 @@ from luthier.core.types import Estimate, Generation, ItemScore
 from luthier.evaluate.run import score_generations
 from luthier.export.folders import open_tested
 from luthier.export.gate import TOLERANCES, Found, Tolerance, in_llama, judge
-from luthier.export.llama_client import find_llama_python, open_in_llama
 from luthier.export.llama_parity import llama_checks, num_positions, write_in_llama
 from luthier.export.loaders import Reloaded
 from luthier.export.modelfile import expected_prompt, read_modelfile, run_template
 from luthier.export.parity import Distances, ParityItem, Written, distances, explain, reader, write_answers
+from luthier.generate.llama_file import find_llama_python, open_in_llama
 from luthier.pipeline.artefact import Artefact
 from luthier.pipeline.tested import Tested
 from luthier.stats.intervals import mean_estimate, paired_difference
@@ -115,7 +116,7 @@ def _in_llama(tested: Tested, model: nn.Module, gguf: Path, tolerance: Tolerance
         return None
     tolerance = in_llama(tolerance)
     how, total = tested.conditions, len(tested.items)
-    with open_in_llama(python, gguf, num_positions=num_positions(tested.items, how, tested.encoder)) as llama:
+    with closing(open_in_llama(python, gguf, num_positions=num_positions(tested.items, how, tested.encoder))) as llama:
         apart = distances(reader(model), llama.logits, tested.items, _counter(step, "distributions in llama.cpp", total))
         written = write_in_llama(llama, tested.encoder, tested.items, how, _counter(step, "answers of llama.cpp", total))
         checks = llama_checks(llama, tested.encoder, tested.items, written)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luthier.core.errors import ConfigError, ModelError, RunError
 from luthier.core.hashing import digest, sha256_file
+from luthier.generate.contract import TextEngine
 from luthier.kernels.device import choose_device
 from luthier.models.catalogue import resolve
 from luthier.models.folder import read_json
 from luthier.models.load import inspect_folder
 from luthier.models.lora import CONFIG, WEIGHTS
+from luthier.pipeline.in_llama import InLlama
 from luthier.pipeline.open import base_of, open_engine, shared_text
 from luthier.pipeline.prepare import precision_of
 from luthier.pipeline.settings import load_settings
@@ -31,12 +33,16 @@ PROMPTED = "-prompted"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """What is to be served, found without opening any weights. `adapters`: name in the engine -> folder."""
+    """What is to be served, found without opening any weights. `adapters`: name in the engine -> folder.
+
+    `in_llama`: the GGUF file that llama.cpp answers from; `base` is then the folder of its tokenizer.
+    """
 
     base: Path
     precision: Precision
     adapters: Mapping[str, Path]
     offers: tuple[Offer, ...]
+    in_llama: InLlama | None = None
 
 
 def find_serving(target: str, *, adapters: Sequence[str], base: str | None) -> Serving:
@@ -114,6 +120,13 @@ def _of_run(folder: RunFolder, more: Mapping[str, Path]) -> Serving:
     return Serving(base=found.base, precision=precision, adapters=found.adapters, offers=tuple(offers))
 
 
+def by_llama(serving: Serving, in_llama: InLlama) -> Serving:
+    """The same, answered by llama.cpp from one file: the tuned model without its base, or the model."""
+    offers = [offer for offer in serving.offers if offer.voice or not serving.adapters]
+    alone = tuple(replace(offer, voice="", parent=None) for offer in offers)
+    return replace(serving, adapters={}, offers=alone, in_llama=in_llama)
+
+
 def vllm_command(serving: Serving, *, host: str, port: int, key_env: str | None) -> str:
     """The command that serves the same artefacts on vLLM, to paste into a shell. Raises ModelError for adapters vLLM does not compute."""
     base_name = next(offer.name for offer in serving.offers if not offer.voice and not offer.is_prompted)
@@ -147,9 +160,13 @@ def _not_on_vllm(what: str, path: Path) -> ModelError:
 def open_service(serving: Serving, *, batch: int, queue: int) -> Service:
     """Open weights and adapters for `serving`. Raises ModelError."""
     base_name = next(offer.name for offer in serving.offers if not offer.voice and not offer.is_prompted)
-    engine = open_engine(serving.base, serving.precision, base_name=base_name, adapters=serving.adapters, max_active=batch)
-    parts = [inspect_folder(serving.base).sha256, serving.precision.name]
-    parts += [sha256_file(path / WEIGHTS) for _, path in sorted(serving.adapters.items())]
+    engine: TextEngine
+    if serving.in_llama is not None:
+        engine, parts = serving.in_llama.open(serving.base, base_name), [serving.in_llama.fingerprint]
+    else:
+        engine = open_engine(serving.base, serving.precision, base_name=base_name, adapters=serving.adapters, max_active=batch)
+        parts = [inspect_folder(serving.base).sha256, serving.precision.name]
+        parts += [sha256_file(path / WEIGHTS) for _, path in sorted(serving.adapters.items())]
     metrics = Metrics()
     return Service(
         offers=serving.offers,

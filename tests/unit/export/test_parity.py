@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from tests.fixtures.fake_llama import make_fake_llama
+from tests.fixtures.tiny_gguf import write_tiny_gguf
 from tests.fixtures.tiny_model import make_tiny_model
 
 from luthier.core.types import Message, Order
-from luthier.export.folders import open_merged
-from luthier.export.gguf_file import About, write_gguf
-from luthier.export.gguf_vocab import read_vocabulary
-from luthier.export.llama_client import open_in_llama
 from luthier.export.llama_parity import llama_checks, num_positions, write_in_llama
 from luthier.export.loaders import reload_gguf, reload_model
 from luthier.export.parity import Conditions, ParityItem, distances, reader, write_answers
 from luthier.generate.engine import Engine
+from luthier.generate.llama_file import open_in_llama
 from luthier.models.backbone import use_layout_attention
 from luthier.models.load import open_model
 from luthier.models.tokenizer import open_tokenizer
@@ -42,10 +41,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     root = tmp_path_factory.mktemp("parity")
     path = make_tiny_model(root / "model")
     encoder = open_chat(open_tokenizer(path))
-    model = open_merged(path, None)
-    about = About(name="tiny", base_model="tiny", licence="", description="a test")
-    write_gguf(model, read_vocabulary(encoder, num_rows=512, where="tiny"), root / "tiny.gguf", storage="F32", about=about)
-    return Made(path, root / "tiny.gguf", encoder, tuple(_item(encoder, text) for text in TEXTS))
+    gguf = write_tiny_gguf(path, root / "tiny.gguf")
+    return Made(path, gguf, encoder, tuple(_item(encoder, text) for text in TEXTS))
 
 
 def _item(encoder: ChatEncoder, text: str) -> ParityItem:
@@ -78,7 +75,7 @@ def test_answers_are_those_of_the_engine(choices: tuple[str, ...], made: Made, t
     assert [answer.text for answer in written] == want and len(count) == len(TEXTS)
     assert not choices or {text.strip() for text in want} <= set(LABELS)
     positions = num_positions(made.items, how, made.encoder)
-    with open_in_llama(make_fake_llama(tmp_path / "llama"), made.gguf, num_positions=positions) as llama:
+    with closing(open_in_llama(make_fake_llama(tmp_path / "llama"), made.gguf, num_positions=positions)) as llama:
         written = write_in_llama(llama, made.encoder, made.items, how, lambda: None)
         assert [answer.text for answer in written] == want
         assert llama.program == "llama.cpp by llama-cpp-python 0.0-fake" and all(

@@ -1,9 +1,10 @@
 """One GGUF file opened by llama.cpp itself and asked line by line, in a process of its own, by a Python that has it.
 
-    python -E llama_child.py FILE.gguf NUM_POSITIONS NUM_THREADS
+    python -E llama_child.py FILE.gguf NUM_POSITIONS NUM_ROWS NUM_THREADS
 
-Imports nothing of Luthier: the Python may be another one. Each line on stdin is one JSON object, each answer on stdout one JSON line;
-"logits" is followed by rows of 32-bit floats. The first line says what the file is, or why llama.cpp does not open it.
+NUM_POSITIONS for each of the NUM_ROWS texts that can be read beside each other. Imports nothing of Luthier: the Python may be another
+one. Each line on stdin is one JSON object, each answer on stdout one JSON line, followed by its "bytes" of 32-bit floats. The first line
+says what the file is, or why llama.cpp does not open it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import ctypes
 import json
 import os
 import sys
-from array import array
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ MEMORY_BYTES = 8 * 2**30  # beside the file itself
 def main() -> None:
     """Open, describe, answer until the end of input."""
     sys.path.pop(0)  # the folder of this file is no place for modules
-    path, num_positions, num_threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    path, num_positions, num_rows, num_threads = sys.argv[1], *map(int, sys.argv[2:])
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     _limit(path)
     try:
-        program = Program(open_binding(), path, num_positions, num_threads)
+        program = Program(open_binding(), path, num_positions, num_rows, num_threads)
     except Exception as error:  # a foreign library: whatever it raises is the answer
         _say(out, {"error": f"{type(error).__name__}: {error}"[:500]})
         return
@@ -40,8 +40,9 @@ def main() -> None:
                 _say(out, {"ids": program.tokenise(asked["text"])})
             case "spell":
                 _say(out, {"text": program.spell(asked["ids"])})
-            case "next":
-                _say(out, {"id": program.next(asked["ids"], asked["is_first"], asked["allowed"])})
+            case "step":
+                tokens, rows = program.step(asked["rows"])
+                _say(out, {"tokens": tokens, "bytes": len(rows)}, rows)
             case _:
                 rows = program.logits(asked["ids"], asked["at"])
                 _say(out, {"bytes": len(rows)}, rows)
@@ -136,7 +137,7 @@ def open_binding() -> Ctypes | Cffi:
 class Program:
     """One open file. Raises RuntimeError for one that llama.cpp does not open, or a step it does not compute."""
 
-    def __init__(self, binding: Ctypes | Cffi, path: str, num_positions: int, num_threads: int) -> None:
+    def __init__(self, binding: Ctypes | Cffi, path: str, num_positions: int, num_rows: int, num_threads: int) -> None:
         self._binding, self._lib = binding, binding.lib
         lib = self._lib
         lib.llama_backend_init()
@@ -146,15 +147,15 @@ class Program:
         if not self._model:
             raise RuntimeError("llama.cpp does not open the file")
         more = lib.llama_context_default_params()
-        more.n_ctx, more.n_batch, more.n_threads, more.n_threads_batch = num_positions, num_positions, num_threads, num_threads
+        self._num_positions, self._most = num_positions, num_positions + num_rows  # of one step
+        more.n_ctx, more.n_seq_max, more.n_batch = num_positions * num_rows, num_rows, self._most
+        more.n_threads, more.n_threads_batch = num_threads, num_threads
         self._context = lib.llama_init_from_model(self._model, more)
         if not self._context:
             raise RuntimeError("llama.cpp opens the file but makes no context for it")
         self._vocab = lib.llama_model_get_vocab(self._model)
         self._num_tokens = int(lib.llama_vocab_n_tokens(self._vocab))
-        self._num_positions = num_positions
-        self._batch = lib.llama_batch_init(num_positions, 0, 1)
-        self._num_read = 0
+        self._batch = lib.llama_batch_init(self._most, 0, 1)
         self._greedy = lib.llama_sampler_init_greedy()
         template = binding.whole_text(lib.llama_model_chat_template(self._model, binding.nothing))
         self.about = {
@@ -189,38 +190,49 @@ class Program:
 
     def logits(self, ids: list[int], at: list[int]) -> bytes:
         """Logits behind the tokens at these places, a row each."""
-        self._forget()
-        self._read(ids, set(at))
-        return b"".join(self._row(i) for i in at)
+        wanted = set(at)
+        self._forget(0, 0)
+        self._read([(0, i, token, i in wanted) for i, token in enumerate(ids)])
+        return b"".join(self._logits(i) for i in at)
 
-    def next(self, ids: list[int], is_first: bool, allowed: list[int] | None) -> int:
-        """The likeliest token behind what was read so far and `ids`; of several as good the first."""
-        if is_first:
-            self._forget()
-        self._read(ids, {len(ids) - 1})
-        if allowed is None:
-            return int(self._lib.llama_sampler_sample(self._greedy, self._context, -1))
-        return max(allowed, key=array("f", self._row(-1)).__getitem__)
+    def step(self, rows: list[tuple[int, int, list[int], str]]) -> tuple[list[int | None], bytes]:
+        """Of each row (its number, how much of what it read stays, tokens to read behind that) what it wants to know of its last token.
 
-    def _row(self, place: int) -> bytes:
+        "token": the likeliest one behind it (of several as good the first), "logits": those of all tokens, "nothing".
+        """
+        places: list[tuple[int, int, int, bool]] = []
+        for row, kept, ids, wants in rows:
+            self._forget(row, kept)
+            places += [(row, kept + i, token, wants != "nothing" and i == len(ids) - 1) for i, token in enumerate(ids)]
+        self._read(places)
+        tokens: list[int | None] = []
+        logits: list[bytes] = []
+        last = -1
+        for _, _, ids, wants in rows:
+            last += len(ids)
+            tokens.append(int(self._lib.llama_sampler_sample(self._greedy, self._context, last)) if wants == "token" else None)
+            if wants == "logits":
+                logits.append(self._logits(last))
+        return tokens, b"".join(logits)
+
+    def _logits(self, place: int) -> bytes:
         return self._binding.values(self._lib.llama_get_logits_ith(self._context, place), self._num_tokens)
 
-    def _forget(self) -> None:
-        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
-        self._num_read = 0
+    def _forget(self, row: int, kept: int) -> None:
+        if not self._lib.llama_memory_seq_rm(self._lib.llama_get_memory(self._context), row, kept, -1):
+            raise RuntimeError("llama.cpp does not forget a part of a text with this kind of model")
 
-    def _read(self, ids: list[int], wanted: set[int]) -> None:
-        if self._num_read + len(ids) > self._num_positions:
+    def _read(self, places: list[tuple[int, int, int, bool]]) -> None:
+        if len(places) > self._most or any(position >= self._num_positions for _, position, _, _ in places):
             raise RuntimeError("longer than was said at the start")
         batch = self._batch
-        batch.n_tokens = len(ids)
-        for i, token in enumerate(ids):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, self._num_read + i, 1
-            batch.seq_id[i][0], batch.logits[i] = 0, int(i in wanted)
+        batch.n_tokens = len(places)
+        for i, (row, position, token, is_wanted) in enumerate(places):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, position, 1
+            batch.seq_id[i][0], batch.logits[i] = row, int(is_wanted)
         code = self._lib.llama_decode(self._context, batch)
         if code != 0:
             raise RuntimeError(f"llama.cpp does not compute the step (code {code})")
-        self._num_read += len(ids)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""llama.cpp as a second reader of a GGUF file, where there is one: asked over a pipe, so that no file can end or fill this process.
+"""A GGUF file open in llama.cpp, where there is one: asked over a pipe, so that no file can end or fill this process.
 
 It is found, never installed: llama-cpp-python or llama-cpp-py-sync beside Luthier, or in the Python that LUTHIER_LLAMA_PYTHON
 names; "none" leaves it out.
@@ -12,20 +12,24 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Generator, Sequence
+import time
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from luthier.core.errors import ConfigError, ModelError
+from luthier.tokens.template import ChatEncoder
 
 VARIABLE = "LUTHIER_LLAMA_PYTHON"
 PACKAGES = ("llama_cpp", "llama_cpp_py_sync")
 WALL_S = 300.0  # for one answer; to open a file too
+CHECK_S = 0.5
 MAX_LINE = 2**24
 _CHILD = Path(__file__).with_name("llama_child.py")
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")  # no keys of the user
@@ -44,18 +48,35 @@ def find_llama_python() -> str | None:
     return sys.executable if any(find_spec(name) is not None for name in PACKAGES) else None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaRow:
+    """A text being read: `ids` behind the first `kept` tokens of what row `number` has read, and what is wanted of the last of them."""
+
+    number: int
+    kept: int
+    ids: Sequence[int]
+    wants: Literal["nothing", "token", "logits"]
+
+
 class LlamaFile:
     """A GGUF file open in llama.cpp. Every method raises ModelError when the process ends, hangs or refuses."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Any, where: str) -> None:
         self._process, self._log, self._where = process, log, where
         self._is_late = False
-        about = self._answer()
+        self._deadline: float | None = None
+        self._is_closed = threading.Event()
+        threading.Thread(target=self._watch, name="llama.cpp", daemon=True).start()
+        try:
+            about = self._answer()
+        except BaseException:
+            self.close()
+            raise
         self.program = str(about["program"])
         self.stop_ids = frozenset(int(index) for index in about["stop_ids"])
         self.adds_bos = bool(about["adds_bos"])
         self.chat_template: str | None = about["template"]
-        self._num_tokens = int(about["num_tokens"])
+        self.num_tokens = int(about["num_tokens"])
 
     def tokenise(self, text: str) -> list[int]:
         """Ids of a text whose control tokens are meant, nothing put in front."""
@@ -65,21 +86,34 @@ class LlamaFile:
         """The text of tokens, control tokens left out."""
         return self._ask({"do": "spell", "ids": list(ids)})["text"]
 
-    def next(self, ids: Sequence[int], *, is_first: bool, allowed: Sequence[int] | None) -> int:
-        """The likeliest token behind `ids`; unless `is_first`, what was read before stays in front of them."""
-        found = self._ask({"do": "next", "ids": list(ids), "is_first": is_first, "allowed": None if allowed is None else list(allowed)})
-        return int(found["id"])
+    def step(self, rows: Sequence[LlamaRow]) -> list[int | Tensor | None]:
+        """All rows read on; of each what it wants: None, the likeliest next token (of several as good the first), or logits [tokens]."""
+        found = self._ask({"do": "step", "rows": [(row.number, row.kept, list(row.ids), row.wants) for row in rows]})
+        logits = iter(self._values(int(found["bytes"]), sum(row.wants == "logits" for row in rows)))
+        return [next(logits) if row.wants == "logits" else token for row, token in zip(rows, found["tokens"], strict=True)]
 
     def logits(self, ids: Sequence[int], at: Sequence[int]) -> Tensor:
         """Logits behind the tokens at these places, [places, tokens]."""
-        size = self._ask({"do": "logits", "ids": list(ids), "at": list(at)})["bytes"]
-        if size != len(at) * self._num_tokens * 4:
+        return self._values(int(self._ask({"do": "logits", "ids": list(ids), "at": list(at)})["bytes"]), len(at))
+
+    def close(self) -> None:
+        """End the process."""
+        self._is_closed.set()
+        self._process.kill()
+        for stream in (self._process.stdin, self._process.stdout):
+            with suppress(OSError):  # what was not yet sent to a process that has ended
+                cast("Any", stream).close()
+        self._process.wait()
+        self._log.close()
+
+    def _values(self, size: int, num_rows: int) -> Tensor:
+        if size != num_rows * self.num_tokens * 4:
             raise self._broken("sent other values than were asked for")
         with self._watched():
-            rows = cast("Any", self._process.stdout).read(size)
+            rows = cast("Any", self._process.stdout).read(size) if size else b""
         if len(rows) != size:
             raise self._broken(self._end())
-        return torch.frombuffer(bytearray(rows), dtype=torch.float32).reshape(len(at), self._num_tokens)
+        return torch.frombuffer(bytearray(rows), dtype=torch.float32).reshape(num_rows, self.num_tokens) if size else torch.empty(0)
 
     def _ask(self, asked: dict[str, object]) -> dict[str, Any]:
         stdin = self._process.stdin
@@ -105,17 +139,19 @@ class LlamaFile:
 
     @contextmanager
     def _watched(self) -> Generator[None]:
-        def give_up() -> None:
-            self._is_late = True
-            self._process.kill()
-
-        watch = threading.Timer(WALL_S, give_up)
-        watch.daemon = True
-        watch.start()
+        self._deadline = time.monotonic() + WALL_S
         try:
             yield
         finally:
-            watch.cancel()
+            self._deadline = None
+
+    def _watch(self) -> None:
+        """End a process that does not answer. One thread for all answers: starting one for each takes as long as half a token."""
+        while not self._is_closed.wait(CHECK_S):
+            deadline = self._deadline
+            if deadline is not None and time.monotonic() > deadline:
+                self._is_late = True
+                self._process.kill()
 
     def _end(self) -> str:
         """How the process ended, and the last it said."""
@@ -134,24 +170,27 @@ class LlamaFile:
         return ModelError(f"llama.cpp: {what}", where=self._where, fix=_FIX)
 
 
-@contextmanager
-def open_in_llama(python: str, gguf: Path, *, num_positions: int) -> Generator[LlamaFile]:
-    """The file, open in llama.cpp for as long as the block lasts. Raises ModelError."""
-    command = [python, "-E", str(_CHILD), str(gguf.resolve()), str(num_positions), str(torch.get_num_threads())]
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(  # noqa: S603 (a program the user named, no shell)
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            cwd=gguf.parent,
-            env={name: os.environ[name] for name in _KEPT if name in os.environ},
-        )
-        try:
-            yield LlamaFile(process, log, gguf.name)
-        finally:
-            process.kill()
-            for stream in (process.stdin, process.stdout):
-                with suppress(OSError):  # what was not yet sent to a process that has ended
-                    cast("Any", stream).close()
-            process.wait()
+def open_in_llama(python: str, gguf: Path, *, num_positions: int, num_rows: int = 1) -> LlamaFile:
+    """The file, open in llama.cpp until it is closed, with so many positions for each row. Raises ModelError."""
+    command = [python, "-E", str(_CHILD), str(gguf.resolve()), str(num_positions), str(num_rows), str(torch.get_num_threads())]
+    log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the file it belongs to)
+    process = subprocess.Popen(  # noqa: S603 (a program the user named, no shell)
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        cwd=gguf.resolve().parent,
+        env={name: os.environ[name] for name in _KEPT if name in os.environ},
+    )
+    return LlamaFile(process, log, gguf.name)
+
+
+def tokenizer_checks(llama: LlamaFile, encoder: ChatEncoder, texts: Sequence[str]) -> Mapping[str, bool]:
+    """What of the file's tokenizer must be that of `encoder`, whatever the weights. `texts` are read as llama-server reads prompts."""
+    tokenizer = encoder.tokenizer
+    return {
+        "end of turn": encoder.eos_ids <= llama.stop_ids,
+        "special tokens": llama.adds_bos == bool(encoder.bos_ids),
+        "chat template": llama.chat_template == (tokenizer.get_chat_template() if encoder.is_chat else None),
+        "tokens": all(llama.tokenise(text) == tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts),
+    }

@@ -1,0 +1,164 @@
+"""The engine over llama.cpp: from a file in fp32 it answers every order as the in-process engine does, however rows enter and leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from tests.fixtures.fake_llama import make_fake_llama
+from tests.fixtures.tiny_gguf import write_tiny_gguf
+from tests.fixtures.tiny_model import make_tiny_model
+
+from luthier.core.errors import ContextError, InputError, ModelError
+from luthier.core.types import Message, Order, Piece, Sampling
+from luthier.generate.contract import TextEngine
+from luthier.generate.engine import Engine
+from luthier.generate.llama_engine import LlamaEngine
+from luthier.generate.llama_file import LlamaFile, open_in_llama
+from luthier.models.backbone import use_layout_attention
+from luthier.models.load import open_model
+from luthier.models.tokenizer import open_tokenizer
+from luthier.models.voices import Voices
+from luthier.tokens.template import ChatEncoder, open_chat
+
+CONTEXT = 256
+TEXTS = ["Which kind of request is this? " * (k % 4) + f"I have {k * 37} quick brown foxes" for k in range(7)]
+SCHEMA = '{"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["n"]}'
+
+
+@dataclass(frozen=True)
+class Made:
+    python: str
+    gguf: Path
+    encoder: ChatEncoder
+    voices: Voices
+
+    def open_file(self, num_rows: int = 3) -> LlamaFile:
+        return open_in_llama(self.python, self.gguf, num_positions=CONTEXT, num_rows=num_rows)
+
+    def engine(self, num_rows: int = 3) -> LlamaEngine:
+        return LlamaEngine(lambda: self.open_file(num_rows), self.encoder, name="tuned", context=CONTEXT, num_rows=num_rows)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    root = tmp_path_factory.mktemp("llama")
+    path = make_tiny_model(root / "model", seed=3)
+    gguf = write_tiny_gguf(path, root / "tiny-F32.gguf")
+    model = open_model(path, dtype=torch.float32)
+    use_layout_attention(model)
+    return Made(make_fake_llama(root / "llama"), gguf, open_chat(open_tokenizer(path)), Voices(model.eval()))
+
+
+@pytest.fixture(scope="module")
+def engine(made: Made) -> Iterator[LlamaEngine]:
+    engine = made.engine()
+    yield engine
+    engine.close()
+
+
+def _order(text: str, **given: object) -> Order:
+    return Order(**{"messages": (Message(role="user", content=text),), "max_new_tokens": 12, **given})  # type: ignore[arg-type]
+
+
+ORDERS = {
+    "greedy, more than there are rows": [_order(text) for text in TEXTS],
+    "drawn": [_order(text, sampling=Sampling(temperature=1.5, top_p=0.95, seed=k)) for k, text in enumerate(TEXTS)],
+    "against repetition": [_order(text, sampling=Sampling(repetition_penalty=1.7)) for text in TEXTS[:3]],
+    "held to a schema": [_order(TEXTS[0], json_schema=SCHEMA), _order(TEXTS[2], choices=("yes", "no"))],
+    "with log-probabilities": [_order(TEXTS[1], num_logprobs=3), _order(TEXTS[3])],
+    "with a stop text": [_order(TEXTS[1], stop=("e",)), _order(TEXTS[4])],
+    "a raw text": [Order(text="Once upon", max_new_tokens=5)],
+}
+
+
+def _run(engine: TextEngine, orders: Sequence[Order]) -> list[list[Piece]]:
+    tickets = [engine.submit(order) for order in orders]
+    found: dict[int, list[Piece]] = {ticket: [] for ticket in tickets}
+    for _ in range(2000):
+        if engine.idle:
+            return [found[ticket] for ticket in tickets]
+        for piece in engine.step():
+            found[piece.ticket].append(piece)
+    raise AssertionError("the engine does not come to an end")
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_answers_are_those_of_the_engine_in_process(name: str, made: Made, engine: LlamaEngine) -> None:
+    want = _run(Engine(made.voices, made.encoder, context=CONTEXT, base_name="tuned"), ORDERS[name])
+    found = _run(engine, ORDERS[name])
+    for ours, theirs in zip(found, want, strict=True):
+        assert [piece.tokens for piece in ours] == [piece.tokens for piece in theirs]
+        assert "".join(piece.text for piece in ours) == "".join(piece.text for piece in theirs)
+        assert ours[-1].finish == theirs[-1].finish is not None
+        assert ours[-1].num_prompt_tokens == theirs[-1].num_prompt_tokens
+        for piece, other in zip(ours, theirs, strict=True):
+            assert len(piece.logprobs) == len(other.logprobs)
+            for one, wanted in zip(piece.logprobs, other.logprobs, strict=True):
+                assert one.spelled == wanted.spelled and one.logprob == pytest.approx(wanted.logprob, abs=1e-4)
+                assert [spelled for spelled, _ in one.likeliest] == [spelled for spelled, _ in wanted.likeliest]
+    assert engine.num_active == engine.num_waiting == 0
+
+
+def test_the_next_turn_reads_only_what_is_new(made: Made, engine: LlamaEngine) -> None:
+    first = (Message(role="user", content=TEXTS[5]),)
+    [answer] = _run(engine, [Order(messages=first, max_new_tokens=6)])
+    said = "".join(piece.text for piece in answer)
+    second = (*first, Message(role="assistant", content=said), Message(role="user", content="And now?"))
+    [found] = _run(engine, [Order(messages=second, max_new_tokens=6)])
+    assert found[-1].num_cached_tokens >= len(made.encoder.encode_prompt(first)) - 1
+    [want] = _run(Engine(made.voices, made.encoder, context=CONTEXT, base_name="tuned"), [Order(messages=second, max_new_tokens=6)])
+    assert [piece.tokens for piece in found] == [piece.tokens for piece in want]
+
+
+def test_a_long_prompt_is_read_in_stretches_while_others_write(made: Made, engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luthier.generate.llama_engine.MAX_READ", 16)
+    orders = [_order("short", max_new_tokens=8), _order(TEXTS[3], max_new_tokens=4)]
+    found = _run(engine, orders)
+    want = _run(Engine(made.voices, made.encoder, context=CONTEXT, base_name="tuned"), orders)
+    assert [[piece.tokens for piece in pieces] for pieces in found] == [[piece.tokens for piece in pieces] for pieces in want]
+
+
+def test_cancel_frees_the_row_and_what_was_read_harms_nobody(made: Made, engine: LlamaEngine) -> None:
+    kept, given_up, waiting = (engine.submit(_order(text, max_new_tokens=9)) for text in (TEXTS[0], TEXTS[1], TEXTS[2]))
+    engine.step()
+    engine.cancel(given_up)
+    engine.cancel(given_up)
+    assert engine.num_active == 2
+    tickets = {piece.ticket for _ in range(20) for piece in engine.step()}
+    assert tickets == {kept, waiting} and engine.idle
+
+
+def test_orders_that_cannot_be_answered_are_refused(engine: LlamaEngine) -> None:
+    with pytest.raises(ContextError, match="the model sees 256"):
+        engine.submit(_order("x", max_new_tokens=300))
+    with pytest.raises(ModelError, match="tuned"):
+        engine.submit(_order("x", voice="tunes"))
+    with pytest.raises(InputError, match="beyond the vocabulary"):
+        engine.submit(Order(prompt_ids=(10**6,), max_new_tokens=2))
+    assert engine.idle
+
+
+def test_a_llama_cpp_that_ends_takes_its_orders_along_and_is_opened_again(made: Made, tmp_path: Path) -> None:
+    pythons = [make_fake_llama(tmp_path / "dying", "abort later"), made.python]
+    opened: list[str] = []
+
+    def open_file() -> LlamaFile:
+        opened.append(pythons[min(len(opened), 1)])
+        return open_in_llama(opened[-1], made.gguf, num_positions=CONTEXT, num_rows=2)
+
+    engine = LlamaEngine(open_file, made.encoder, name="tuned", context=CONTEXT, num_rows=2)
+    try:
+        ticket = engine.submit(_order(TEXTS[0]))
+        with pytest.raises(ModelError, match="ended with signal 6"):
+            for _ in range(3):
+                engine.step()
+        engine.cancel(ticket)
+        assert engine.idle
+        [found] = _run(engine, [_order(TEXTS[0])])
+        assert found[-1].finish is not None and len(opened) == 2
+    finally:
+        engine.close()
