@@ -23,7 +23,7 @@ import torch
 from study_tasks import LABELS
 from table import environment, replace_table
 
-from luthier.pipeline.decide import decision_rule
+from luthier.pipeline.decide import decision_rule, redecide
 from luthier.pipeline.record import read_record
 from luthier.pipeline.settings import load_settings
 from luthier.stats.intervals import wilson
@@ -31,10 +31,18 @@ from luthier.verdict.compare import compare_arms
 
 HERE = Path(__file__).resolve().parent
 NAME = "all-MiniLM-L6-v2"
-ARMS = ("nearest neighbour", "few-shot retrieved", "few-shot by embeddings", "tuned", "tuned + retrieval", "tuned + embeddings")
+ARMS = (
+    "nearest neighbour",
+    "TF-IDF + logistic regression",
+    "few-shot retrieved",
+    "few-shot by embeddings",
+    "tuned",
+    "tuned + retrieval",
+    "tuned + embeddings",
+)
 PAIRS = (("few-shot by embeddings", "few-shot retrieved"), ("tuned + embeddings", "tuned + retrieval"), ("tuned", "few-shot by embeddings"))
 FLAGS = (
-    "train.csv", "--test", "test.csv", *LABELS, "--output", "category", "--train-rows", "770", "--dev-rows", "154", "--test-rows", "231",
+    "train.csv", "--test", "test.csv", *LABELS, "--output", "category", "--train-rows", "770", "--dev-rows", "154", "--test-rows", "1001",
     "--set", "arms.dev_items=40", "--lr", "2e-3", "--epochs", "3", "--set", "arms.shots=[4]", "--set", "arms.latency_items=3",
     "--set", "arms.skip=[instructed,few-shot]", "--set", "arms.consistency_items=0",
     "--set", "probes.safety=false", "--set", "probes.retention=false",
@@ -104,7 +112,8 @@ def measured(run_dir: Path) -> dict[str, Any]:
             continue
         found = compare_arms(arms[a], arms[b], rule.metric, seed=0)
         differences[f"{a} minus {b}"] = {"difference": found.difference, "low": found.low95, "high": found.high95, "n": found.n}
-    return {"arms": scores, "differences": differences}
+    verdict: dict[str, Any] = {**redecide(run_dir, {})["json"]}
+    return {"arms": scores, "differences": differences, "verdict": {key: verdict[key] for key in ("headline", "strength", "sentence")}}
 
 
 def write_table(row: dict[str, Any]) -> None:
@@ -121,7 +130,9 @@ def write_table(row: dict[str, Any]) -> None:
         for name, d in row["differences"].items()
     ]
     machine = "; ".join(f"{key}: {value}" for key, value in row["environment"].items())
-    replace_table("embeddings", [*lines, "", f"Paired differences in points, 95 %: {'; '.join(told)}. {machine}."])
+    verdict = row["verdict"]
+    said = f"Verdict: **{verdict['headline']}** ({verdict['strength']}). {verdict['sentence']}"
+    replace_table("embeddings", [*lines, "", said, "", f"Paired differences in points, 95 %: {'; '.join(told)}. {machine}."])
 
 
 def main() -> None:

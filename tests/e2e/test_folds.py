@@ -53,11 +53,19 @@ def test_too_few_rows_or_groups_are_refused() -> None:
 def test_settings_that_make_no_sense_with_folds_are_refused(tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"instruction": "i", "input": text, "output": "yes"}) + "\n" for text in TEXTS), encoding="utf-8")
-    for key, value in (("data.test_rows", 10), ("arms.learning_curve", True), ("data.test", str(data))):
+    for key, value in (("data.test_rows", 10), ("arms.train_seeds", 3), ("data.test", str(data))):
         settings = load_settings(None, {"data.paths": [str(data)], "data.folds": 5, key: value})
         with pytest.raises(ConfigError) as caught:
             read_whole(settings)
         assert caught.value.where == key
+
+
+def test_a_curve_without_rows_in_each_fold_is_refused_before_anything_computes(tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"instruction": "i", "input": text, "output": "yes"}) + "\n" for text in TEXTS), encoding="utf-8")
+    settings = load_settings(None, {"data.paths": [str(data)], "data.folds": 3, "arms.learning_curve": True})
+    with pytest.raises(InputError, match="a learning curve needs 64 training rows, there are 3"):
+        read_whole(settings)
 
 
 def test_pooled_arms_hold_every_item_and_every_choice() -> None:
@@ -83,7 +91,7 @@ def test_a_cross_fitted_verdict_is_leaning_at_most_and_says_so() -> None:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("folds")
     make_tiny_model(root / "model")
-    (root / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in _rows(60, seed=1)), encoding="utf-8")
+    (root / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in _rows(108, seed=1)), encoding="utf-8")
     return root
 
 
@@ -107,8 +115,8 @@ def test_the_command_tests_all_rows_and_goes_on_where_it_was_cut_off(place: Path
     result = json.loads(done.stdout.strip().splitlines()[-1])
     assert result["strength"] in ("leaning", "none")
     record = json.loads((place / "whole" / "results.json").read_text(encoding="utf-8"))
-    assert record["num_folds"] == 3 and record["data"]["num_test"] == 60
-    assert all(arm["n"] == 60 for arm in result["arms"])
+    assert record["num_folds"] == 3 and record["data"]["num_test"] == 108
+    assert all(arm["n"] == 108 for arm in result["arms"])
     trained = [json.loads(path.read_text())["weights_sha256"] for path in (place / "whole").glob("folds/*/train/train.json")]
     assert len({*trained, record["train"]["weights_sha256"]}) == 4
     assert "cross-fitting" in (place / "whole" / "report.html").read_text(encoding="utf-8")
@@ -120,3 +128,16 @@ def test_the_command_tests_all_rows_and_goes_on_where_it_was_cut_off(place: Path
     done = _go(_command(place, "cut"))
     assert done.returncode == 0, done.stderr
     assert _answers(place / "cut") == _answers(place / "whole")
+
+    before = _answers(place / "whole")
+    done = _go([*_command(place, "whole"), "--learning-curve"])
+    assert done.returncode == 0, done.stderr
+    record = json.loads((place / "whole" / "results.json").read_text(encoding="utf-8"))
+    assert _answers(place / "whole") == before  # nothing was measured again
+    curve = record["learning"]
+    assert [point["num_rows"] for point in curve["points"]] == [8, 16, 33] and curve["full_rows"] == 66 and not curve["is_declared"]
+    everyone = {item["item_id"] for item in record["arms"][0]["items"]}
+    assert all({item["item_id"] for item in point["arm"]["items"]} == everyone for point in curve["points"])
+    assert len(list((place / "whole").glob("folds/*/again/*/train/train.json"))) == 9
+    assert [point["num_examples"] for point in json.loads(done.stdout.strip().splitlines()[-1])["learning_curve"]] == [8, 16, 33, 66]
+    assert "Each point is 3 trainings, one a fold" in (place / "whole" / "report.html").read_text(encoding="utf-8")

@@ -64,7 +64,8 @@ def test_what_cannot_be_had_so_is_refused(say: Say, place: Path, monkeypatch: py
     assert "vLLM is given the model itself" in refused("serve", model, "--gguf", gguf, "--plan")
     assert "no adapters are put on it" in refused("serve", model, "--gguf", gguf, "--adapter", "a=b", "--port", "0")
     monkeypatch.setenv(VARIABLE, make_fake_llama(tmp_path / "llama", "refuse"))
-    assert "llama.cpp does not open the file" in refused("chat", model, "--gguf", gguf, "-p", "x")
+    told = refused("chat", model, "--gguf", gguf, "-p", "x")
+    assert "llama.cpp does not open the file" in told and "leave --gguf out" in told
 
 
 def test_it_is_served_by_the_name_of_the_model(place: Path) -> None:

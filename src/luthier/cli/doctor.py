@@ -11,6 +11,7 @@ from pathlib import Path
 import typer
 
 from luthier.cli.command import Given, Outcome, add_command
+from luthier.core.errors import ConfigError
 
 NEEDED = ("torch", "transformers", "peft", "safetensors", "pydantic", "numpy", "scipy", "bm25s")
 MIN_PYTHON = (3, 11)
@@ -30,7 +31,7 @@ def doctor(given: Given) -> Outcome:
 
     environment = describe_environment()
     problems = _problems(environment)
-    environment |= {"device": _device(), "small operations": library().words}
+    environment |= {"device": _device(), "small operations": library().words, "llama.cpp": _llama()}
     lines = [f"{name:<17} {value}" for name, value in environment.items()]
     models = _models_here()
     lines += [f"{'models here':<17} {', '.join(models) or 'none'}", ""]
@@ -73,6 +74,18 @@ def _device() -> str:
         return device_words(choose_device("auto"))
     except (ImportError, OSError, RuntimeError) as error:  # no torch, or one that does not fit this machine: named below
         return f"torch cannot say: {type(error).__name__}"
+
+
+def _llama() -> str:
+    """What reads exported GGUF files a second time and answers with --gguf."""
+    try:
+        from luthier.generate.llama_file import find_llama_python
+
+        return find_llama_python() or "none; exports do without a second reading (pip install llama-cpp-python)"
+    except (ImportError, OSError) as error:  # no torch: named below
+        return f"cannot say: {type(error).__name__}"
+    except ConfigError as error:
+        return f"{error.where}: {error.message}"
 
 
 def _models_here() -> list[str]:

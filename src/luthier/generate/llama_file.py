@@ -61,8 +61,8 @@ class LlamaRow:
 class LlamaFile:
     """A GGUF file open in llama.cpp. Every method raises ModelError when the process ends, hangs or refuses."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Any, where: str) -> None:
-        self._process, self._log, self._where = process, log, where
+    def __init__(self, process: subprocess.Popen[bytes], log: Any, *, where: str, fix: str) -> None:
+        self._process, self._log, self._where, self._fix = process, log, where, fix
         self._is_late = False
         self._deadline: float | None = None
         self._is_closed = threading.Event()
@@ -167,11 +167,11 @@ class LlamaFile:
         return f"ended with {f'signal {-code}' if code < 0 else f'code {code}'}{': ' + said[0][:300] if said else ''}"
 
     def _broken(self, what: str) -> ModelError:
-        return ModelError(f"llama.cpp: {what}", where=self._where, fix=_FIX)
+        return ModelError(f"llama.cpp: {what}", where=self._where, fix=self._fix)
 
 
-def open_in_llama(python: str, gguf: Path, *, num_positions: int, num_rows: int = 1) -> LlamaFile:
-    """The file, open in llama.cpp until it is closed, with so many positions for each row. Raises ModelError."""
+def open_in_llama(python: str, gguf: Path, *, num_positions: int, num_rows: int = 1, fix: str = _FIX) -> LlamaFile:
+    """The file, open in llama.cpp until it is closed, with so many positions for each row. Raises ModelError, with `fix` for a remedy."""
     command = [python, "-E", str(_CHILD), str(gguf.resolve()), str(num_positions), str(num_rows), str(torch.get_num_threads())]
     log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the file it belongs to)
     process = subprocess.Popen(  # noqa: S603 (a program the user named, no shell)
@@ -182,7 +182,7 @@ def open_in_llama(python: str, gguf: Path, *, num_positions: int, num_rows: int 
         cwd=gguf.resolve().parent,
         env={name: os.environ[name] for name in _KEPT if name in os.environ},
     )
-    return LlamaFile(process, log, gguf.name)
+    return LlamaFile(process, log, where=gguf.name, fix=fix)
 
 
 def tokenizer_checks(llama: LlamaFile, encoder: ChatEncoder, texts: Sequence[str]) -> Mapping[str, bool]:

@@ -39,7 +39,7 @@ DECLARED = "arms.learning_curve"  # as the run had it when it opened the test it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Task:
+class Again:
     """One training that is still to do."""
 
     name: str
@@ -74,45 +74,51 @@ def train_again(
         return record
     names = {arm.name for arm in record.arms}
     num_rows = len(prepared.train_rows)
-    seeds = [_Task(name=f"{tuned.name}, seed {seed}", seed=seed, num_rows=num_rows) for seed in _more_seeds(settings)]
-    parts = [_Task(name=f"{tuned.name}, {num_rows // part} rows", seed=settings.seed, num_rows=num_rows // part) for part in PARTS]
+    seeds = [Again(name=f"{tuned.name}, seed {seed}", seed=seed, num_rows=num_rows) for seed in _more_seeds(settings)]
+    parts = [Again(name=f"{tuned.name}, {num_rows // part} rows", seed=settings.seed, num_rows=num_rows // part) for part in PARTS]
     tasks = [task for task in seeds if task.name not in names]
     tasks += parts if settings.arms.learning_curve and record.learning is None else []
     if not tasks:
         return record
-    predicted_s = sum(_forecast_s(task, main, tuned, num_rows) for task in tasks)
+    predicted_s = sum(forecast_s(task, main, tuned, num_rows) for task in tasks)
     progress("again", 0, len(tasks), f"{len(tasks)} more trainings: about {duration(predicted_s)}")
     bench = make_bench(settings, folder, inputs)
     done: dict[str, ArmResult] = {}
     for number, task in enumerate(tasks):
-        told = _told(progress, task.name, number, len(tasks))
-        done[task.name] = _measured(settings, folder, prepared, inputs, bench, task, main, tuned, told)
+        told = told_within(progress, task.name, number, len(tasks))
+        done[task.name] = measure_again(settings, folder, prepared, inputs, bench, task, main, tuned, told)
     replicates = tuple(done[task.name] for task in seeds if task.name in done)
     learning = record.learning
     if all(task.name in done for task in parts):
         learning = LearningRecord(
             points=tuple(LearningPoint(num_rows=task.num_rows, arm=done[task.name]) for task in parts),
             full=tuned.name,
-            seconds=sum(_spent_s(done[task.name]) for task in parts),
-            predicted_seconds=sum(_forecast_s(task, main, tuned, num_rows) for task in parts),
-            is_declared=record.config.get(DECLARED, ("", ""))[0] == "true",
+            seconds=sum(spent_s(done[task.name]) for task in parts),
+            predicted_seconds=sum(forecast_s(task, main, tuned, num_rows) for task in parts),
+            is_declared=is_declared(record),
         )
     return replace(record, arms=(*record.arms, *replicates), learning=learning)
+
+
+def is_declared(record: RunRecord) -> bool:
+    """Whether the curve was asked for when the test items were opened."""
+    return record.config.get(DECLARED, ("", ""))[0] == "true"
 
 
 def _more_seeds(settings: Settings) -> Sequence[int]:
     return range(settings.seed + 1, settings.seed + settings.arms.train_seeds)
 
 
-def _forecast_s(task: _Task, main: TrainRecord, tuned: ArmResult, num_rows: int) -> float:
-    """Updates shrink with the rows; looks at dev and answers to the test items do not."""
+def forecast_s(task: Again, main: TrainRecord, tuned: ArmResult, num_rows: int) -> float:
+    """Seconds it will take. Updates shrink with the rows; looks at dev and answers to the test items do not."""
     tokens = 0.0 if main.predicted is None else main.predicted.row_tokens * main.updates / main.total_updates
     updates_s = min(main.train_seconds, tokens / main.tokens_per_s) if main.tokens_per_s and tokens else main.train_seconds
     answers_s = sum(item.latency_s or 0.0 for item in tuned.items)
     return updates_s * task.num_rows / num_rows + main.train_seconds - updates_s + answers_s
 
 
-def _spent_s(arm: ArmResult) -> float:
+def spent_s(arm: ArmResult) -> float:
+    """Seconds of its training and its answers."""
     return (arm.train_seconds or 0.0) + sum(item.latency_s or 0.0 for item in arm.items)
 
 
@@ -123,13 +129,13 @@ def nested_rows(rows: Sequence[TokenRow], num_rows: int, *, seed: int) -> tuple[
     return tuple(rows[i] for i in sorted(order[:num_rows]))
 
 
-def _measured(
+def measure_again(
     settings: Settings,
     folder: RunFolder,
     prepared: Prepared,
     inputs: MeasureInputs,
     bench: Bench,
-    task: _Task,
+    task: Again,
     main: TrainRecord,
     tuned: ArmResult,
     progress: Progress,
@@ -169,7 +175,7 @@ def _keep_forecast(variant: RunFolder, key: str, main: TrainRecord, part: float)
     atomic_write_json(variant.train / "forecast.json", {"key": key, "predicted": asdict(shrunk)})
 
 
-def _told(progress: Progress, name: str, number: int, total: int) -> Progress:
+def told_within(progress: Progress, name: str, number: int, total: int) -> Progress:
     """Progress within one of several trainings."""
 
     def tell(stage: str, done: float, out_of: float, text: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from statistics import fmean
 
@@ -21,11 +21,23 @@ from luthier.core.hashing import sha256_text
 from luthier.core.types import ArmResult, Example, Split
 from luthier.data.profile import profile_task, stratum_of
 from luthier.data.split import content_sha256, split_examples
+from luthier.pipeline.again import (
+    PARTS,
+    Again,
+    forecast_s,
+    is_declared,
+    measure_again,
+    refuse_short_curve,
+    spent_s,
+    told_within,
+)
 from luthier.pipeline.arms import measure_all
 from luthier.pipeline.data import CheckedData, PreparedData, read_data
-from luthier.pipeline.measure import MeasureInputs
+from luthier.pipeline.decide import decision_rule
+from luthier.pipeline.measure import MeasureInputs, make_bench
 from luthier.pipeline.plan import TrainInputs
 from luthier.pipeline.prepare import DTYPE_FACT, Prepared, prepare
+from luthier.pipeline.record import LearningRecord, RunRecord, TrainRecord
 from luthier.pipeline.settings import Settings
 from luthier.pipeline.tune import tune
 from luthier.store.files import atomic_write_json
@@ -33,6 +45,8 @@ from luthier.store.layout import RunFolder
 from luthier.store.manifest import Manifest
 from luthier.train.parallel import ALONE
 from luthier.train.watchdog import Watchdog
+from luthier.verdict.evidence import best_tuned
+from luthier.verdict.learning import LearningPoint
 
 MIN_ROWS_A_FOLD = 6
 
@@ -82,7 +96,6 @@ def read_whole(settings: Settings) -> PreparedData:
         "data.dev": data.dev is not None,
         "data.test_rows": data.test_rows is not None,
         "data.train_rows": data.train_rows is not None,
-        "arms.learning_curve": arms.learning_curve,
         "arms.train_seeds": arms.train_seeds > 1,
     }
     for key, found in unwanted.items():
@@ -93,6 +106,7 @@ def read_whole(settings: Settings) -> PreparedData:
     if any(row.given_split in {"dev", "test"} for row in checked.read.examples):
         raise ConfigError("the rows name test or dev rows of their own", where="data.folds", fix="--folds 1")
     splits = _splits(settings, checked)
+    refuse_short_curve(settings, min(len(split.train) for split in splits))
     dev = splits[0].dev
     near_dev = {splits[0].clusters[row.id] for row in dev}
     rows = [row for row in checked.read.examples if splits[0].clusters[row.id] not in near_dev]
@@ -119,6 +133,17 @@ def _splits(settings: Settings, checked: CheckedData) -> tuple[Split, ...]:
     return fold_splits(rows, clusters, folds=settings.data.folds, seed=settings.seed, dev_rows=settings.data.dev_rows)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fold:
+    """One fold, trained and measured."""
+
+    folder: RunFolder
+    prepared: Prepared
+    inputs: MeasureInputs
+    trained: TrainRecord
+    arms: tuple[ArmResult, ...]
+
+
 def cross_fit(
     settings: Settings,
     folder: RunFolder,
@@ -126,10 +151,10 @@ def cross_fit(
     progress: Progress,
     should_stop: Callable[[], bool],
     inputs_of: Callable[[Prepared], MeasureInputs],
-) -> tuple[ArmResult, ...]:
-    """Train and measure fold after fold, and pool. Cut off, it goes on within the fold."""
+) -> tuple[Fold, ...]:
+    """Train and measure fold after fold; `pool` makes one measurement of it. Cut off, it goes on within the fold."""
     splits = _splits(settings, whole.data.checked)
-    found: list[tuple[ArmResult, ...]] = []
+    found: list[Fold] = []
     for number, split in enumerate(splits, start=1):
         progress("folds", number - 1, len(splits), f"fold {number}: {len(split.train)} rows to train on, {len(split.test)} to test")
         variant = folder.fold(number)
@@ -138,11 +163,47 @@ def cross_fit(
             atomic_write_json(variant.manifest, Manifest(identity={DTYPE_FACT: whole.precision.name}, benign={}).to_json())
         data = PreparedData(checked=whole.data.checked, split=split, profile=whole.data.profile)
         prepared = prepare(settings, variant, progress, data)
-        watch = Watchdog.from_environment(variant.stacks)
+        inputs, watch = inputs_of(prepared), Watchdog.from_environment(variant.stacks)
         trained = tune(settings, variant, TrainInputs.of(prepared, progress, should_stop, ALONE, watch))
         shutil.rmtree(variant.train / "checkpoints", ignore_errors=True)
-        found.append(measure_all(settings, variant, prepared, inputs_of(prepared), trained))
-    return pool(found)
+        arms = measure_all(settings, variant, prepared, inputs, trained)
+        found.append(Fold(folder=variant, prepared=prepared, inputs=inputs, trained=trained, arms=arms))
+    return tuple(found)
+
+
+def with_curve(settings: Settings, record: RunRecord, folds: Callable[[], tuple[Fold, ...]], progress: Progress) -> RunRecord:
+    """The record with the learning curve it lacks: in each fold the recipe on nested parts of its rows, answers of all folds together.
+
+    The record itself where none was asked for. `folds`: what `cross_fit` found, called where it is needed. Resumes like the folds.
+    """
+    tuned = best_tuned([arm for arm in record.arms if arm.failed is None and arm.items], decision_rule(settings, record))
+    if not settings.arms.learning_curve or record.learning is not None or tuned is None:
+        return record
+    found = folds()
+    rows = [len(fold.prepared.train_rows) for fold in found]
+    parts = [min(rows) // part for part in PARTS]
+    tasks = [Again(name=f"{tuned.name}, {num_rows} rows", seed=settings.seed, num_rows=num_rows) for num_rows in parts]
+    measured: dict[str, list[ArmResult]] = {task.name: [] for task in tasks}
+    predicted_s, number = 0.0, 0
+    for fold in found:
+        own = next(arm for arm in fold.arms if arm.name == tuned.name)
+        bench = make_bench(settings, fold.folder, fold.inputs)
+        for task in tasks:
+            told = told_within(progress, f"{task.name}, fold {number // len(tasks) + 1}", number, len(found) * len(tasks))
+            arm = measure_again(settings, fold.folder, fold.prepared, fold.inputs, bench, task, fold.trained, own, told)
+            measured[task.name].append(arm)
+            predicted_s += forecast_s(task, fold.trained, own, len(fold.prepared.train_rows))
+            number += 1
+    pooled = {name: pool([[arm] for arm in arms])[0] for name, arms in measured.items()}
+    learning = LearningRecord(
+        points=tuple(LearningPoint(num_rows=task.num_rows, arm=pooled[task.name]) for task in tasks),
+        full=tuned.name,
+        seconds=sum(spent_s(arm) for arms in measured.values() for arm in arms),
+        predicted_seconds=predicted_s,
+        is_declared=is_declared(record),
+        full_rows=round(fmean(rows)),
+    )
+    return replace(record, learning=learning)
 
 
 def pool(folds: Sequence[Sequence[ArmResult]]) -> tuple[ArmResult, ...]:

@@ -111,13 +111,17 @@ class TrainRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearningRecord:
-    """The recipe trained on nested parts of the rows. The point of all rows is the arm called `full`."""
+    """The recipe trained on nested parts of the rows. The point of all rows is the arm called `full`.
+
+    `full_rows`: so many rows it was trained on; None: all training rows. Cross-fitted, each point is a training in each fold, of its rows.
+    """
 
     points: tuple[LearningPoint, ...]
     full: str
     seconds: float  # training and answering
     predicted_seconds: float
     is_declared: bool  # asked for before the test items were opened
+    full_rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -164,7 +164,8 @@ def _learning_points(record: RunRecord) -> tuple[learning.LearningPoint, ...]:
     full = None if record.learning is None else _arm(record, record.learning.full)
     if record.learning is None or full is None:
         return ()
-    return (*record.learning.points, learning.LearningPoint(num_rows=record.data.num_train, arm=full))
+    full_rows = record.learning.full_rows or record.data.num_train
+    return (*record.learning.points, learning.LearningPoint(num_rows=full_rows, arm=full))
 
 
 def learning_of(record: RunRecord, verdict: Verdict) -> learning.Learning | None:
@@ -219,8 +220,9 @@ def _learning_note(record: RunRecord) -> str:
     if found is None:
         return ""
     asked = "before" if found.is_declared else "after"
+    folds = "" if record.num_folds == 1 else f"Each point is {record.num_folds} trainings, one a fold, on so many of its rows. "
     return (
-        "Each part of the rows lies within every larger one; same learning rate, same number of epochs, so fewer updates; "
+        f"{folds}Each part of the rows lies within every larger one; same learning rate, same number of epochs, so fewer updates; "
         f"seed {record.seed}. Asked for {asked} the test items were opened; nothing was chosen by it. It took "
         f"{numbers.duration(found.seconds)}, forecast {numbers.duration(found.predicted_seconds)}."
     )

@@ -20,6 +20,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 from luthier import __version__
@@ -41,7 +42,7 @@ from luthier.pipeline.data import write_data_files
 from luthier.pipeline.decide import decision_rule, verdict_of
 from luthier.pipeline.embeddings import find_embeddings
 from luthier.pipeline.endpoint import endpoint_notes, has_failed_endpoint
-from luthier.pipeline.folds import cross_fit, read_whole
+from luthier.pipeline.folds import Fold, cross_fit, pool, read_whole, with_curve
 from luthier.pipeline.judge import find_judge, with_judge
 from luthier.pipeline.measure import MeasureInputs
 from luthier.pipeline.paraphraser import find_paraphraser
@@ -69,31 +70,34 @@ def run(settings: Settings, progress: Progress) -> dict[str, object]:
         with watch.setup():
             prepared = prepare(settings, folder, progress, read_whole(settings) if settings.data.folds > 1 else None)
         _refuse_text(prepared.data.split)
-        refuse_short_curve(settings, len(prepared.train_rows))
+        refuse_short_curve(settings, len(prepared.train_rows))  # of a fold: `read_whole` has looked
         probes, judge = read_probes(settings, prepared), find_judge(settings)
         find_paraphraser(settings)  # refused now, or never
         write_data_files(folder, prepared.data)
         _write_schema(settings, folder, prepared)
         embeddings = find_embeddings(settings, folder, progress, should_stop)
         inputs = _measure_inputs(prepared, embeddings, progress, should_stop, watch)
+
+        @cache
+        def folds() -> tuple[Fold, ...]:
+            measured = lambda it: _measure_inputs(it, embeddings, progress, should_stop, watch)  # noqa: E731
+            return cross_fit(settings, folder, prepared, progress, should_stop, measured)
+
         key = digest(settings.identity())
         record = read_record(folder.results) if stage_is_done(folder, "measure", key) and stage_holds(folder, "train") else None
         if record is None or has_failed_endpoint(settings, record):
             trained = tune(settings, folder, TrainInputs.of(prepared, progress, should_stop, ALONE, watch))
-            if settings.data.folds > 1:
-                arms = cross_fit(
-                    settings,
-                    folder,
-                    prepared,
-                    progress,
-                    should_stop,
-                    lambda it: _measure_inputs(it, embeddings, progress, should_stop, watch),
-                )
-            else:
-                arms = measure_all(settings, folder, prepared, inputs, trained)
+            arms = (
+                pool([fold.arms for fold in folds()])
+                if settings.data.folds > 1
+                else measure_all(settings, folder, prepared, inputs, trained)
+            )
             record = make_record(settings, prepared, trained, arms)
             _keep(folder, key, record)
-        whole = train_again(settings, folder, prepared, inputs, record, progress=progress)
+        if settings.data.folds > 1:
+            whole = with_curve(settings, record, folds, progress)
+        else:
+            whole = train_again(settings, folder, prepared, inputs, record, progress=progress)
         whole = measure_behaviour(settings, folder, prepared, inputs, whole, progress=progress)
         whole = with_probes(settings, folder, prepared, inputs, probes, whole, progress=progress)
         whole = with_judge(settings, folder, prepared, inputs, judge, whole, progress=progress)
