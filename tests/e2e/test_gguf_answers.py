@@ -95,3 +95,17 @@ def test_a_schema_holds_the_answers_too(place: Path) -> None:
     with started as (_, ready), openai.OpenAI(base_url=ready["url"], api_key="none") as client:
         found = client.chat.completions.create(model="model", messages=user("hello"), max_tokens=40, response_format=form)
     assert set(json.loads(found.choices[0].message.content)) == {"ok"}
+
+
+def test_a_llama_cpp_that_ends_costs_the_answers_under_way_only(place: Path, tmp_path: Path) -> None:
+    env = {VARIABLE: make_fake_llama(tmp_path / "llama", "abort later")}  # at its second step, each time it is opened
+    started = serving(str(place / "model"), "--gguf", str(place / "tiny.gguf"), env=env)
+    with started as (process, ready), openai.OpenAI(base_url=ready["url"], api_key="none", max_retries=0) as client:
+        for _ in range(2):
+            with pytest.raises(openai.InternalServerError):
+                client.chat.completions.create(model="model", messages=user("hello"), max_tokens=6)
+        assert client.chat.completions.create(model="model", messages=user("hello"), max_tokens=1).usage.completion_tokens == 1
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+    assert said.count("tiny.gguf: llama.cpp: ended with signal 6") == said.count("the answers under way were given up") == 2
+    assert "a bug" not in said

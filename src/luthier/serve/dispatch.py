@@ -15,7 +15,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from luthier.core.errors import ContextError, LuthierError
+from luthier.core.console import note
+from luthier.core.errors import ContextError, LuthierError, ModelError
 from luthier.core.types import Order, Piece
 from luthier.generate.contract import TextEngine
 from luthier.serve.guard import log_bug
@@ -157,6 +158,9 @@ class Dispatcher:
                 return
             try:
                 command()
+            except ModelError as error:  # a program that computes for the engine has ended
+                note(f"error: {error.where}: {error.message}; the answers under way were given up")
+                self._give_up()
             except Exception as error:  # the batch is lost; requests to come may fare better
                 log_bug(error)
                 self._give_up()
