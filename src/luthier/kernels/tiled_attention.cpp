@@ -108,7 +108,7 @@ void over_depth(Session &tiles, const bf16 *left, int64_t count, const bf16 *tur
     for (int64_t c = 0; c < C; c += 32) {
         const bf16 *right = turned + c / 16 * steps * TILE;
         const Run run{{left, 16 * D, 32, 2 * D, count}, {right, right + steps * TILE, TILE}, steps};
-        tiles.square<false>(&run, 1, true);
+        tiles.square<false>(&run, 1, true, c > 0);
         store_sums(tiles, sums + c, stride);
     }
 }
@@ -119,7 +119,7 @@ void over_keys(Session &tiles, const bf16 *left, int64_t count, int64_t stride, 
     for (int64_t n = 0; n < blocks; ++n) {
         const bf16 *right = paired + n * 2 * TILE;
         const Run run{{left, 16 * stride, 32, 2 * stride, count}, {right, right + TILE, blocks * 2 * TILE}, C / 32};
-        tiles.square<false>(&run, 1, true);
+        tiles.square<false>(&run, 1, true, n > 0);
         store_sums(tiles, sums + 32 * n, D);
     }
 }

@@ -89,8 +89,9 @@ class Session {
         asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(To), "i"(Left), "i"(Right));
     }
     // Tiles 0 to 3, 32 rows and 32 columns: all runs, added to what there is, or to 0 where this is the first. PASSING: columns are read past the
-    // first-level cache.
-    template <bool PASSING> void square(const Run *runs, int64_t count, bool is_first) {
+    // first-level cache. `same_rows`: those of the last call, with other columns.
+    template <bool PASSING> void square(const Run *runs, int64_t count, bool is_first, bool same_rows = false) {
+        (void)same_rows;  // read where they lie
         written();
         if (is_first) zero<0>(), zero<1>(), zero<2>(), zero<3>();
         for (const Run *run = runs; run < runs + count; ++run) {
@@ -142,18 +143,23 @@ class Session {
         else
             for (int row = 0; row < counts[To]; ++row) products<1>(sums[To] + 16 * row, factors[Left] + row * strides[Left], 0, factors[Right]);
     }
-    template <bool> void square(const Run *runs, int64_t count, bool is_first) {
+    template <bool> void square(const Run *runs, int64_t count, bool is_first, bool same_rows = false) {
         const int64_t rows = std::min<int64_t>(32, runs[0].rows.count);
-        int64_t row = 0;
 #ifdef LUTHIER_HAS_PAIRS
+        (void)same_rows;  // read where they lie
+        int64_t row = 0;
         for (; row + 8 <= rows; row += 8) rows_of_square<8>(row, runs, count, is_first);
         if (rows & 4) rows_of_square<4>(row, runs, count, is_first), row += 4;
         if (rows & 2) rows_of_square<2>(row, runs, count, is_first), row += 2;
         if (rows & 1) rows_of_square<1>(row, runs, count, is_first);
 #else
-        for (; row + 4 <= rows; row += 4) rows_of_square<4>(row, runs, count, is_first);
-        if (rows & 2) rows_of_square<2>(row, runs, count, is_first), row += 2;
-        if (rows & 1) rows_of_square<1>(row, runs, count, is_first);
+        if (!same_rows) widen_rows(rows, runs, count);
+        for (int half = 0; half < 2; ++half) {  // its columns stay in the first-level cache for all rows
+            int64_t row = 0;
+            for (; row + 4 <= rows; row += 4) rows_of_square<4>(row, half, runs, count, is_first);
+            if (rows & 2) rows_of_square<2>(row, half, runs, count, is_first), row += 2;
+            if (rows & 1) rows_of_square<1>(row, half, runs, count, is_first);
+        }
 #endif
     }
     const float *square_sums(float *) { return sums[0]; }
@@ -200,33 +206,30 @@ class Session {
         for (int row = 0; row < ROWS; ++row) _mm512_store_ps(to + 16 * row, rows[row]);
     }
 #else
-    // ROWS rows, 16 columns at a time: two registers of sums a row. Rows are widened before, columns once for all rows.
-    template <int ROWS> void rows_of_square(int64_t start, const Run *runs, int64_t count, bool is_first) {
-        const int64_t K = widen_rows<ROWS>(start, runs, count);
-        for (int half = 0; half < 2; ++half) {
-            float *to = sums[start / 16 * 2 + half] + start % 16 * 16;
-            if (is_first) std::memset(to, 0, 64 * ROWS);
-            const float *left = widened.data();
-            for (const Run *run = runs; run < runs + count; left += 32 * run->steps, ++run) {
-                const bf16 *right = half == 0 ? run->columns.low : run->columns.high;
-                add_steps<ROWS>(to, left, K, right, run->columns.step, run->steps - 1, 16);
-                add_steps<ROWS>(to, left + 32 * (run->steps - 1), K, right + (run->steps - 1) * run->columns.step, 0, 1, run->pairs);
-            }
+    // ROWS rows, 16 columns: two registers of sums a row. Rows were widened before, columns are once for all rows.
+    template <int ROWS> void rows_of_square(int64_t start, int half, const Run *runs, int64_t count, bool is_first) {
+        float *to = sums[start / 16 * 2 + half] + start % 16 * 16;
+        if (is_first) std::memset(to, 0, 64 * ROWS);
+        const float *left = widened.data() + start * wide_K;
+        for (const Run *run = runs; run < runs + count; left += 32 * run->steps, ++run) {
+            const bf16 *right = half == 0 ? run->columns.low : run->columns.high;
+            add_steps<ROWS>(to, left, wide_K, right, run->columns.step, run->steps - 1, 16);
+            add_steps<ROWS>(to, left + 32 * (run->steps - 1), wide_K, right + (run->steps - 1) * run->columns.step, 0, 1, run->pairs);
         }
     }
-    // ROWS rows of all runs as fp32, one row behind another; how many numbers a row has
-    template <int ROWS> int64_t widen_rows(int64_t start, const Run *runs, int64_t count) {
-        int64_t K = 0, at = 0;
-        for (const Run *run = runs; run < runs + count; ++run) K += 32 * run->steps;
-        if (static_cast<int64_t>(widened.size()) < ROWS * K) widened.resize(ROWS * K);
-        for (const Run *run = runs; run < runs + count; ++run) {
-            const int64_t apart = run->rows.bytes / 2;
-            const bf16 *left = run->rows.first + start / 16 * run->rows.second + start % 16 * apart;
-            for (int64_t step = 0; step < run->steps; ++step, left += run->rows.step, at += 32)
-                for (int row = 0; row < ROWS; ++row)
-                    for (int64_t k = 0; k < 32; k += W) luthier::store(widened.data() + row * K + at + k, luthier::load(left + row * apart + k));
+    // All runs of so many rows as fp32, one row behind another
+    void widen_rows(int64_t rows, const Run *runs, int64_t count) {
+        wide_K = 0;
+        for (const Run *run = runs; run < runs + count; ++run) wide_K += 32 * run->steps;
+        if (static_cast<int64_t>(widened.size()) < rows * wide_K) widened.resize(rows * wide_K);
+        for (int64_t row = 0; row < rows; ++row) {
+            float *to = widened.data() + row * wide_K;
+            for (const Run *run = runs; run < runs + count; ++run) {
+                const bf16 *left = run->rows.first + row / 16 * run->rows.second + row % 16 * (run->rows.bytes / 2);
+                for (int64_t step = 0; step < run->steps; ++step, left += run->rows.step, to += 32)
+                    for (int64_t k = 0; k < 32; k += W) luthier::store(to + k, luthier::load(left + k));
+            }
         }
-        return K;
     }
     // To ROWS rows of 16 sums the products of `steps` times `pairs` pairs, 16 pairs apart in rows of fp32 `apart`, `step` numbers in columns
     template <int ROWS>
@@ -294,6 +297,7 @@ class Session {
             add_steps<ROWS < 4 ? ROWS : 4>(to + 16 * row, numbers + 32 * row, 32, right, 0, 1, 16);
     }
     std::vector<float> widened;
+    int64_t wide_K = 0;
 #endif
     alignas(64) float sums[6][256];
     const bf16 *factors[8];

@@ -154,7 +154,7 @@ void compute(Session &tiles, const Product &p, const Share &share, int64_t steps
             for (int64_t n = 0; n < width; ++n) {
                 runs_of(p, whole, steps * piece / pieces, steps * (piece + 1) / pieces, panel + n * block, runs);
                 if (piece > 0) load_sums(tiles, sums + n * 2 * TILE);
-                tiles.square<true>(runs.data(), static_cast<int64_t>(runs.size()), piece == 0);
+                tiles.square<true>(runs.data(), static_cast<int64_t>(runs.size()), piece == 0, n > 0);
                 if (piece < pieces - 1) store_sums(tiles, sums + n * 2 * TILE);
                 else write(p, tiles.square_sums(sums), 32 * t, 32 * (share.o + n));
             }
