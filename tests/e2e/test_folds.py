@@ -64,8 +64,9 @@ def test_a_curve_without_rows_in_each_fold_is_refused_before_anything_computes(t
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"instruction": "i", "input": text, "output": "yes"}) + "\n" for text in TEXTS), encoding="utf-8")
     settings = load_settings(None, {"data.paths": [str(data)], "data.folds": 3, "arms.learning_curve": True})
-    with pytest.raises(InputError, match="a learning curve needs 64 training rows, there are 3"):
+    with pytest.raises(InputError, match=r"a learning curve needs 64 training rows, there are 3\d in the smallest fold") as caught:
         read_whole(settings)
+    assert "more --folds" in caught.value.fix
 
 
 def test_pooled_arms_hold_every_item_and_every_choice() -> None:
@@ -140,4 +141,6 @@ def test_the_command_tests_all_rows_and_goes_on_where_it_was_cut_off(place: Path
     assert all({item["item_id"] for item in point["arm"]["items"]} == everyone for point in curve["points"])
     assert len(list((place / "whole").glob("folds/*/again/*/train/train.json"))) == 9
     assert [point["num_examples"] for point in json.loads(done.stdout.strip().splitlines()[-1])["learning_curve"]] == [8, 16, 33, 66]
-    assert "Each point is 3 trainings, one a fold" in (place / "whole" / "report.html").read_text(encoding="utf-8")
+    report = (place / "whole" / "report.html").read_text(encoding="utf-8")
+    assert "Each point is 3 trainings, one a fold" in report and "the model handed over was trained on 102" in report
+    assert "--train-seeds 3 does" not in report

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 from pathlib import Path
 
 import openai
 import pytest
 from tests.e2e.test_chat import Say, _turns, say
+from tests.e2e.test_serve import command as serve_command
 from tests.e2e.test_serve import serving, user
 from tests.fixtures.fake_llama import make_fake_llama
 from tests.fixtures.tiny_gguf import write_tiny_gguf
@@ -59,6 +63,8 @@ def test_what_cannot_be_had_so_is_refused(say: Say, place: Path, monkeypatch: py
     assert (
         "there is no such file" in (told := refused("chat", model, "--gguf", str(tmp_path / "no.gguf"), "-p", "x")) and "--to gguf" in told
     )
+    assert f"--gguf {gguf}" in refused("chat", model, "--gguf", str(place), "-p", "x")
+    assert "expected 1 to 64" in refused("serve", model, "--gguf", gguf, "--batch", "65")
     told = refused("chat", str(place / "other"), "--gguf", gguf, "-p", "x")
     assert "tiny.gguf: is of another model than" in told and "chat template" in told
     assert "vLLM is given the model itself" in refused("serve", model, "--gguf", gguf, "--plan")
@@ -85,6 +91,27 @@ def test_it_is_served_by_the_name_of_the_model(place: Path) -> None:
     assert [one.message.content for one in many.choices] == [streamed] * 6
     assert len(whole.choices[0].logprobs.content) == len(want.choices[0].logprobs.content) == whole.usage.completion_tokens
     assert whole.system_fingerprint != want.system_fingerprint
+
+
+def test_ctrl_c_is_for_the_server_and_lets_answers_be_finished(place: Path) -> None:
+    """A terminal sends it to the whole group, llama.cpp among them."""
+    command = [*serve_command(str(place / "model"), "--gguf", str(place / "tiny.gguf")), "--port", "0", "--json"]
+    env = {**os.environ, VARIABLE: str(place / "llama" / "python")}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
+    try:
+        ready = json.loads(process.stdout.readline())
+        with openai.OpenAI(base_url=ready["url"], api_key="none", max_retries=0) as client:
+            ask = {"model": "model", "messages": user("hello"), "max_tokens": 60, "temperature": 2.0, "seed": 5}
+            parts = client.chat.completions.create(**ask, stream=True)
+            first = next(parts)
+            os.killpg(process.pid, signal.SIGINT)
+            rest = list(parts)
+        assert first.choices and rest[-1].choices[0].finish_reason in ("stop", "length")
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0 and "llama.cpp: ended" not in said
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_schema_holds_the_answers_too(place: Path) -> None:

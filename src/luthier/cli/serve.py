@@ -31,6 +31,7 @@ PLAN = Flag(names=("--plan",), type=bool, help="Print the command that serves th
 FLAGS = (ADAPTER, MODEL, GGUF, HOST, PORT, KEY_ENV, ALLOW_HOST, BATCH, QUEUE, PLAN)
 
 DEFAULT_HOST, DEFAULT_PORT, DEFAULT_BATCH, DEFAULT_GGUF_BATCH, DEFAULT_QUEUE = "127.0.0.1", 8000, 16, 4, 128
+MOST_GGUF_BATCH = 64  # llama.cpp takes the memory of all at its start
 
 
 def serve(given: Given) -> Outcome:
@@ -41,7 +42,8 @@ def serve(given: Given) -> Outcome:
     host = str(given.values.get("host", DEFAULT_HOST))
     port = _number(given, "port", DEFAULT_PORT, low=0, high=65_535)
     gguf = given.values.get("gguf")
-    batch = _number(given, "batch", DEFAULT_BATCH if gguf is None else DEFAULT_GGUF_BATCH, low=1, high=1024)
+    default, most = (DEFAULT_BATCH, 1024) if gguf is None else (DEFAULT_GGUF_BATCH, MOST_GGUF_BATCH)
+    batch = _number(given, "batch", default, low=1, high=most)
     queue = _number(given, "queue", DEFAULT_QUEUE, low=batch, high=100_000)
     key_names, base = _texts(given, "key_env"), given.values.get("model")
     find = _finder(given, base=None if base is None else str(base))

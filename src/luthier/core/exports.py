@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from luthier.core.types import Estimate
@@ -89,3 +89,5 @@ class ExportRecord:
     seconds: float
     parity: Parity
     notes: tuple[str, ...] = ()
+    sha256: Mapping[str, str] = field(default_factory=dict[str, str])  # of the files, once they are handed over
+    earlier_sha256: tuple[str, ...] = ()  # of files of the same kind and storage that were handed over before

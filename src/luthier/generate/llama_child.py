@@ -12,16 +12,20 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 MEMORY_BYTES = 8 * 2**30  # beside the file itself
+LOG_BYTES = 64 * 2**20  # of what the library says
 
 
 def main() -> None:
     """Open, describe, answer until the end of input."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the program that asks: it ends what it began, and then this
+        signal.signal(number, signal.SIG_IGN)
     sys.path.pop(0)  # the folder of this file is no place for modules
     path, num_positions, num_rows, num_threads = sys.argv[1], *map(int, sys.argv[2:])
     out = os.fdopen(os.dup(1), "wb")
@@ -58,6 +62,7 @@ def _limit(path: str) -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LOG_BYTES, LOG_BYTES))
         most = 3 * Path(path).stat().st_size + MEMORY_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     except (ImportError, ValueError, OSError):
@@ -152,7 +157,7 @@ class Program:
         more.n_threads, more.n_threads_batch = num_threads, num_threads
         self._context = lib.llama_init_from_model(self._model, more)
         if not self._context:
-            raise RuntimeError("llama.cpp opens the file but makes no context for it")
+            raise RuntimeError(f"llama.cpp opens the file but makes no context of {num_rows} times {num_positions} positions for it")
         self._vocab = lib.llama_model_get_vocab(self._model)
         self._num_tokens = int(lib.llama_vocab_n_tokens(self._vocab))
         self._batch = lib.llama_batch_init(self._most, 0, 1)

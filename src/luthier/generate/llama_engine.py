@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from luthier.core.errors import ModelError
 from luthier.core.types import Message, Order, Piece
 from luthier.generate.admission import MAX_READ
 from luthier.generate.answers import Answer, add_token, draw_token, take_order
@@ -21,10 +20,14 @@ from luthier.tokens.template import ChatEncoder
 
 @dataclass(slots=True)
 class _Row:
-    """One text llama.cpp has read, and whose answer it is (None: free, what it read is kept for the next turn)."""
+    """One text llama.cpp has read, and whose answer it is (None: free, what it read is kept for the next turn).
+
+    `last`: the ticket of its last answer, 0 for none yet.
+    """
 
     read: list[int] = field(default_factory=list[int])
     answer: Answer | None = None
+    last: int = 0
 
 
 class LlamaEngine:
@@ -40,6 +43,7 @@ class LlamaEngine:
         self._llama: LlamaFile | None = open_file()
         self._encoder = encoder
         self._num_vocab = self._llama.num_tokens
+        self.program = self._llama.program
         self._rows = [_Row() for _ in range(num_rows)]
         self._waiting: list[Answer] = []
         self._last_ticket = 0
@@ -87,7 +91,7 @@ class LlamaEngine:
             self._llama = self._open_file()
         try:
             found = self._llama.step(asked)
-        except ModelError:
+        except BaseException:  # what was read is not known any more
             self.close()
             raise
         pieces: list[Piece] = []
@@ -111,11 +115,11 @@ class LlamaEngine:
             row.read.clear()
 
     def _admit(self) -> None:
-        """Let waiting orders enter, the oldest first, each into the free row that has read most of its prompt."""
+        """Let waiting orders enter, the oldest first."""
         while self._waiting and (free := [row for row in self._rows if row.answer is None]):
             answer = self._waiting.pop(0)
-            row = max(free, key=lambda row: _num_common(row.read, answer.prompt))
-            row.answer = answer
+            row = max(free, key=lambda row: (_worth(row.read, answer.prompt), -row.last))
+            row.answer, row.last = answer, answer.ticket
             answer.num_cached = min(_num_common(row.read, answer.prompt), len(answer.prompt) - 1)
             del row.read[answer.num_cached :]
 
@@ -139,6 +143,12 @@ class LlamaEngine:
 
 def _takes_token(answer: Answer) -> bool:
     return answer.takes_likeliest and answer.order.num_logprobs is None
+
+
+def _worth(read: Sequence[int], prompt: Sequence[int]) -> int:
+    """Tokens saved by going on behind `read`, less those lost; 0 where that is no gain: then the row that was used longest ago will do."""
+    common = _num_common(read, prompt)
+    return max(0, common - (len(read) - common))
 
 
 def _num_common(a: Sequence[int], b: Sequence[int]) -> int:

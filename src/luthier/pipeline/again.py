@@ -47,11 +47,13 @@ class Again:
     num_rows: int
 
 
-def refuse_short_curve(settings: Settings, num_rows: int) -> None:
+def refuse_short_curve(settings: Settings, num_rows: int, *, of: str = "") -> None:
     """Raise InputError where the learning curve asked for has no rows to stand on. Before anything computes."""
     if settings.arms.learning_curve and num_rows < MIN_CURVE_ROWS:
         raise InputError(
-            f"a learning curve needs {MIN_CURVE_ROWS} training rows, there are {num_rows}", where="arms.learning_curve", fix="leave it out"
+            f"a learning curve needs {MIN_CURVE_ROWS} training rows, there are {num_rows}{of}",
+            where="arms.learning_curve",
+            fix=f"leave it out{', or more --folds, or fewer --dev-rows' if of else ''}",
         )
 
 

@@ -80,8 +80,8 @@ def _open(run_or_model: str, base: str | None, in_llama: InLlama | None) -> _Ope
 
 def _by_llama(name: str, tokenizer: Path, in_llama: InLlama) -> Voice:
     """What the GGUF file holds, in llama.cpp, behind the tokenizer of the model it was made of."""
-    engine = in_llama.open(tokenizer, name)
-    return Voice(name=name, engine=engine, spoken_as=name, count_prompt=engine.count_prompt, fingerprint=in_llama.fingerprint)
+    engine, fingerprint = in_llama.open(tokenizer, name)
+    return Voice(name=name, engine=engine, spoken_as=name, count_prompt=engine.count_prompt, fingerprint=fingerprint)
 
 
 def _alone(name: str, path: Path, precision: Precision) -> Voice:

@@ -150,12 +150,12 @@ def _hand_over(tested: Tested, artefact: Artefact, record: ExportRecord, out: Pa
         text = hub_card(tested, record) if record.kind == "hub-folder" else export_readme(tested, record, artefact.name)
         (tmp / "README.md").write_text(text, encoding="utf-8")
         files = {path.name: path.stat().st_size for path in sorted(tmp.iterdir())}
-        record = replace(record, files=files)
+        record = replace(record, files=files, sha256={name: sha256_file(tmp / name) for name in files})
         about = {
             "format": 1,
-            **{key: value for key, value in asdict(record).items() if key not in ("files", "parity")},
+            **{key: value for key, value in asdict(record).items() if key not in ("files", "parity", "sha256", "earlier_sha256")},
             "parity": _parity_json(record),
-            "files": {name: {"size": size, "sha256": sha256_file(tmp / name)} for name, size in files.items()},
+            "files": {name: {"size": size, "sha256": record.sha256[name]} for name, size in files.items()},
         }
         parity: dict[str, Any] = about["parity"]  # pyright: ignore[reportAssignmentType]
         for reading in (parity, parity["llama_cpp"]):  # texts of users' rows stay in the run folder

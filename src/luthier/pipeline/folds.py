@@ -106,7 +106,7 @@ def read_whole(settings: Settings) -> PreparedData:
     if any(row.given_split in {"dev", "test"} for row in checked.read.examples):
         raise ConfigError("the rows name test or dev rows of their own", where="data.folds", fix="--folds 1")
     splits = _splits(settings, checked)
-    refuse_short_curve(settings, min(len(split.train) for split in splits))
+    refuse_short_curve(settings, min(len(split.train) for split in splits), of=" in the smallest fold")
     dev = splits[0].dev
     near_dev = {splits[0].clusters[row.id] for row in dev}
     rows = [row for row in checked.read.examples if splits[0].clusters[row.id] not in near_dev]

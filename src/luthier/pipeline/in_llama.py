@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,8 @@ from luthier.core.errors import ConfigError, LuthierError, MissingExtraError, Mo
 from luthier.core.hashing import digest, sha256_file
 from luthier.generate.llama_engine import LlamaEngine
 from luthier.generate.llama_file import VARIABLE, LlamaFile, find_llama_python, open_in_llama, tokenizer_checks
-from luthier.models.folder import read_json
 from luthier.models.load import inspect_folder
 from luthier.models.tokenizer import open_tokenizer
-from luthier.pipeline.export import MANIFEST
 from luthier.pipeline.record import read_exports
 from luthier.store.layout import RunFolder
 from luthier.tokens.template import ChatEncoder, open_chat
@@ -30,24 +29,25 @@ class InLlama:
     python: str  # the one that has llama.cpp
     gguf: Path
     sha256: str
+    stamp: tuple[int, int]  # size and time of change when it was digested
     target: str
     num_rows: int  # texts beside each other
     until: ExitStack
 
-    @property
-    def fingerprint(self) -> str:
-        """Names the weights and the program that computes with them."""
-        return digest([self.sha256, "llama.cpp"])
+    def open(self, tokenizer: Path, name: str) -> tuple[LlamaEngine, str]:
+        """The engine, its voice called `name`, and the digest of the weights and of the program that computes with them.
 
-    def open(self, tokenizer: Path, name: str) -> LlamaEngine:
-        """The engine, its voice called `name`. `tokenizer`: the folder of the model the file was made of. Raises ModelError."""
+        `tokenizer`: the folder of the model the file was made of. Raises ModelError.
+        """
         encoder, context = open_chat(open_tokenizer(tokenizer)), min(inspect_folder(tokenizer).context, MAX_CONTEXT)
         engine = LlamaEngine(lambda: self._open_file(encoder, context), encoder, name=name, context=context, num_rows=self.num_rows)
         self.until.callback(engine.close)
-        return engine
+        return engine, digest([self.sha256, engine.program])
 
     def _open_file(self, encoder: ChatEncoder, context: int) -> LlamaFile:
-        fix = "leave --gguf out: Luthier's own engine answers then"
+        if _stamp(self.gguf) != self.stamp:  # opened again after llama.cpp has ended
+            raise ModelError("has changed since it was opened", where=self.gguf.name, fix="start again")
+        fix = f"{'a smaller --batch, or ' if self.num_rows > 1 else ''}leave --gguf out: Luthier's own engine answers then"
         llama = open_in_llama(self.python, self.gguf, num_positions=context, num_rows=self.num_rows, fix=fix)
         try:
             different = [what for what, is_same in tokenizer_checks(llama, encoder, [_PROBE]).items() if not is_same]
@@ -55,7 +55,7 @@ class InLlama:
                 raise ModelError(
                     f"is of another model than {self.target}: its {' and its '.join(different)} differ{'s' if len(different) == 1 else ''}",
                     where=self.gguf.name,
-                    fix=f"luthier export {self.target} --to gguf --type Q8_0 --out DIR",
+                    fix=_how_to_export(self.target),
                 )
         except BaseException:
             llama.close()
@@ -68,26 +68,41 @@ def find_in_llama(gguf: Path, target: str, until: ExitStack, *, num_rows: int) -
 
     Raises ConfigError without such a file, MissingExtraError without llama.cpp.
     """
+    if gguf.is_dir():
+        inside = sorted(gguf.glob("*.gguf"))
+        fix = f"--gguf {shlex.quote(str(inside[0]))}" if inside else _how_to_export(target)
+        raise ConfigError("is a folder, expected a GGUF file", where=f"--gguf {gguf}", fix=fix)
     if not gguf.is_file():
-        raise ConfigError("there is no such file", where=f"--gguf {gguf}", fix=f"luthier export {target} --to gguf --type Q8_0 --out DIR")
+        raise ConfigError("there is no such file", where=f"--gguf {gguf}", fix=_how_to_export(target))
     python = find_llama_python()
     if python is None:
         fix = f"pip install llama-cpp-python, or name a Python that has it: export {VARIABLE}=/path/to/python"
         raise MissingExtraError("there is no llama.cpp here", where="--gguf", fix=fix)
-    found = InLlama(python=python, gguf=gguf, sha256=sha256_file(gguf), target=target, num_rows=num_rows, until=until)
+    stamp = _stamp(gguf)
+    found = InLlama(python=python, gguf=gguf, sha256=sha256_file(gguf), stamp=stamp, target=target, num_rows=num_rows, until=until)
     if not _passed_gate(found):
         note(f"{gguf.name} is no export of {target} that passed its gate: its answers may be others than the tested model's")
     return found
 
 
-def _passed_gate(found: InLlama) -> bool:
-    """Whether the file is, unchanged, what an export of this run handed over."""
+def _stamp(path: Path) -> tuple[int, int]:
     try:
-        manifest = read_json(found.gguf.parent / MANIFEST)
+        about = path.stat()
+    except OSError:
+        return 0, 0
+    return about.st_size, about.st_mtime_ns
+
+
+def _how_to_export(target: str) -> str:
+    """The remedy: only runs are exported."""
+    run = shlex.quote(target) if RunFolder(Path(target)).results.is_file() else "RUN"
+    return f"luthier export {run} --to gguf --type Q8_0 --out DIR, then --gguf DIR/NAME.gguf"
+
+
+def _passed_gate(found: InLlama) -> bool:
+    """Whether the run remembers the file as one that it handed over."""
+    try:
         exports = read_exports(RunFolder(Path(found.target)).exports)
     except LuthierError:
         return False
-    files = manifest.get("files")
-    about: object = files.get(found.gguf.name) if isinstance(files, dict) else None
-    is_unchanged = isinstance(about, dict) and about.get("sha256") == found.sha256
-    return is_unchanged and any(export.created == manifest.get("created") and not export.parity.failures for export in exports)
+    return any(found.sha256 in (*export.sha256.values(), *export.earlier_sha256) for export in exports)

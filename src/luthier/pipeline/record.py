@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -171,8 +171,11 @@ def read_exports(path: Path) -> tuple[ExportRecord, ...]:
 
 
 def with_export(exports: tuple[ExportRecord, ...], new: ExportRecord) -> str:
-    """The list as JSON text, the new one in place of an earlier one of the same kind and storage."""
+    """The list as JSON text, the new one in place of an earlier one of the same kind and storage, whose files are remembered."""
     kept = tuple(old for old in exports if (old.kind, old.storage) != (new.kind, new.storage))
+    replaced = tuple(old for old in exports if old not in kept)
+    earlier = [digest for old in replaced for digest in (*old.earlier_sha256, *old.sha256.values())]
+    new = replace(new, earlier_sha256=tuple(dict.fromkeys(earlier)))
     return _EXPORTS.dump_json((*kept, new), indent=1).decode("utf-8")
 
 

@@ -174,7 +174,9 @@ def learning_of(record: RunRecord, verdict: Verdict) -> learning.Learning | None
     if not points:
         return None
     replicates = same_recipe(points[-1].arm, record.arms)
-    return learning.read_curve(points, _arm(record, verdict.best_prompt), replicates, record.metric, seed=record.seed)
+    handed_over = record.data.num_train if record.num_folds > 1 else None
+    prompt = _arm(record, verdict.best_prompt)
+    return learning.read_curve(points, prompt, replicates, record.metric, seed=record.seed, handed_over=handed_over)
 
 
 def slices_of(record: RunRecord, verdict: Verdict) -> tuple[Slice, ...]:
@@ -221,8 +223,9 @@ def _learning_note(record: RunRecord) -> str:
         return ""
     asked = "before" if found.is_declared else "after"
     folds = "" if record.num_folds == 1 else f"Each point is {record.num_folds} trainings, one a fold, on so many of its rows. "
+    rate = "same learning rate" if record.num_folds == 1 else "the learning rate of its fold"
     return (
-        f"{folds}Each part of the rows lies within every larger one; same learning rate, same number of epochs, so fewer updates; "
+        f"{folds}Each part of the rows lies within every larger one; {rate}, same number of epochs, so fewer updates; "
         f"seed {record.seed}. Asked for {asked} the test items were opened; nothing was chosen by it. It took "
         f"{numbers.duration(found.seconds)}, forecast {numbers.duration(found.predicted_seconds)}."
     )

@@ -162,7 +162,8 @@ def open_service(serving: Serving, *, batch: int, queue: int) -> Service:
     base_name = next(offer.name for offer in serving.offers if not offer.voice and not offer.is_prompted)
     engine: TextEngine
     if serving.in_llama is not None:
-        engine, parts = serving.in_llama.open(serving.base, base_name), [serving.in_llama.fingerprint]
+        engine, fingerprint = serving.in_llama.open(serving.base, base_name)
+        parts = [fingerprint]
     else:
         engine = open_engine(serving.base, serving.precision, base_name=base_name, adapters=serving.adapters, max_active=batch)
         parts = [inspect_folder(serving.base).sha256, serving.precision.name]

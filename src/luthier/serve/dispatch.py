@@ -159,7 +159,7 @@ class Dispatcher:
             try:
                 command()
             except ModelError as error:  # a program that computes for the engine has ended
-                note(f"error: {error.where}: {error.message}; the answers under way were given up")
+                note(f"error: {error.where}: {error.message}; the answers under way were given up\n  fix: {error.fix}")
                 self._give_up()
             except Exception as error:  # the batch is lost; requests to come may fare better
                 log_bug(error)

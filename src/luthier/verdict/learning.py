@@ -30,11 +30,18 @@ class Learning:
 
 
 def read_curve(
-    curve: Sequence[LearningPoint], prompt: ArmResult | None, replicates: Sequence[ArmResult], metric: str, *, seed: int
+    curve: Sequence[LearningPoint],
+    prompt: ArmResult | None,
+    replicates: Sequence[ArmResult],
+    metric: str,
+    *,
+    seed: int,
+    handed_over: int | None = None,
 ) -> Learning:
     """Fit the points on the items all of them and the best prompt were scored on; `replicates`: the full training from other seeds.
 
     The spread between training seeds is measured where there are three seeds, else `SEED_SD` is assumed, and the words say so.
+    `handed_over`: of a cross-fitted run, the rows that the model was trained on which is handed over; the curve is that of the folds.
     """
     ordered = sorted((point for point in curve if point.arm.failed is None), key=lambda point: point.num_rows)
     arms = [point.arm for point in ordered] + ([] if prompt is None else [prompt])
@@ -53,19 +60,25 @@ def read_curve(
         seed_sd=SEED_SD if spread is None else max(spread, SEED_SD / 4),
         seed=seed,
     )
-    sentences = [_more_examples(fit, f"{100 * LEVEL:.0f} % interval, n = {len(shared):,} test items")]
+    sentences = [_more_examples(fit, f"{100 * LEVEL:.0f} % interval, n = {len(shared):,} test items", handed_over)]
     if prompt is not None:
         sentences.append(_worth(fit, prompt.name))
     noise = (
-        f"Its intervals hold a spread between trainings of {points(SEED_SD)} points, which was not measured: --train-seeds 3 does."
+        f"Its intervals hold a spread between trainings of {points(SEED_SD)} points, which was not measured"
+        f"{': --train-seeds 3 does' if handed_over is None else ''}."
         if spread is None
         else f"Its intervals hold the spread between trainings, measured over {len(full)} seeds: {points(spread)} points."
     )
     return Learning(fit=fit, sentences=tuple(sentences), noise=noise)
 
 
-def _more_examples(fit: LearningFit, basis: str) -> str:
+def _more_examples(fit: LearningFit, basis: str, handed_over: int | None) -> str:
     """The sentence users ask for; "cannot tell" where the last step shows no gain."""
+    aside = "" if handed_over is None else f" Rows of a fold are counted; the model handed over was trained on {handed_over:,}."
+    return _gain(fit, basis, is_of_folds=handed_over is not None) + aside
+
+
+def _gain(fit: LearningFit, basis: str, *, is_of_folds: bool) -> str:
     now, before = fit.sizes[-1], fit.sizes[-2]
     value, low, high = fit.last_gain
     if not fit.is_rising:
@@ -80,10 +93,10 @@ def _more_examples(fit: LearningFit, basis: str) -> str:
             "before it."
         )
     value, low, high = fit.gain(2 * now)
-    return (
-        f"{now:,} more examples like these, twice as many, would bring {signed_points(value)} points "
-        f"({signed_points(low)} to {signed_points(high)}; {basis})."
-    )
+    told = f"{signed_points(value)} points ({signed_points(low)} to {signed_points(high)}; {basis})"
+    if is_of_folds:
+        return f"{2 * now:,} examples like these instead of {now:,} to train on would bring {told}."
+    return f"{now:,} more examples like these, twice as many, would bring {told}."
 
 
 def _worth(fit: LearningFit, name: str) -> str:

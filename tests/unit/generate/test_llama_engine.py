@@ -114,22 +114,49 @@ def test_the_next_turn_reads_only_what_is_new(made: Made, engine: LlamaEngine) -
     assert [piece.tokens for piece in found] == [piece.tokens for piece in want]
 
 
+def test_who_comes_between_does_not_cost_a_conversation_what_was_read_of_it(made: Made) -> None:
+    """Both begin with the template's own words; a row with a long history is not given away for those."""
+    engine = made.engine(num_rows=2)
+    try:
+        first = (Message(role="user", content=TEXTS[3]),)
+        _run(engine, [Order(messages=first, max_new_tokens=3)])
+        _run(engine, [_order("no", max_new_tokens=3)])
+        [found] = _run(engine, [Order(messages=first, max_new_tokens=3)])
+        assert found[-1].num_cached_tokens == len(made.encoder.encode_prompt(first)) - 1
+    finally:
+        engine.close()
+
+
 def test_a_long_prompt_is_read_in_stretches_while_others_write(made: Made, engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("luthier.generate.llama_engine.MAX_READ", 16)
     orders = [_order("short", max_new_tokens=8), _order(TEXTS[3], max_new_tokens=4)]
-    found = _run(engine, orders)
+    short, long = map(engine.submit, orders)
+    steps: list[dict[int, tuple[int, ...]]] = []
+    while not engine.idle:
+        steps.append({piece.ticket: piece.tokens for piece in engine.step()})
+    first, last = (next(n for n, step in enumerate(steps) if ticket in step) for ticket in (short, long))
+    assert last > first + 2 and all(short in step for step in steps[first : first + 3])  # one writes while the other is read
+    found = [[step[ticket] for step in steps if ticket in step] for ticket in (short, long)]
     want = _run(Engine(made.voices, made.encoder, context=CONTEXT, base_name="tuned"), orders)
-    assert [[piece.tokens for piece in pieces] for pieces in found] == [[piece.tokens for piece in pieces] for pieces in want]
+    assert found == [[piece.tokens for piece in pieces] for pieces in want]
 
 
 def test_cancel_frees_the_row_and_what_was_read_harms_nobody(made: Made, engine: LlamaEngine) -> None:
-    kept, given_up, waiting = (engine.submit(_order(text, max_new_tokens=9)) for text in (TEXTS[0], TEXTS[1], TEXTS[2]))
-    engine.step()
-    engine.cancel(given_up)
-    engine.cancel(given_up)
+    orders = [_order(text, max_new_tokens=9) for text in TEXTS[:4]]
+    tickets = [engine.submit(order) for order in orders]
+    found: dict[int, list[tuple[int, ...]]] = {ticket: [] for ticket in tickets}
+    for piece in engine.step():
+        found[piece.ticket].append(piece.tokens)
+    assert engine.num_active == 3 and engine.num_waiting == 1
+    engine.cancel(tickets[1])
+    engine.cancel(tickets[1])
     assert engine.num_active == 2
-    tickets = {piece.ticket for _ in range(20) for piece in engine.step()}
-    assert tickets == {kept, waiting} and engine.idle
+    while not engine.idle:
+        for piece in engine.step():
+            found[piece.ticket].append(piece.tokens)
+    want = _run(Engine(made.voices, made.encoder, context=CONTEXT, base_name="tuned"), orders)
+    for n in (0, 2, 3):
+        assert found[tickets[n]] == [piece.tokens for piece in want[n]]
 
 
 def test_orders_that_cannot_be_answered_are_refused(engine: LlamaEngine) -> None:
@@ -162,3 +189,15 @@ def test_a_llama_cpp_that_ends_takes_its_orders_along_and_is_opened_again(made: 
         assert found[-1].finish is not None and len(opened) == 2
     finally:
         engine.close()
+
+
+def test_what_is_no_answer_is_an_error_and_ends_it(made: Made, tmp_path: Path) -> None:
+    python = make_fake_llama(tmp_path / "lying", "no answers")  # a token beyond the vocabulary
+    engine = LlamaEngine(
+        lambda: open_in_llama(python, made.gguf, num_positions=CONTEXT), made.encoder, name="tuned", context=CONTEXT, num_rows=1
+    )
+    engine.submit(_order(TEXTS[0]))
+    with pytest.raises(ModelError, match="said something that is no answer"):
+        engine.step()
+    engine.close()
+    engine.close()
