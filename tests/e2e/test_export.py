@@ -336,14 +336,15 @@ def test_llama_cpp_answers_in_chat_from_an_export_and_says_when_it_is_none_that_
     words = [*LUTHIER, "chat", str(run), "-p", "where is my money", "--max-new-tokens", "8", "--no-log", "--json"]
     answers: list[dict[str, str]] = []
     remarks: list[str] = []
-    shutil.copy(gguf, tmp_path / "copied.gguf")
-    for more in ([], ["--gguf", str(gguf)], ["--gguf", str(tmp_path / "copied.gguf"), "--compare", "base"]):
+    (tmp_path / "changed.gguf").write_bytes(gguf.read_bytes() + b"\0")
+    _export(run, "gguf", tmp_path / "again", "F32", items=4)  # what was handed over before is remembered
+    for more in ([], ["--gguf", str(gguf)], ["--gguf", str(tmp_path / "changed.gguf"), "--compare", "base"]):
         done = _go([*words, *more])
         assert done.returncode == 0, done.stderr
         answers.append(json.loads(done.stdout.splitlines()[-1])["turns"][0]["answers"])
         remarks.append(done.stderr)
     assert answers[0] == answers[1] and answers[2]["tuned"] == answers[0]["tuned"] and set(answers[2]) == {"tuned", "base"}
-    told = "copied.gguf is no export of"
+    told = "changed.gguf is no export of"
     assert [told in remark for remark in remarks] == [False, False, True] and "passed its gate" not in remarks[1]
 
 
