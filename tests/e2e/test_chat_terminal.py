@@ -71,7 +71,11 @@ class Terminal:
         """Its exit code. What it still writes is read: nobody reading would hold it up."""
         deadline = time.monotonic() + 30
         while self.process.poll() is None and self._read():
-            assert time.monotonic() < deadline, f"it stays, having written {self.all[-2000:]!r}"
+            if time.monotonic() >= deadline:
+                os.kill(self.process.pid, signal.SIGUSR1)
+                for _ in range(10):
+                    self._read()
+                raise AssertionError(f"it stays, having written {self.all[-6000:]!r}")
         return self.process.wait(timeout=30)
 
 
