@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.errors import ContextError, InputError
-from luthier.core.types import Order, Piece, TokenLogprob
+from luthier.core.types import Message, Order, Piece, TokenLogprob
 from luthier.generate.contract import check_order, find_voice
 from luthier.generate.held import Held, hold
 from luthier.generate.sampling import draw, likeliest, random_stream
@@ -45,11 +45,38 @@ class Answer:
         return self.held is None and sampling.temperature <= 0 and sampling.repetition_penalty == 1
 
 
-def take_order(order: Order, ticket: int, voices: tuple[str, ...], encoder: ChatEncoder, *, context: int, num_vocab: int) -> Answer:
-    """The answer an order asks for, nothing of it written; see `TextEngine.submit` for what it raises."""
-    voice = find_voice(voices, order.voice)
+@dataclass(slots=True, kw_only=True)
+class Desk:
+    """Where an engine takes orders: their tickets, and those that wait for a row."""
+
+    voices: tuple[str, ...]
+    encoder: ChatEncoder
+    context: int
+    num_vocab: int
+    waiting: list[Answer] = field(default_factory=list[Answer])
+    last_ticket: int = 0
+
+    def count_prompt(self, messages: Sequence[Message]) -> int:
+        """Tokens of a prompt, as `take` counts them. Raises InputError."""
+        return len(self.encoder.encode_prompt(messages))
+
+    def take(self, order: Order) -> int:
+        """Let an order wait and return its ticket; see `TextEngine.submit` for what it raises."""
+        self.waiting.append(_answer_to(order, self.last_ticket + 1, self))
+        self.last_ticket += 1
+        return self.last_ticket
+
+    def give_up(self, ticket: int) -> None:
+        """Let an order wait no more."""
+        self.waiting = [answer for answer in self.waiting if answer.ticket != ticket]
+
+
+def _answer_to(order: Order, ticket: int, desk: Desk) -> Answer:
+    """The answer an order asks for, nothing of it written."""
+    voice = find_voice(desk.voices, order.voice)
     check_order(order)
-    prompt = _encode(order, encoder, num_vocab)
+    encoder, context = desk.encoder, desk.context
+    prompt = _encode(order, encoder, desk.num_vocab)
     room = context - len(prompt)
     length = room if order.max_new_tokens is None else order.max_new_tokens
     if length > room or room < 1:
@@ -66,7 +93,7 @@ def take_order(order: Order, ticket: int, voices: tuple[str, ...], encoder: Chat
         prompt=tuple(prompt),
         writing=Writing(encoder, order.stop),
         stream=random_stream(order.sampling),
-        held=hold(order, encoder, num_vocab),
+        held=hold(order, encoder, desk.num_vocab),
     )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from luthier.core.types import Message, Order, Piece
 from luthier.generate.admission import MAX_READ, choose, shared_lengths
-from luthier.generate.answers import Answer, add_token, draw_tokens, take_order
+from luthier.generate.answers import Answer, Desk, add_token, draw_tokens
 from luthier.generate.prefix_cache import PrefixCache
 from luthier.generate.rows import EMPTY, Prefix, Rows, read_prefix
 from luthier.models.voices import Voices
@@ -48,15 +48,12 @@ class Engine:
         self.voices = (base_name, *voices.adapters)
         self.context = context
         self.max_active = max_active
+        self._desk = Desk(voices=self.voices, encoder=encoder, context=context, num_vocab=voices.head_VE.shape[0])
         self._model = voices
-        self._encoder = encoder
         self._rows = Rows(voices)
         self._cache = PrefixCache(cache_bytes)
-        self._waiting: list[Answer] = []
         self._active: list[Answer] = []  # one for each line of `_rows`
-        self._num_vocab = voices.head_VE.shape[0]
         self._max_slots = store_bytes // voices.bytes_per_token  # rows times columns
-        self._last_ticket = 0
 
     @property
     def num_active(self) -> int:
@@ -66,27 +63,24 @@ class Engine:
     @property
     def num_waiting(self) -> int:
         """Orders not begun."""
-        return len(self._waiting)
+        return len(self._desk.waiting)
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not self._active and not self._waiting
+        return not self._active and not self._desk.waiting
 
     def count_prompt(self, messages: Sequence[Message]) -> int:
         """Tokens of a prompt, as `submit` counts them. Raises InputError."""
-        return len(self._encoder.encode_prompt(messages))
+        return self._desk.count_prompt(messages)
 
     def submit(self, order: Order) -> int:
         """Take an order and return its ticket; see `TextEngine.submit` for what it raises."""
-        answer = take_order(order, self._last_ticket + 1, self.voices, self._encoder, context=self.context, num_vocab=self._num_vocab)
-        self._last_ticket = answer.ticket
-        self._waiting.append(answer)
-        return answer.ticket
+        return self._desk.take(order)
 
     def cancel(self, ticket: int) -> None:
         """Give an order up; its row is free at once."""
-        self._waiting = [answer for answer in self._waiting if answer.ticket != ticket]
+        self._desk.give_up(ticket)
         self._leave([r for r, answer in enumerate(self._active) if answer.ticket == ticket])
 
     def step(self) -> tuple[Piece, ...]:
@@ -99,7 +93,7 @@ class Engine:
         logits_RV = torch.cat(parts) if len(parts) > 1 else parts[0]
         tokens = draw_tokens(self._active, logits_RV)
         pieces = [
-            add_token(answer, self._encoder, token, logits_RV[r])
+            add_token(answer, self._desk.encoder, token, logits_RV[r])
             for r, (answer, token) in enumerate(zip(self._active, tokens, strict=True))
         ]
         self._leave([r for r, piece in enumerate(pieces) if piece.finish is not None], keep=True)
@@ -109,19 +103,19 @@ class Engine:
         """Put the youngest answers back among the waiting while the rows would take more memory than they may."""
         while len(self._active) > 1 and len(self._active) * self._rows.width > self._max_slots:
             r = max(range(len(self._active)), key=lambda r: self._active[r].ticket)
-            self._waiting.insert(0, self._active[r])
+            self._desk.waiting.insert(0, self._active[r])
             self._leave([r], keep=True)
 
     def _admit(self) -> list[Tensor]:
         """Let waiting prompts enter, the oldest and those nearest to it in length; logits of the new rows, [N, V] each."""
-        if not self._waiting or len(self._active) >= self.max_active:
+        if not self._desk.waiting or len(self._active) >= self.max_active:
             return []
-        first = self._waiting[0]
+        first = self._desk.waiting[0]
         if not self._model.mixes and self._active and self._active[0].voice != first.voice:
             return []  # rows of one voice at a time: the next voice has its turn when these are done
         if self._active and self._read_ahead(first):
             return []
-        seen = [a for a in self._waiting[: WINDOW * self.max_active] if self._model.mixes or a.voice == first.voice]
+        seen = [a for a in self._desk.waiting[: WINDOW * self.max_active] if self._model.mixes or a.voice == first.voice]
         all_ids = [answer.ids for answer in seen]
         width = max(self._rows.width, len(first.ids)) + SPARE
         room = min(self.max_active, self._max_slots // width) - len(self._active)
@@ -131,7 +125,7 @@ class Engine:
         unread = lambda n: len(all_ids[fits[n]]) - self._cache.match(seen[fits[n]].voice, all_ids[fits[n]][:-1])  # noqa: E731
         entering = [seen[fits[n]] for n in choose([len(all_ids[i]) for i in fits], room, unread=unread)]
         tickets = {answer.ticket for answer in entering}
-        self._waiting = [answer for answer in self._waiting if answer.ticket not in tickets]
+        self._desk.waiting = [answer for answer in self._desk.waiting if answer.ticket not in tickets]
         parts: list[Tensor] = []
         for of_voice in dict.fromkeys(answer.voice for answer in entering):
             parts += self._enter([answer for answer in entering if answer.voice == of_voice], of_voice)

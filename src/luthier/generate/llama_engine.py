@@ -13,7 +13,7 @@ from torch import Tensor
 
 from luthier.core.types import Message, Order, Piece
 from luthier.generate.admission import MAX_READ
-from luthier.generate.answers import Answer, add_token, draw_token, take_order
+from luthier.generate.answers import Answer, Desk, add_token, draw_token
 from luthier.generate.llama_file import LlamaFile, LlamaRow
 from luthier.tokens.template import ChatEncoder
 
@@ -41,12 +41,9 @@ class LlamaEngine:
         self.context = context
         self._open_file = open_file
         self._llama: LlamaFile | None = open_file()
-        self._encoder = encoder
-        self._num_vocab = self._llama.num_tokens
+        self._desk = Desk(voices=self.voices, encoder=encoder, context=context, num_vocab=self._llama.num_tokens)
         self.program = self._llama.program
         self._rows = [_Row() for _ in range(num_rows)]
-        self._waiting: list[Answer] = []
-        self._last_ticket = 0
 
     @property
     def num_active(self) -> int:
@@ -56,27 +53,24 @@ class LlamaEngine:
     @property
     def num_waiting(self) -> int:
         """Orders not begun."""
-        return len(self._waiting)
+        return len(self._desk.waiting)
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not self.num_active and not self._waiting
+        return not self.num_active and not self._desk.waiting
 
     def count_prompt(self, messages: Sequence[Message]) -> int:
         """Tokens of a prompt, as `submit` counts them. Raises InputError."""
-        return len(self._encoder.encode_prompt(messages))
+        return self._desk.count_prompt(messages)
 
     def submit(self, order: Order) -> int:
         """Take an order and return its ticket; see `TextEngine.submit` for what it raises."""
-        answer = take_order(order, self._last_ticket + 1, self.voices, self._encoder, context=self.context, num_vocab=self._num_vocab)
-        self._last_ticket = answer.ticket
-        self._waiting.append(answer)
-        return answer.ticket
+        return self._desk.take(order)
 
     def cancel(self, ticket: int) -> None:
         """Give an order up; its row is free at once."""
-        self._waiting = [answer for answer in self._waiting if answer.ticket != ticket]
+        self._desk.give_up(ticket)
         for row in self._rows:
             if row.answer is not None and row.answer.ticket == ticket:
                 row.answer = None
@@ -101,7 +95,7 @@ class LlamaEngine:
             if row.answer is None or known is None:
                 continue
             token = known if isinstance(known, int) else draw_token(row.answer, known)
-            pieces.append(add_token(row.answer, self._encoder, token, known if isinstance(known, Tensor) else None))
+            pieces.append(add_token(row.answer, self._desk.encoder, token, known if isinstance(known, Tensor) else None))
             if pieces[-1].finish is not None:
                 row.answer = None
         return tuple(pieces)
@@ -116,8 +110,8 @@ class LlamaEngine:
 
     def _admit(self) -> None:
         """Let waiting orders enter, the oldest first."""
-        while self._waiting and (free := [row for row in self._rows if row.answer is None]):
-            answer = self._waiting.pop(0)
+        while self._desk.waiting and (free := [row for row in self._rows if row.answer is None]):
+            answer = self._desk.waiting.pop(0)
             row = max(free, key=lambda row: (_worth(row.read, answer.prompt), -row.last))
             row.answer, row.last = answer, answer.ticket
             answer.num_cached = min(_num_common(row.read, answer.prompt), len(answer.prompt) - 1)
