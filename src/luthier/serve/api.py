@@ -60,7 +60,9 @@ def build_routes(service: Service) -> FastAPI:
 
 
 def _add_answers(app: FastAPI, service: Service) -> None:
-    stream: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+    # Of a stream, OpenAPI 3.1 describes one event.
+    event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+    stream: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": event}}}}
 
     @app.post("/v1/chat/completions", response_model=answers.ChatCompletion, responses=stream, openapi_extra=_body(ChatRequest))
     async def chat_completions(request: Request) -> Response:

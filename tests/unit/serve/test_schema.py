@@ -68,6 +68,20 @@ def test_right_requests(server: Served, operation: str) -> None:
     assert seen <= {200, 400, 404}
 
 
+ASKED: dict[str, dict[str, object]] = {POSTS[0]: {"messages": [{"role": "user", "content": "hello"}]}, POSTS[1]: {"prompt": "hello"}}
+
+
+@pytest.mark.parametrize("operation", POSTS)
+def test_streams_are_of_the_promised_shape(server: Served, operation: str) -> None:
+    method, path = operation.split()
+    case = SCHEMA[path][method].Case(
+        body={"model": "base", "max_tokens": 4, "stream": True, **ASKED[operation]}, media_type="application/json"
+    )
+    response = case.call(base_url=server.url)
+    assert response.status_code == 200 and response.headers["content-type"][0].startswith("text/event-stream")
+    case.validate_response(response, checks=[not_a_server_error, response_schema_conformance])
+
+
 @pytest.mark.parametrize("operation", POSTS)
 def test_wrong_requests(server: Served, operation: str) -> None:
     seen = _fuzz(server, operation, schemathesis.GenerationMode.NEGATIVE, 15)
