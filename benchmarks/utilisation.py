@@ -86,6 +86,7 @@ def gemm_s(a: torch.Tensor, b: torch.Tensor) -> float:
 
 # kind -> names of torch's operations; the rest is "other": Python, autograd, views, sums
 COMPILED: dict[str, tuple[str, ...]] = {
+    "compiled: a layer": ("adapted_layer", "adapted_layer_backward"),
     "compiled: a layer without its attention": ("adapted_in", "adapted_out", "adapted_in_backward", "adapted_out_backward"),
     "compiled: attention": ("tree_attention", "tree_attention_backward"),
     "compiled: single products": ("wide", "few", "narrow", "outer"),

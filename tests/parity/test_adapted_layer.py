@@ -1,9 +1,10 @@
-"""A layer's halves in one call each against the same operations one by one: bit-equal, forward and backward."""
+"""A layer, and its halves, in one call each against the same operations one by one: bit-equal, forward and backward."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from tests.fixtures.products import numbers
 from torch import Tensor
 
 from luthier.kernels import adapted_layer, compiled, reference
-from luthier.kernels.decoder_layer import attention_input, attention_output
-from luthier.kernels.layer_parts import Adapted, Norm, Turn
+from luthier.kernels.decoder_layer import attention_input, attention_output, whole_layer
+from luthier.kernels.layer_parts import Adapted, Norm, Parts, Seen, Turn
+from luthier.kernels.tiled_attention import tiled_attention
 
 needs_tiles = pytest.mark.skipif(not compiled.library().tiles, reason=f"no tiles here: {compiled.library().words}")
 HIDDEN, WIDE, SIZE = 96, 160, 32  # three query heads, one of keys, one of values
@@ -51,6 +53,31 @@ def _both_halves(layers: list[Adapted], tokens: int, *, is_first: bool = False) 
     return [heads_TSD.detach(), out_TE.detach(), *grads]
 
 
+def _seen(tokens: int, num_prefix: int) -> Seen:
+    """A prefix, if any, and two leaves."""
+    ends = [0, *([num_prefix] if num_prefix else []), (num_prefix + tokens) // 2, tokens]
+    return Seen(list(pairwise(ends)), num_prefix, SIZE**-0.5)
+
+
+def _in_halves(x_TE: Tensor, parts: Parts, turn: Turn, seen: Seen) -> Tensor:
+    """Both terms of the gradient of x are rounded, and their sum."""
+    heads_TSD = attention_input(x_TE, parts.norm1, *parts.layers[:3], turn)
+    attended_THD = tiled_attention(
+        heads_TSD, seen.segments, num_prefix=seen.num_prefix, num_query_heads=HIDDEN // SIZE, scaling=seen.scaling
+    )
+    return attention_output(x_TE, attended_THD.flatten(1), parts.norm2, *parts.layers[3:])
+
+
+def _whole(compute: Callable[..., Tensor], layers: list[Adapted], seen: Seen, *, is_first: bool = False) -> list[Tensor]:
+    """The answer, the gradients of every A and B, and that of the input."""
+    tokens = seen.segments[-1][1]
+    norm1, norm2, turn = _norms_and_turn(tokens)
+    x_TE = numbers(tokens, HIDDEN, seed=100).requires_grad_(not is_first)
+    out_TE = compute(x_TE, Parts(norm1, norm2, tuple(layers)), turn, seen)
+    inputs = [*(t for layer in layers for t in (layer.a_RI, layer.b_OR)), *([] if is_first else [x_TE])]
+    return [out_TE.detach(), *torch.autograd.grad(out_TE, inputs, numbers(tokens, HIDDEN, seed=103))]
+
+
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The compiled calls that were made, by name."""
@@ -82,13 +109,40 @@ def test_bit_equal_to_the_operations_one_by_one(
 
 
 @needs_tiles
+@pytest.mark.parametrize(("tokens", "num_prefix"), [(33, 0), (64, 20), (131, 70)])
+@pytest.mark.parametrize("ranks", [(16, 16, 16), (32, 16, 48)])
+@pytest.mark.parametrize(("with_bias", "is_first"), [(False, False), (True, True)])
+def test_a_whole_layer_is_bit_equal_to_its_parts(
+    tokens: int, num_prefix: int, ranks: tuple[int, ...], with_bias: bool, is_first: bool, calls: list[str]
+) -> None:
+    layers, seen = _layers(ranks=ranks, with_bias=with_bias), _seen(tokens, num_prefix)
+    got = _whole(whole_layer, layers, seen, is_first=is_first)
+    assert calls == ["adapted_layer", "adapted_layer_backward"]
+    want = _whole(_in_halves, layers, seen, is_first=is_first)
+    assert len(calls) == 6 and len(got) == len(want) == 16 - is_first
+    for ours, theirs in zip(got[:15], want[:15], strict=True):
+        assert torch.equal(ours, theirs) and ours.abs().max() > 0
+    for ours, theirs in zip(got[15:], want[15:], strict=True):  # three roundings there, one here
+        assert (ours.float() - theirs.float()).abs().max() <= 2**-7 * theirs.float().abs().max()
+        assert (ours.float() - theirs.float()).abs().mean() <= 2**-9 * theirs.float().abs().mean()
+
+
+@needs_tiles
+def test_a_whole_layer_hides_what_it_should() -> None:
+    """Another division into leaves is another answer: the ranges reach the attention inside."""
+    layers = _layers(ranks=(16, 16, 16), with_bias=False)
+    one, other = (_whole(whole_layer, layers, _seen(64, num_prefix))[0] for num_prefix in (20, 0))
+    assert torch.equal(one[:20], other[:20]) and not torch.equal(one[42:], other[42:])
+
+
+@needs_tiles
 def test_the_result_does_not_depend_on_threads() -> None:
     layers = _layers(ranks=(16, 32, 16), with_bias=False)
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            found.append(_both_halves(layers, 200))
+            found.append([*_both_halves(layers, 200), *_whole(whole_layer, layers, _seen(200, 40))])
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))

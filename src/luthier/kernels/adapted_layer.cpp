@@ -1,6 +1,7 @@
-// A decoder layer with adapters but for its attention, forward and backward, in four calls instead of sixty: at a few hundred tokens an update
-// spends a third of its time between the calls. The operations are those of fused.cpp, narrow.cpp and wide.cpp, in the order in which
-// decoder_layer.py calls them; results are bit-equal. That file has the formulas; E hidden, F feed-forward width, R rank, T tokens.
+// A decoder layer with adapters, forward and backward, in two calls instead of seventy, or in four where attention is computed between them: at a
+// few hundred tokens an update spends a third of its time between the calls. The operations are those of fused.cpp, narrow.cpp, wide.cpp and
+// tiled_attention.cpp, in the order in which decoder_layer.py calls them; results are bit-equal, but for the gradient of a whole layer's input,
+// which is rounded once instead of twice. That file has the formulas; E hidden, F feed-forward width, S = H + 2K heads of size D, R rank, T tokens.
 
 #include "tiles.h"
 
@@ -20,6 +21,8 @@ void luthier_rms_norm_backward_bf16(const bf16 *, const bf16 *, const bf16 *, co
 void luthier_rotate_bf16(const bf16 *, const bf16 *, const bf16 *, bf16 *, int64_t, int64_t, int64_t, int64_t, float, int);
 void luthier_swiglu_bf16(const bf16 *, const bf16 *, bf16 *, int64_t, int64_t, int64_t, int);
 void luthier_swiglu_backward_bf16(bf16 *, const bf16 *, const bf16 *, bf16 *, bf16 *, int64_t, int64_t, int);
+void luthier_tree_attention(const bf16 *, const int64_t *, int64_t, int64_t, int64_t, int64_t, int64_t, float, bf16 *, int);
+void luthier_tree_attention_backward(const bf16 *, const int64_t *, int64_t, int64_t, int64_t, int64_t, int64_t, float, const bf16 *, bf16 *, int);
 }
 
 namespace {
@@ -42,6 +45,14 @@ struct Kept {
     bf16 *x1;
     float *r;
     bf16 *gate, *up;
+};
+
+// What a whole layer needs besides q, k, v, o, gate, up and down
+struct Around {
+    const bf16 *norm1, *norm2, *cos, *sin;
+    const int64_t *segments;  // see tiled_attention.cpp
+    int64_t num_segments, P, H, K, D;
+    double eps1, eps2, scaling;
 };
 
 int64_t ranks(const Adapted *layers, int count) {
@@ -91,6 +102,23 @@ void grads_a(const Adapted *layers, int count, const bf16 *c, const bf16 *x, con
     luthier_outer(c, R, r, R, x, K, T, K, norm, layers[0].grad_a, K, 1, threads);  // those of layers with one input lie one behind another
 }
 
+// All that a whole layer keeps, in one piece of each kind: as `kept_numbers` of adapted_layer.py counts
+struct AllKept {
+    bf16 *heads, *attended, *u_in;
+    float *r_in;
+    Kept out;
+
+    AllKept(bf16 *at, float *r, const Adapted *layers, const Around &around, int64_t T) : heads(at), r_in(r) {
+        attended = heads + T * (around.H + 2 * around.K) * around.D;
+        u_in = attended + T * around.H * around.D;
+        out.u = u_in + T * ranks(layers, 3);
+        out.x1 = out.u + T * ranks(layers + 3, 4);
+        out.gate = out.x1 + T * layers[0].K;
+        out.up = out.gate + T * layers[4].O;
+        out.r = r + T;
+    }
+};
+
 }  // namespace
 
 // q, k, v: rotated heads [T, S, D] of the normalised x; for the way back 1 / rms of x [T] and u [T, 3 * R]
@@ -106,9 +134,9 @@ extern "C" void luthier_adapted_in(const Adapted *layers, const bf16 *norm, floa
     luthier_rotate_bf16(raw, cos, sin, out, T, S / D, (layers[0].O + layers[1].O) / D, D, 1.0f, threads);
 }
 
-// `g` [T, S, D] is of what `adapted_in` answered
+// `g` [T, S, D] is of what `adapted_in` answered; `residual` [T, E], if any, is what else x got
 extern "C" void luthier_adapted_in_backward(const Adapted *layers, const bf16 *norm, const bf16 *x, int64_t T, const bf16 *cos, const bf16 *sin,
-                                            int64_t D, const float *r, const bf16 *u, const bf16 *g, bf16 *dx, int threads) {
+                                            int64_t D, const float *r, const bf16 *u, const bf16 *g, const bf16 *residual, bf16 *dx, int threads) {
     const int64_t E = layers[0].K, S = widths(layers, 3), R = ranks(layers, 3);
     bf16 *dh = room<Here>(1, T * E), *turned = room<Here>(2, T * S), *c = room<Here>(3, T * R);
     luthier_rotate_bf16(g, cos, sin, turned, T, S / D, (layers[0].O + layers[1].O) / D, D, -1.0f, threads);
@@ -117,7 +145,7 @@ extern "C" void luthier_adapted_in_backward(const Adapted *layers, const bf16 *n
     const int64_t strides[3] = {S, S, S}, u_strides[3] = {R, R, R};
     backward(layers, 3, of, strides, us, u_strides, T, c, dh, threads);
     grads_a(layers, 3, c, x, r, norm, T, threads);
-    if (dx != nullptr) luthier_rms_norm_backward_bf16(dh, x, norm, r, nullptr, dx, T, E, threads);
+    if (dx != nullptr) luthier_rms_norm_backward_bf16(dh, x, norm, r, residual, dx, T, E, threads);
 }
 
 // o, gate, up, down: what the layer answers, [T, E]
@@ -161,12 +189,37 @@ extern "C" void luthier_adapted_out_backward(const Adapted *layers, const bf16 *
     backward(&o, 1, &d_x1, &E, &u_o, &o.R, T, c, d_attended, threads);
     grads_a(&o, 1, c, attended, nullptr, nullptr, T, threads);
 }
+
+// q, k, v, o, gate, up, down: what the layer answers, [T, E]
+extern "C" void luthier_adapted_layer(const Adapted *layers, const Around *around, const bf16 *x, int64_t T, bf16 *kept, float *kept_r, bf16 *out,
+                                      int threads) {
+    const Around &with = *around;
+    const AllKept all(kept, kept_r, layers, with, T);
+    luthier_adapted_in(layers, with.norm1, with.eps1, x, T, with.cos, with.sin, with.D, all.heads, all.r_in, all.u_in, threads);
+    luthier_tree_attention(all.heads, with.segments, with.num_segments, with.P, with.H, with.K, with.D, with.scaling, all.attended, threads);
+    luthier_adapted_out(layers + 3, with.norm2, with.eps2, x, all.attended, T, &all.out, out, threads);
+}
+
+extern "C" void luthier_adapted_layer_backward(const Adapted *layers, const Around *around, const bf16 *x, int64_t T, bf16 *kept, float *kept_r,
+                                               const bf16 *g, bf16 *dx, int threads) {
+    const Around &with = *around;
+    const AllKept all(kept, kept_r, layers, with, T);
+    const int64_t E = layers[0].K;
+    bf16 *d_x1 = room<Here>(5, T * E), *d_attended = room<Here>(6, T * with.H * with.D);
+    bf16 *d_heads = room<Here>(7, T * (with.H + 2 * with.K) * with.D);
+    luthier_adapted_out_backward(layers + 3, with.norm2, all.attended, T, &all.out, g, d_x1, d_attended, threads);
+    luthier_tree_attention_backward(all.heads, with.segments, with.num_segments, with.P, with.H, with.K, with.D, with.scaling, d_attended, d_heads,
+                                    threads);
+    luthier_adapted_in_backward(layers, with.norm1, x, T, with.cos, with.sin, with.D, all.r_in, all.u_in, d_heads, d_x1, dx, threads);
+}
 #else
 extern "C" void luthier_adapted_in(const void *, const void *, float, const void *, int64_t, const void *, const void *, int64_t, void *, void *,
                                    void *, int) {}
 extern "C" void luthier_adapted_in_backward(const void *, const void *, const void *, int64_t, const void *, const void *, int64_t, const void *,
-                                            const void *, const void *, void *, int) {}
+                                            const void *, const void *, const void *, void *, int) {}
 extern "C" void luthier_adapted_out(const void *, const void *, float, const void *, const void *, int64_t, const void *, void *, int) {}
 extern "C" void luthier_adapted_out_backward(const void *, const void *, const void *, int64_t, const void *, const void *, void *, void *,
                                              int) {}
+extern "C" void luthier_adapted_layer(const void *, const void *, const void *, int64_t, void *, void *, void *, int) {}
+extern "C" void luthier_adapted_layer_backward(const void *, const void *, const void *, int64_t, void *, void *, const void *, void *, int) {}
 #endif

@@ -1,8 +1,8 @@
-"""A decoder layer with adapters but for its attention, for many tokens, in two calls forward and two backward: `adapted_layer.cpp`, on
-processors with tiles (`tiles.h`).
+"""A decoder layer with adapters, for many tokens, in one call forward and one backward, or without its attention in two and two:
+`adapted_layer.cpp`, on processors with tiles (`tiles.h`).
 
-With attention in between it is `reference.decoder_layer`; bit-equal to the operations called one by one, as `decoder_layer.py` does where
-anything is not as `suits` asks (tests/parity/test_adapted_layer.py).
+It is `reference.decoder_layer`; bit-equal to the operations called one by one, as `decoder_layer.py` does where anything is not as `suits`
+asks, but for the gradient of a whole layer's input, which is rounded once and not twice (tests/parity/test_adapted_layer.py).
 
 Shapes: T tokens, E hidden, F feed-forward width, S = H + 2K heads of size D, R rank.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from luthier.kernels import wide
 from luthier.kernels.compiled import library
-from luthier.kernels.layer_parts import Adapted, Norm, Turn
+from luthier.kernels.layer_parts import Adapted, Norm, Parts, Seen, Turn
 
 
 class _Layer(ctypes.Structure):
@@ -27,6 +27,17 @@ class _Layer(ctypes.Structure):
         ("w", ctypes.c_void_p), ("O", ctypes.c_int64), ("K", ctypes.c_int64), ("bias", ctypes.c_void_p), ("a", ctypes.c_void_p),
         ("b", ctypes.c_void_p), ("R", ctypes.c_int64), ("grad_a", ctypes.c_void_p), ("grad_b", ctypes.c_void_p), ("scale", ctypes.c_double),
     )  # fmt: skip
+
+
+class _Around(ctypes.Structure):
+    """`Around` of the C++ file."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("norm1", "norm2", "cos", "sin")),
+        ("segments", ctypes.POINTER(ctypes.c_int64)),
+        *((name, ctypes.c_int64) for name in ("num_segments", "P", "H", "K", "D")),
+        *((name, ctypes.c_double) for name in ("eps1", "eps2", "scaling")),
+    )
 
 
 def suits(norm: Norm, by_input: Sequence[Sequence[Adapted]], *others: Tensor) -> bool:
@@ -69,7 +80,7 @@ def backward_in(
     dx_TE = torch.empty_like(x_TE) if needs_dx else None
     library().tiles["adapted_in_backward"](
         _as_read(layers, grads_a, grads_b), norm.weight_E.data_ptr(), x_TE.data_ptr(), x_TE.shape[0], turn.cos_T1D.data_ptr(),
-        turn.sin_T1D.data_ptr(), g_TSD.shape[2], r_T1.data_ptr(), u_TR.data_ptr(), g_TSD.data_ptr(),
+        turn.sin_T1D.data_ptr(), g_TSD.shape[2], r_T1.data_ptr(), u_TR.data_ptr(), g_TSD.data_ptr(), None,
         None if dx_TE is None else dx_TE.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return dx_TE, grads_a, grads_b
@@ -104,6 +115,53 @@ def backward_out(
         g_TE.data_ptr(), dx_TE.data_ptr(), d_attended_TO.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return dx_TE, d_attended_TO, grads_a, grads_b
+
+
+def suits_whole(parts: Parts, turn: Turn, x_TE: Tensor) -> bool:
+    """Whether all of a layer, attention included, can be computed here (`suits`)."""
+    q, k, v, o, gate, up, down = parts.layers
+    return (
+        turn.cos_T1D.shape[2] % 32 == 0
+        and suits(parts.norm1, [(q, k, v)], x_TE, turn.cos_T1D, turn.sin_T1D)
+        and suits(parts.norm2, [(o,), (gate, up), (down,)], x_TE)
+    )
+
+
+def forward_layer(x_TE: Tensor, parts: Parts, turn: Turn, seen: Seen) -> tuple[Tensor, Tensor, Tensor]:
+    """What the layer answers [T, E], and what `backward_layer` needs: all numbers of bf16, and 1 / rms of both norms."""
+    T = x_TE.shape[0]
+    q, k, v, o, gate, up, _ = (layer.weight_OI.shape[0] for layer in parts.layers)
+    kept_X = x_TE.new_empty(T * (q + k + v + q + _ranks(parts.layers) + o + gate + up))
+    r_2T, out_TE = x_TE.new_empty(2, T, dtype=torch.float32), torch.empty_like(x_TE)
+    library().tiles["adapted_layer"](
+        _as_read(parts.layers), ctypes.byref(_around(parts, turn, seen)), x_TE.data_ptr(), T, kept_X.data_ptr(), r_2T.data_ptr(), out_TE.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return out_TE, kept_X, r_2T
+
+
+def backward_layer(
+    g_TE: Tensor, x_TE: Tensor, kept_X: Tensor, r_2T: Tensor, parts: Parts, turn: Turn, seen: Seen, *, needs_dx: bool
+) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
+    """Gradients of x, of each A and of each B."""
+    layers = parts.layers
+    grads_a, grads_b = _grads(layers, [layers[:3], layers[3:4], layers[4:6], layers[6:]])
+    dx_TE = torch.empty_like(x_TE) if needs_dx else None
+    library().tiles["adapted_layer_backward"](
+        _as_read(layers, grads_a, grads_b), ctypes.byref(_around(parts, turn, seen)), x_TE.data_ptr(), x_TE.shape[0],
+        kept_X.data_ptr(), r_2T.data_ptr(), g_TE.data_ptr(), None if dx_TE is None else dx_TE.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return dx_TE, grads_a, grads_b
+
+
+def _around(parts: Parts, turn: Turn, seen: Seen) -> _Around:
+    ends = (ctypes.c_int64 * (2 * len(seen.segments)))(*(end for segment in seen.segments for end in segment))
+    size = turn.cos_T1D.shape[2]
+    heads, key_heads = (layer.weight_OI.shape[0] // size for layer in parts.layers[:2])
+    return _Around(
+        parts.norm1.weight_E.data_ptr(), parts.norm2.weight_E.data_ptr(), turn.cos_T1D.data_ptr(), turn.sin_T1D.data_ptr(),
+        ends, len(seen.segments), seen.num_prefix, heads, key_heads, size, parts.norm1.eps, parts.norm2.eps, seen.scaling,
+    )  # fmt: skip
 
 
 def _ranks(layers: Sequence[Adapted]) -> int:

@@ -1,4 +1,4 @@
-"""A decoder layer with adapters on all its linear layers as two autograd functions, one before attention and one behind it.
+"""A decoder layer with adapters on all its linear layers as two autograd functions, one before attention and one behind it; or as one.
 
     x1 = x + O(attention(rotate(Q(n1(x))), rotate(K(n1(x))), V(n1(x))))          n1, n2: RMSNorm;  every capital a frozen linear layer
     y  = x1 + D(silu(G(n2(x1))) * U(n2(x1)))                                     with its low-rank adapter: W h + b + B (scale * A h)
@@ -6,7 +6,7 @@
 Taken apart, a layer is some hundred small operations forward and two hundred backward, and on a CPU an update of a few hundred tokens
 spends half as long on them as on the large products. Here sums are made inside the products of their parts, what is cheap (norms, silu)
 is computed again instead of being kept, and what lies between products is one pass each (`fused.py`, `narrow.py`, `wide.py`); where
-`adapted_layer.py` can, all of a half is one call.
+`adapted_layer.py` can, all of a half is one call, or all of a layer.
 
 Shapes: T tokens, E hidden, F feed-forward width, S = H + 2K heads of size D, R rank. Plain twin: `reference.decoder_layer`.
 """
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from luthier.kernels import adapted_layer, fused, narrow, wide
-from luthier.kernels.layer_parts import Adapted, Norm, Turn
+from luthier.kernels.layer_parts import Adapted, Norm, Parts, Seen, Turn
 
 
 def attention_input(x_TE: Tensor, norm: Norm, q: Adapted, k: Adapted, v: Adapted, turn: Turn) -> Tensor:
@@ -33,6 +33,28 @@ def attention_output(x_TE: Tensor, attended_TO: Tensor, norm: Norm, o: Adapted, 
     layers = (o, gate, up, down)
     trained = (o.a_RI, gate.a_RI, up.a_RI, down.a_RI, o.b_OR, gate.b_OR, up.b_OR, down.b_OR)
     return _AttentionOutput.apply(x_TE, attended_TO, norm, layers, *trained)  # pyright: ignore[reportReturnType]
+
+
+def whole_layer(x_TE: Tensor, parts: Parts, turn: Turn, seen: Seen) -> Tensor:
+    """What the layer answers, attention over a token tree included: [T, E]. Only where `adapted_layer.suits_whole`."""
+    a_RIs, b_ORs = ([layer.a_RI for layer in parts.layers], [layer.b_OR for layer in parts.layers])
+    return _WholeLayer.apply(x_TE, parts, turn, seen, *a_RIs, *b_ORs)  # pyright: ignore[reportReturnType]
+
+
+class _WholeLayer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TE: Tensor, parts: Parts, turn: Turn, seen: Seen, *trained: Tensor) -> Tensor:
+        del trained  # parts of the layers
+        ctx.spec = (parts, turn, seen)
+        out_TE, kept_X, r_2T = adapted_layer.forward_layer(x_TE, parts, turn, seen)
+        ctx.save_for_backward(x_TE, kept_X, r_2T)
+        return out_TE
+
+    @staticmethod
+    def backward(ctx: Any, g_TE: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        needs_dx = ctx.needs_input_grad[0]
+        grad_x, grad_a, grad_b = adapted_layer.backward_layer(g_TE.contiguous(), *ctx.saved_tensors, *ctx.spec, needs_dx=needs_dx)
+        return grad_x, None, None, None, *grad_a, *grad_b
 
 
 class _AttentionInput(torch.autograd.Function):

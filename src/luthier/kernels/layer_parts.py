@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -32,3 +33,21 @@ class Turn:
 
     cos_T1D: Tensor
     sin_T1D: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Which tokens of a flat tree see one another: the ranges of its prefix, if any, and of every leaf (`tiled_attention.py`)."""
+
+    segments: Sequence[tuple[int, int]]
+    num_prefix: int
+    scaling: float
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A decoder layer: `layers` are q, k, v, o, gate, up and down."""
+
+    norm1: Norm
+    norm2: Norm
+    layers: tuple[Adapted, ...]

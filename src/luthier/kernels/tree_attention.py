@@ -43,6 +43,12 @@ class TreePlan:
     mask: BlockMask | None = None
     narrowed: bool = False  # the last layer made only the states that will be read
 
+    def segments_of(self, tree: TokenTree) -> list[tuple[int, int]]:
+        """As the function of this name, once for all layers."""
+        if self.segments is None:
+            self.segments = segments_of(tree.num_prefix, tree.leaf_grid_RL)
+        return self.segments
+
 
 def tree_attention(x_TSD: Tensor, tree: TokenTree, plan: TreePlan, *, num_query_heads: int, scaling: float) -> Tensor:
     """Attention of a flat tree (prefix, then the leaves one after another), [T, H, D].
@@ -55,10 +61,8 @@ def tree_attention(x_TSD: Tensor, tree: TokenTree, plan: TreePlan, *, num_query_
     if kind == "flex":
         return _flex(x_TSD, tree, plan, num_query_heads=num_query_heads, scaling=scaling)
     if kind in ("tiled", "segment"):
-        if plan.segments is None:
-            plan.segments = segments_of(P, tree.leaf_grid_RL)
         attention = tiled_attention if kind == "tiled" else segment_attention
-        return attention(x_TSD, plan.segments, num_prefix=P, num_query_heads=num_query_heads, scaling=scaling)
+        return attention(x_TSD, plan.segments_of(tree), num_prefix=P, num_query_heads=num_query_heads, scaling=scaling)
     if plan.leaves is None:
         key_heads = (x_TSD.shape[1] - num_query_heads) // 2
         leaves = plan_short_leaves(P, tree.leaf_grid_RL, tree.flat_slot_T, heads=num_query_heads, key_heads=key_heads, dtype=x_TSD.dtype)
