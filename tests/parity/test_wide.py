@@ -83,7 +83,7 @@ def test_a_few_tokens(tokens: int, width: int, out: int, with_all: bool, calls: 
     alone = [(part[-1:], w) for part, w in parts]
     assert torch.equal(wide.product(alone, bias_O=bias, residual_TO=None if residual is None else residual[-1:]), got[-1:])
     assert set(calls) == {"few"}
-    if width <= wide.MAX_K and not with_all:
+    if not with_all:
         many = torch.cat([x, numbers(40, width, seed=8)])
         assert torch.equal(wide.product([(many, weight.T)])[:tokens], got) and calls[-1] == "wide"
 
@@ -98,8 +98,26 @@ def test_a_small_part_is_not_rounded_away(calls: list[str]) -> None:
 
 
 @needs_tiles
-def test_the_result_does_not_depend_on_the_number_of_threads(calls: list[str]) -> None:
-    x, weight, residual = numbers(300, 1536, seed=0), numbers(200, 1536, seed=1).T, numbers(300, 200, seed=2)
+@pytest.mark.parametrize("tokens", [17, 64, 128])
+@pytest.mark.parametrize(("width", "out"), [(4700, 70), (9001, 33), (20000, 576)])
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_sums_longer_than_a_panel(tokens: int, width: int, out: int, is_transposed: bool, calls: list[str]) -> None:
+    """Some of k at a time: every place of it counts once, and no sum is rounded on the way."""
+    x, u = numbers(tokens, width, seed=0), numbers(tokens, 48, seed=1)
+    weight = numbers(out, width, seed=2).T if is_transposed else numbers(width, out, seed=2)
+    parts = [(u, numbers(48, out, seed=3)), (x, weight)]
+    bias, residual = numbers(out, seed=4), numbers(tokens, out, seed=5)
+    whole = torch.full((tokens, out + 20), 7.0).bfloat16()
+    got = wide.product(parts, bias_O=bias, residual_TO=residual, out_TO=whole[:, 10 : 10 + out])
+    assert calls == ["wide"]
+    check(got, _sum(parts) + bias.float() + residual.float(), error=ERROR)
+    assert (whole[:, :10] == 7).all() and (whole[:, 10 + out :] == 7).all()
+
+
+@needs_tiles
+@pytest.mark.parametrize("width", [1536, 9000])
+def test_the_result_does_not_depend_on_the_number_of_threads(width: int, calls: list[str]) -> None:
+    x, weight, residual = numbers(128, width, seed=0), numbers(200, width, seed=1).T, numbers(128, 200, seed=2)
     before, results = torch.get_num_threads(), list[Tensor]()
     try:
         for threads in (1, 2, 3, 8, 64):
@@ -128,7 +146,7 @@ def test_not_a_number_stays_one(calls: list[str]) -> None:
         (numbers(32, 64, seed=0).float(), numbers(64, 64, seed=1).float()),
         (numbers(64, 32, seed=0).T, numbers(64, 64, seed=1)),  # rows not in one piece
         (numbers(32, 64, seed=0), numbers(64, 128, seed=1)[:, ::2]),
-        (numbers(32, wide.MAX_K + 1, seed=0), numbers(wide.MAX_K + 1, 64, seed=1)),
+        (numbers(wide.LONG_TOKENS + 1, wide.MAX_K + 1, seed=0), numbers(wide.MAX_K + 1, 64, seed=1)),
     ],
 )  # fmt: skip
 def test_what_does_not_suit_goes_the_plain_way(x: Tensor, weight: Tensor, calls: list[str]) -> None:

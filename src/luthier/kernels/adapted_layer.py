@@ -134,8 +134,8 @@ def forward_layer(x_TE: Tensor, parts: Parts, turn: Turn, seen: Seen) -> tuple[T
     kept_X = x_TE.new_empty(T * (q + k + v + q + _ranks(parts.layers) + o + gate + up))
     r_2T, out_TE = x_TE.new_empty(2, T, dtype=torch.float32), torch.empty_like(x_TE)
     library().tiles["adapted_layer"](
-        _as_read(parts.layers), ctypes.byref(_around(parts, turn, seen)), x_TE.data_ptr(), T, kept_X.data_ptr(), r_2T.data_ptr(), out_TE.data_ptr(),
-        torch.get_num_threads(),
+        _as_read(parts.layers), ctypes.byref(_around(parts, turn, seen)), x_TE.data_ptr(), T, kept_X.data_ptr(), r_2T.data_ptr(),
+        out_TE.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return out_TE, kept_X, r_2T
 

@@ -35,10 +35,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_w: Tensor | None = None
         needs_w: bool = ctx.needs_input_grad[1]
         size = chunk_tokens(weight_VE.shape[0])
+        # one room for all chunks: the system hands out each new one of 64 MiB page by page
+        logits_CV = h_NE.new_empty(min(size, h_NE.shape[0]), weight_VE.shape[0])
         for start in range(0, h_NE.shape[0], size):
             part = slice(start, start + size)
             needs = grad_h is not None or needs_w
-            loss_N, d_logits = fused.cross_entropy(wide.product([(h_NE[part], weight_VE.T)]), target_N[part], with_gradient=needs)
+            logits = wide.product([(h_NE[part], weight_VE.T)], out_TO=logits_CV[: h_NE[part].shape[0]])
+            loss_N, d_logits = fused.cross_entropy(logits, target_N[part], with_gradient=needs)
             total += loss_N.sum()
             if d_logits is None:
                 continue

@@ -89,11 +89,13 @@ class Session {
         asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(To), "i"(Left), "i"(Right));
     }
     // Tiles 0 to 3, 32 rows and 32 columns: all runs, added to what there is, or to 0 where this is the first. PASSING: columns are read past the
-    // first-level cache. `same_rows`: those of the last call, with other columns.
-    template <bool PASSING> void square(const Run *runs, int64_t count, bool is_first, bool same_rows = false) {
+    // first-level cache. `same_rows`: those of the last call, with other columns. `at`: where the sums wait in memory between two calls, one tile
+    // behind another, if they do.
+    template <bool PASSING> void square(const Run *runs, int64_t count, bool is_first, bool same_rows = false, float *at = nullptr) {
         (void)same_rows;  // read where they lie
         written();
         if (is_first) zero<0>(), zero<1>(), zero<2>(), zero<3>();
+        else if (at != nullptr) load<0>(at), load<1>(at + 256), load<2>(at + 512), load<3>(at + 768);
         for (const Run *run = runs; run < runs + count; ++run) {
             const Rows &rows = run->rows;
             const bf16 *a = rows.first, *low = run->columns.low, *high = run->columns.high;
@@ -108,6 +110,7 @@ class Session {
                 add<3, 5, 7>();
             }
         }
+        if (at != nullptr) square_sums(at);
     }
     // The sums of tiles 0 to 3, one tile behind another: in `to`, or where they are
     const float *square_sums(float *to) {
@@ -143,22 +146,23 @@ class Session {
         else
             for (int row = 0; row < counts[To]; ++row) products<1>(sums[To] + 16 * row, factors[Left] + row * strides[Left], 0, factors[Right]);
     }
-    template <bool> void square(const Run *runs, int64_t count, bool is_first, bool same_rows = false) {
+    template <bool> void square(const Run *runs, int64_t count, bool is_first, bool same_rows = false, float *at = nullptr) {
         const int64_t rows = std::min<int64_t>(32, runs[0].rows.count);
+        if (at == nullptr) at = sums[0];
 #ifdef LUTHIER_HAS_PAIRS
         (void)same_rows;  // read where they lie
         int64_t row = 0;
-        for (; row + 8 <= rows; row += 8) rows_of_square<8>(row, runs, count, is_first);
-        if (rows & 4) rows_of_square<4>(row, runs, count, is_first), row += 4;
-        if (rows & 2) rows_of_square<2>(row, runs, count, is_first), row += 2;
-        if (rows & 1) rows_of_square<1>(row, runs, count, is_first);
+        for (; row + 8 <= rows; row += 8) rows_of_square<8>(at, row, runs, count, is_first);
+        if (rows & 4) rows_of_square<4>(at, row, runs, count, is_first), row += 4;
+        if (rows & 2) rows_of_square<2>(at, row, runs, count, is_first), row += 2;
+        if (rows & 1) rows_of_square<1>(at, row, runs, count, is_first);
 #else
         if (!same_rows) widen_rows(rows, runs, count);
         for (int half = 0; half < 2; ++half) {  // its columns stay in the first-level cache for all rows
             int64_t row = 0;
-            for (; row + 4 <= rows; row += 4) rows_of_square<4>(row, half, runs, count, is_first);
-            if (rows & 2) rows_of_square<2>(row, half, runs, count, is_first), row += 2;
-            if (rows & 1) rows_of_square<1>(row, half, runs, count, is_first);
+            for (; row + 4 <= rows; row += 4) rows_of_square<4>(at, row, half, runs, count, is_first);
+            if (rows & 2) rows_of_square<2>(at, row, half, runs, count, is_first), row += 2;
+            if (rows & 1) rows_of_square<1>(at, row, half, runs, count, is_first);
         }
 #endif
     }
@@ -167,8 +171,8 @@ class Session {
   private:
 #ifdef LUTHIER_HAS_PAIRS
     // ROWS rows of 32 columns: two registers of sums a row, each of its pairs read once for both
-    template <int ROWS> void rows_of_square(int64_t start, const Run *runs, int64_t count, bool is_first) {
-        float *to = sums[start / 16 * 2] + start % 16 * 16;
+    template <int ROWS> __attribute__((noinline)) static void rows_of_square(float *at, int64_t start, const Run *runs, int64_t count, bool is_first) {
+        float *to = at + start / 16 * 512 + start % 16 * 16;
         __m512 low[ROWS], high[ROWS];
         for (int row = 0; row < ROWS; ++row) {
             low[row] = is_first ? _mm512_setzero_ps() : _mm512_load_ps(to + 16 * row);
@@ -207,8 +211,8 @@ class Session {
     }
 #else
     // ROWS rows, 16 columns: two registers of sums a row. Rows were widened before, columns are once for all rows.
-    template <int ROWS> void rows_of_square(int64_t start, int half, const Run *runs, int64_t count, bool is_first) {
-        float *to = sums[start / 16 * 2 + half] + start % 16 * 16;
+    template <int ROWS> void rows_of_square(float *at, int64_t start, int half, const Run *runs, int64_t count, bool is_first) {
+        float *to = at + (start / 16 * 2 + half) * 256 + start % 16 * 16;
         if (is_first) std::memset(to, 0, 64 * ROWS);
         const float *left = widened.data() + start * wide_K;
         for (const Run *run = runs; run < runs + count; left += 32 * run->steps, ++run) {

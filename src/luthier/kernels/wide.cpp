@@ -8,6 +8,7 @@
 //   2. The panel of w of a share is laid out as pairs of rows, as the tiles read it; it stays in the second-level cache.
 //   3. For each 32 tokens, x is laid out tile by tile, in the first-level cache, and meets every 32 columns of the panel:
 //      2 x 2 tiles of sums, two loads of each side for four products. The panel's loads pass the first-level cache by.
+//   4. Where the panel of so long a sum would not stay there (a vocabulary), 2. and 3. are done for some of k at a time, sums waiting in memory.
 
 #include "tiles.h"
 
@@ -38,14 +39,22 @@ using luthier::zero_sums;
 struct Here;
 
 constexpr int64_t TILE = 512;            // numbers of a tile
-#ifdef LUTHIER_HAS_AMX
+constexpr int64_t LONG = 144;            // steps of 32: longer sums are made SLAB steps at a time
+#if defined(LUTHIER_HAS_AMX)
 constexpr int64_t STEPS = 12;             // of 2 KiB of x each: in half of a first-level cache of 48 KiB, the other half being a neighbour's
+constexpr int64_t SLAB = STEPS;
 constexpr int64_t PANEL_BYTES = 1 << 20;  // of a second-level cache of 2 MiB
 constexpr auto FETCHED_TO = _MM_HINT_T0;
-#else
-constexpr int64_t STEPS = 18;  // measured with AVX-512: sums are not taken from registers for so long, the right factor comes from the second level in time
-constexpr int64_t PANEL_BYTES = 1 << 18;  // of 1 MiB; of 512 KiB on AMD before Zen 4
+#elif defined(LUTHIER_HAS_PAIRS)
+constexpr int64_t STEPS = LONG;           // measured: the second level gives x in time too, and sums that wait in memory cost a tenth
+constexpr int64_t SLAB = 18;
+constexpr int64_t PANEL_BYTES = 1 << 18;  // of 1 MiB
 constexpr auto FETCHED_TO = _MM_HINT_T1;  // the first level is too small for what is laid out and what comes next
+#else
+constexpr int64_t STEPS = 18;  // measured
+constexpr int64_t SLAB = STEPS;
+constexpr int64_t PANEL_BYTES = 1 << 18;  // of 512 KiB
+constexpr auto FETCHED_TO = _MM_HINT_T1;
 #endif
 constexpr int64_t MANY_BLOCKS = 12;  // of 32 tokens
 
@@ -107,25 +116,15 @@ void write(const Product &p, const float *sums, int64_t t, int64_t o, int64_t co
     }
 }
 
-inline void load_sums(Session &tiles, const float *sums) {
-    written();
-    tiles.load<0>(sums);
-    tiles.load<1>(sums + 256);
-    tiles.load<2>(sums + 512);
-    tiles.load<3>(sums + 768);
-}
-
-inline void store_sums(Session &tiles, float *sums) {
-    tiles.store<0>(sums);
-    tiles.store<1>(sums + 256);
-    tiles.store<2>(sums + 512);
-    tiles.store<3>(sums + 768);
-}
-
 // A share of the work: blocks of 32 tokens from t to t_end, of 32 columns from o to o_end
 struct Share {
     int64_t t, t_end, o, o_end;
 };
+
+// The same runs with the columns that are laid out next
+void next_columns(std::vector<Run> &runs, int64_t block) {
+    for (Run &run : runs) run.columns.low += block, run.columns.high += block;
+}
 
 // What of each part lies between two steps of all
 void runs_of(const Product &p, const std::vector<Run> &whole, int64_t from, int64_t to, const bf16 *columns, std::vector<Run> &runs) {
@@ -146,18 +145,69 @@ void compute(Session &tiles, const Product &p, const Share &share, int64_t steps
     bf16 *laid = room<Here>(0, (width + 1) * block + width * 4 * TILE), *panel = laid + block;
     float *sums = reinterpret_cast<float *>(panel + width * block);
     for (int64_t n = 0; n < width && !is_laid; ++n) lay_columns(p, 32 * (share.o + n), panel + n * block);
+    std::vector<Run> whole(p.num_parts), runs;
     for (int64_t t = share.t; t < share.t_end; ++t) {
-        std::vector<Run> whole(p.num_parts), runs;
         for (int64_t i = 0, before = 0; i < p.num_parts; before += p.parts[i++].steps())
             whole[i].rows = tokens(p.parts[i], 32 * t, p.T - 32 * t, laid + before * 2 * TILE);
-        for (int64_t piece = 0; piece < pieces; ++piece)
-            for (int64_t n = 0; n < width; ++n) {
-                runs_of(p, whole, steps * piece / pieces, steps * (piece + 1) / pieces, panel + n * block, runs);
-                if (piece > 0) load_sums(tiles, sums + n * 2 * TILE);
-                tiles.square<true>(runs.data(), static_cast<int64_t>(runs.size()), piece == 0, n > 0);
-                if (piece < pieces - 1) store_sums(tiles, sums + n * 2 * TILE);
-                else write(p, tiles.square_sums(sums), 32 * t, 32 * (share.o + n));
+        for (int64_t piece = 0; piece < pieces; ++piece) {
+            runs_of(p, whole, steps * piece / pieces, steps * (piece + 1) / pieces, panel, runs);
+            for (int64_t n = 0; n < width; ++n, next_columns(runs, block)) {
+                float *waiting = pieces > 1 ? sums + n * 2 * TILE : nullptr;
+                tiles.square<true>(runs.data(), static_cast<int64_t>(runs.size()), piece == 0, n > 0, waiting);
+                if (piece == pieces - 1) write(p, waiting != nullptr ? waiting : tiles.square_sums(sums), 32 * t, 32 * (share.o + n));
             }
+        }
+    }
+}
+
+// The parts between two steps of all
+std::vector<Part> between(const Product &p, int64_t from, int64_t to) {
+    std::vector<Part> parts;
+    for (int64_t i = 0, before = 0; i < p.num_parts; before += p.parts[i++].steps()) {
+        const Part &part = p.parts[i];
+        const int64_t first = 32 * (std::max(from, before) - before), last = std::min(32 * (to - before), part.K);
+        if (first < last) parts.push_back({part.x + first, part.x_stride, last - first, part.w + first * part.k_stride, part.k_stride, part.o_stride});
+    }
+    return parts;
+}
+
+// `compute` for long sums: SLAB at a time, in the same order
+void compute_long(Session &tiles, const Product &p, const Share &share, int64_t steps) {
+    const int64_t width = share.o_end - share.o;
+    bf16 *laid = room<Here>(0, (width + 1) * SLAB * 2 * TILE), *panel = laid + SLAB * 2 * TILE;
+    float *sums = room<Here, float>(0, (share.t_end - share.t) * width * 2 * TILE);
+    std::vector<Run> whole, runs;
+    for (int64_t from = 0; from < steps; from += SLAB) {
+        const std::vector<Part> parts = between(p, from, from + SLAB);
+        Product some = p;
+        some.parts = parts.data(), some.num_parts = static_cast<int64_t>(parts.size());
+        const int64_t own = some.steps(), block = own * 2 * TILE;
+        for (int64_t n = 0; n < width; ++n) lay_columns(some, 32 * (share.o + n), panel + n * block);
+        whole.resize(parts.size());
+        for (int64_t t = share.t; t < share.t_end; ++t) {
+            for (int64_t i = 0, before = 0; i < some.num_parts; before += parts[i++].steps())
+                whole[i].rows = tokens(parts[i], 32 * t, p.T - 32 * t, laid + before * 2 * TILE);
+            runs_of(some, whole, 0, own, panel, runs);
+            for (int64_t n = 0; n < width; ++n, next_columns(runs, block)) {
+                float *here = sums + ((t - share.t) * width + n) * 2 * TILE;
+                tiles.square<true>(runs.data(), static_cast<int64_t>(runs.size()), from == 0, n > 0, here);
+                if (from + SLAB >= steps) write(p, here, 32 * t, 32 * (share.o + n));
+            }
+        }
+    }
+}
+
+// So many columns that their panel stays where it is, so many tokens that their sums do; every group of columns reads all of x
+void wide_long(const Product &p, int64_t threads) {
+    const int64_t columns = (p.O + 31) / 32, blocks = (p.T + 31) / 32, steps = p.steps();
+    const int64_t most = std::max<int64_t>(1, PANEL_BYTES / (SLAB * 4 * TILE));
+    const int64_t groups = std::min(columns, std::max(2 * threads, (columns + most - 1) / most)), ranges = (blocks + MANY_BLOCKS - 1) / MANY_BLOCKS;
+#pragma omp parallel for num_threads(std::min(threads, groups * ranges)) schedule(dynamic, 1)
+    for (int64_t n = 0; n < groups * ranges; ++n) {
+        const int64_t group = n / ranges, range = n % ranges;
+        Session tiles;
+        compute_long(tiles, p,
+                     {blocks * range / ranges, blocks * (range + 1) / ranges, columns * group / groups, columns * (group + 1) / groups}, steps);
     }
 }
 
@@ -194,6 +244,7 @@ class Shares {
 
 void wide(const Product &p, int64_t threads) {
     const int64_t columns = (p.O + 31) / 32, blocks = (p.T + 31) / 32, steps = p.steps();
+    if (steps > LONG) return wide_long(p, threads);
     const int64_t most = std::max<int64_t>(1, PANEL_BYTES / (steps * 4 * TILE));
     // With many tokens as few groups as there are threads: each group reads all tokens, from far away. With few, laying out is the most of it.
     const int64_t wanted = std::max<int64_t>(threads * (blocks >= MANY_BLOCKS ? 1 : 4), (columns + most - 1) / most);
@@ -268,7 +319,7 @@ void few_rows(Session &tiles, const Product &p, const bf16 *tokens, int64_t o) {
     if (last < 16) tiles.rows(more_rows ? 1 << 5 | 1 << 2 | 1 << 3 : 1 << 4 | 1 << 0 | 1 << 1, static_cast<int>(last));
     zero_sums(tiles);
     for (int64_t i = 0; i < p.num_parts; ++i) tokens = few_steps(tiles, p.parts[i], tokens, o, more_rows, more_tokens);
-    store_sums(tiles, sums);
+    tiles.square_sums(sums);
     if (last < 16) tiles.rows(0, 16);
     for (int64_t row = 0; row < (more_rows ? 2 : 1); ++row)
         for (int64_t t = 0; t < p.T; t += 16) write_turned(p, sums + row * 512 + t / 16 * 256, t, o + 16 * row);

@@ -93,22 +93,22 @@ def _fast_layer(layer: Any, x_1TE: Tensor, *, turn: tuple[Tensor, Tensor], layou
     Parameters are looked up at each pass: a sharded model holds them only during it.
     """
     attention, mlp, x_TE = layer.self_attn, layer.mlp, x_1TE[0]
-    linears = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-    layers = tuple(_adapted(linear) for linear in linears)
-    parts = Parts(_norm(layer.input_layernorm), _norm(layer.post_attention_layernorm), layers)
+    q, k, v, o = (_adapted(linear) for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj))
+    gate, up, down = (_adapted(linear) for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+    parts = Parts(_norm(layer.input_layernorm), _norm(layer.post_attention_layernorm), (q, k, v, o, gate, up, down))
     cos_T1D, sin_T1D = (table[0][:, None] for table in turn)
     turned = Turn(cos_T1D, sin_T1D)
     wanted_N = layout.wanted_N if is_last else None
     if wanted_N is None and suits_whole(parts, turned, x_TE):
         seen = Seen(layout.plan.segments_of(layout.tree), layout.tree.num_prefix, float(attention.scaling))
         return whole_layer(x_TE, parts, turned, seen)[None]
-    x_TSD = attention_input(x_TE, parts.norm1, *layers[:3], turned)
-    num_query_heads = layers[0].weight_OI.shape[0] // attention.head_dim
+    x_TSD = attention_input(x_TE, parts.norm1, q, k, v, turned)
+    num_query_heads = q.weight_OI.shape[0] // attention.head_dim
     out_TO = tree_attention(x_TSD, layout.tree, layout.plan, num_query_heads=num_query_heads, scaling=attention.scaling).flatten(1)
     if wanted_N is not None:
         x_TE, out_TO = x_TE.index_select(0, wanted_N), out_TO.index_select(0, wanted_N)
         layout.plan.narrowed = True
-    return attention_output(x_TE, out_TO, parts.norm2, *layers[3:])[None]
+    return attention_output(x_TE, out_TO, parts.norm2, o, gate, up, down)[None]
 
 
 def _adapted(linear: Any) -> Adapted:
