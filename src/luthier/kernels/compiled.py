@@ -23,7 +23,7 @@ from luthier.core.hashing import sha256_text
 
 NAMES = ("fused", "tiles", "narrow", "wide", "few", "few_layer", "adapted_layer", "step_attention", "tiled_attention")
 SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in NAMES)
-HEADERS = tuple(Path(__file__).with_name(name) for name in ("sixteen.h", "pairs.h", "tiles.h", "product.h"))
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("sixteen.h", "pairs.h", "tiles.h", "product.h", "together.h", "wide.h", "narrow.h"))
 # Sums keep the order they are written in, and NaN and infinity their meaning: no -ffast-math.
 FLAGS = (
     "-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC",
