@@ -10,7 +10,7 @@ from tests.fixtures.products import check, numbers
 from torch import Tensor
 
 from luthier.kernels import compiled, reference, tree_attention
-from luthier.kernels.tiled_attention import suits, tiled_attention
+from luthier.kernels.tiled_attention import leaf_attention, suits, tiled_attention
 from luthier.kernels.tree_layout import layout_tree
 
 needs_tiles = pytest.mark.skipif(not compiled.library().tiles, reason=f"no tiles here: {compiled.library().words}")
@@ -63,6 +63,23 @@ def test_against_the_formula(num_prefix: int, leaves: list[int], heads: Heads) -
     if num_prefix == 33:  # a leaf that does not see the last token of the prefix is told apart
         blind = _formula(x_TSD, g_THD, 32, [1 + leaves[0], *leaves[1:]])[0] if len(leaves) > 1 else None
         assert blind is None or (got - blind).abs().max() > ERROR * want.abs().max()
+
+
+@needs_tiles
+@pytest.mark.parametrize("num_prefix", [0, 1, 33, 300])
+@pytest.mark.parametrize(("rows", "length"), [(1, 1), (1, 600), (3, 40)])
+@pytest.mark.parametrize("heads", [Heads(9, 3, 64), Heads(4, 4, 32), Heads(4, 1, 96)])
+def test_prompts_behind_a_kept_prefix_are_leaves_of_the_tree(num_prefix: int, rows: int, length: int, heads: Heads) -> None:
+    """Bit-equal to the whole tree, and alone as among others."""
+    x_TSD, g_THD = _made(num_prefix + rows * length, heads)
+    want = _tiled(x_TSD, g_THD, num_prefix, [length] * rows)[0][num_prefix:]
+    keys, values = x_TSD[:num_prefix, heads.queries :].split(heads.keys, dim=1)
+    prefix = torch.stack([keys, values]) if num_prefix else None
+    found = [
+        leaf_attention(own, prefix, rows=n, num_query_heads=heads.queries, scaling=SCALING)
+        for own, n in ((x_TSD[num_prefix:], rows), (x_TSD[num_prefix : num_prefix + length], 1))
+    ]
+    assert torch.equal(found[0], want) and torch.equal(found[1], want[:length]) and want.abs().max() > 0
 
 
 @needs_tiles

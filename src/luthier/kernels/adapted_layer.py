@@ -41,7 +41,7 @@ class _Around(ctypes.Structure):
 
 
 def suits(norm: Norm, by_input: Sequence[Sequence[Adapted]], *others: Tensor) -> bool:
-    """Whether all is bf16 on the host and in one piece, every width whole thirty-twos, and there are tokens enough for `wide.cpp`.
+    """Whether all is bf16 on the host and in one piece, every width whole thirty-twos, and there are tokens enough for `wide.h`.
 
     `by_input`: layers that read the same input; `others` are numbers of each token, the first of them [T, ...].
     """

@@ -23,7 +23,8 @@ from luthier.core.hashing import sha256_text
 
 NAMES = ("fused", "tiles", "narrow", "wide", "few", "few_layer", "adapted_layer", "step_attention", "tiled_attention")
 SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in NAMES)
-HEADERS = tuple(Path(__file__).with_name(name) for name in ("sixteen.h", "pairs.h", "tiles.h", "product.h", "together.h", "wide.h", "narrow.h"))
+HEADER_NAMES = ("sixteen", "pairs", "tiles", "product", "together", "wide", "narrow")
+HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in HEADER_NAMES)
 # Sums keep the order they are written in, and NaN and infinity their meaning: no -ffast-math.
 FLAGS = (
     "-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC",
@@ -74,6 +75,7 @@ TILES_SIGNATURES: dict[str, tuple[type, ...]] = {
     "layer_out": (_P, _P, _P, _N, _F, _P, _I),
     "few_layers": (_P, _N, _P, _N, _F, _P, _P, _P, _N, _N, _P, _N, _N, _N, _F, _P, _I),
     "tree_attention": (*_TREE, _P, _I),
+    "leaf_attention": (_P, _P, _N, _P, _N, _N, _N, _N, _F, _P, _I),
     "tree_attention_backward": (*_TREE, _P, _P, _I),
     "step_attention": (_P, _P, _P, _N, _P, _P, _P, _N, _N, _N, _N, _N, _F, _P, _P, _I),
 }

@@ -1,5 +1,5 @@
 // Products of a few tokens with the large matrices of a layer: every w as [O, K], every K whole thirty-twos; reading w is all the work. Called by
-// wide.py and few_layer.cpp. Sums are made in the order of wide.cpp, so that an answer does not depend on how many are computed at once.
+// wide.py and few_layer.cpp. Sums are made in the order of wide.h, so that an answer does not depend on how many are computed at once.
 
 #include "product.h"
 

@@ -1,6 +1,6 @@
 // A decoder layer but for its attention, for at most 32 tokens: two calls instead of twenty; or all layers in one, where each token is the next
 // of a row of its own. While one token after another is written, calling the operations one by one from Python takes as long as reading the
-// weights. The operations are those of fused.cpp and wide.cpp, in the order
+// weights. The operations are those of fused.cpp and wide.h, in the order
 // in which fast_body.py calls them: results are bit-equal.
 
 #include "tiles.h"

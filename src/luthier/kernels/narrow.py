@@ -1,4 +1,4 @@
-"""Products one side of which is the rank of an adapter: by `narrow.cpp` where the processor has tiles (`tiles.h`), else torch's own.
+"""Products one side of which is the rank of an adapter: by `narrow.h` where the processor has tiles (`tiles.h`), else torch's own.
 
 Both compute the same to rounding (tests/parity/test_narrow.py); the formulas are those of `reference.lora_linear`. Shapes: T tokens,
 K or O the width of a layer, R rank.

@@ -1,4 +1,4 @@
-// What wide.cpp and few.cpp have in common: a sum of products, and how a square of it is written.
+// What wide.h and few.cpp have in common: a sum of products, and how a square of it is written.
 #pragma once
 
 #include "tiles.h"

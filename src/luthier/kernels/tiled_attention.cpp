@@ -45,15 +45,23 @@ struct Tree {
     const int64_t *segments;  // [num_segments, 2]: where each begins and ends; the first is the prefix, if P > 0
     int64_t num_segments, P, H, K, D;
     float scale;
+    const bf16 *prefix = nullptr;  // [2, P, K, D], where the keys and values of the first P tokens do not lie in x, which then begins behind them
     int64_t G() const { return H / K; }
     const bf16 *head(int64_t token, int64_t head) const { return x + (token * (H + 2 * K) + head) * D; }
+    // The key (part 0) or value (part 1) of a token
+    const bf16 *seen(int64_t token, int64_t part, int64_t kv) const {
+        if (prefix == nullptr) return head(token, H + part * K + kv);
+        return token < P ? prefix + ((part * P + token) * K + kv) * D : head(token - P, H + part * K + kv);
+    }
+    // Of a segment behind the prefix: of tokens of x, or of all
+    int64_t before() const { return prefix == nullptr ? 0 : P; }
 };
 
 struct Task {
     int64_t segment, first, start, end, prefix, kv;
     int64_t at;  // where its sums stand: dk [C, D], then dv
     int64_t keys() const { return prefix + end - first; }
-    int64_t token(int64_t key) const { return key < prefix ? key : first + key - prefix; }
+    int64_t token(int64_t key, int64_t before) const { return key < prefix ? key : before + first + key - prefix; }
 };
 
 inline int64_t whole(int64_t count) { return (count + BLOCK - 1) / BLOCK * BLOCK; }
@@ -65,7 +73,7 @@ std::vector<Task> tasks_of(const Tree &tree) {
         const int64_t first = tree.segments[2 * n], last = tree.segments[2 * n + 1];
         for (int64_t start = first; start < last; start += CHUNK)
             for (int64_t kv = 0; kv < tree.K; ++kv) {
-                tasks.push_back({n, first, start, std::min(start + CHUNK, last), first >= tree.P ? tree.P : 0, kv, at});
+                tasks.push_back({n, first, start, std::min(start + CHUNK, last), first + tree.before() >= tree.P ? tree.P : 0, kv, at});
                 at += 2 * tasks.back().keys() * tree.D;
             }
     }
@@ -126,9 +134,9 @@ void over_keys(Session &tiles, const bf16 *left, int64_t count, int64_t stride, 
 
 // ---- what a task sees ---------------------------------------------------------------------------------------------------------------------
 // The keys, or values, of a task, zeros up to whole thirty-twos
-const bf16 *collect(const Tree &tree, const Task &task, int64_t head, bf16 *to) {
-    const int64_t C = task.keys(), D = tree.D;
-    for (int64_t c = 0; c < C; ++c) std::memcpy(to + c * D, tree.head(task.token(c), head), 2 * D);
+const bf16 *collect(const Tree &tree, const Task &task, int64_t part, bf16 *to) {
+    const int64_t C = task.keys(), D = tree.D, before = tree.before();
+    for (int64_t c = 0; c < C; ++c) std::memcpy(to + c * D, tree.seen(task.token(c, before), part, task.kv), 2 * D);
     std::memset(to + C * D, 0, 2 * (whole(C) - C) * D);
     return to;
 }
@@ -172,8 +180,8 @@ struct Numbers {  // of a task: the keys' and values' right factors, and what bl
 void answer(Session &tiles, const Tree &tree, const Task &task, bf16 *out) {
     const Numbers with(tree, task);
     const int64_t C = whole(task.keys()), D = tree.D, S = tree.H + 2 * tree.K;
-    lay_turned(collect(tree, task, tree.H + task.kv, with.rows), C, D, with.keys_turned);
-    lay_paired(collect(tree, task, tree.H + tree.K + task.kv, with.rows), C, D, with.values_paired);
+    lay_turned(collect(tree, task, 0, with.rows), C, D, with.keys_turned);
+    lay_paired(collect(tree, task, 1, with.rows), C, D, with.values_paired);
     for (int64_t t = task.start; t < task.end; t += BLOCK) {
         const int64_t count = std::min(BLOCK, task.end - t), before = task.prefix + t - task.first, seen = whole(before + count);
         for (int64_t head = task.kv * tree.G(); head < (task.kv + 1) * tree.G(); ++head) {
@@ -278,10 +286,10 @@ void derive(Session &tiles, const Tree &tree, const Task &task, const bf16 *g, b
     const Numbers with(tree, task);
     const More more(tree, task, with);
     const int64_t keys = task.keys(), C = whole(keys), D = tree.D, G = tree.G(), S = tree.H + 2 * tree.K;
-    collect(tree, task, tree.H + task.kv, with.rows);
+    collect(tree, task, 0, with.rows);
     lay_turned(with.rows, C, D, with.keys_turned);
     lay_paired(with.rows, C, D, more.keys_paired);
-    lay_turned(collect(tree, task, tree.H + tree.K + task.kv, with.rows), C, D, more.values_turned);
+    lay_turned(collect(tree, task, 1, with.rows), C, D, more.values_turned);
     bf16 *q_turned = more.turned, *g_turned = more.turned + G * BLOCK * D, *ds_paired = more.paired, *w_paired = more.paired + G * BLOCK * C;
     for (int64_t t = task.start; t < task.end; t += BLOCK) {
         const int64_t count = std::min(BLOCK, task.end - t), before = task.prefix + t - task.first, seen = whole(before + count);
@@ -327,9 +335,7 @@ void add_up(const Tree &tree, const std::vector<Task> &tasks, int64_t segment, i
 
 }  // namespace
 
-extern "C" void luthier_tree_attention(const bf16 *x, const int64_t *segments, int64_t num_segments, int64_t P, int64_t H, int64_t K, int64_t D,
-                                       float scale, bf16 *out, int threads) {
-    const Tree tree{x, segments, num_segments, P, H, K, D, scale};
+static void answer_all(const Tree &tree, bf16 *out, int threads) {
     const std::vector<Task> tasks = tasks_of(tree);
 #pragma omp parallel num_threads(threads)
     {
@@ -337,6 +343,17 @@ extern "C" void luthier_tree_attention(const bf16 *x, const int64_t *segments, i
 #pragma omp for schedule(dynamic, 1)
         for (size_t n = 0; n < tasks.size(); ++n) answer(tiles, tree, tasks[n], out);
     }
+}
+
+extern "C" void luthier_tree_attention(const bf16 *x, const int64_t *segments, int64_t num_segments, int64_t P, int64_t H, int64_t K, int64_t D,
+                                       float scale, bf16 *out, int threads) {
+    answer_all({x, segments, num_segments, P, H, K, D, scale}, out, threads);
+}
+
+// Leaves alone, behind a prefix whose keys and values [2, P, K, D] were kept, or behind none
+extern "C" void luthier_leaf_attention(const bf16 *x, const int64_t *segments, int64_t num_segments, const bf16 *prefix, int64_t P, int64_t H,
+                                       int64_t K, int64_t D, float scale, bf16 *out, int threads) {
+    answer_all({x, segments, num_segments, P, H, K, D, scale, prefix}, out, threads);
 }
 
 extern "C" void luthier_tree_attention_backward(const bf16 *x, const int64_t *segments, int64_t num_segments, int64_t P, int64_t H, int64_t K,
@@ -357,6 +374,7 @@ extern "C" void luthier_tree_attention_backward(const bf16 *x, const int64_t *se
     }
 }
 #else
+extern "C" void luthier_leaf_attention(const void *, const void *, int64_t, const void *, int64_t, int64_t, int64_t, int64_t, float, void *, int) {}
 extern "C" void luthier_tree_attention(const void *, const void *, int64_t, int64_t, int64_t, int64_t, int64_t, float, void *, int) {}
 extern "C" void luthier_tree_attention_backward(const void *, const void *, int64_t, int64_t, int64_t, int64_t, int64_t, float, const void *, void *,
                                                 int) {}

@@ -1,6 +1,6 @@
 """Attention over a token tree of any shape in one call, forward and backward: `tiled_attention.cpp`, on processors with tiles (`tiles.h`).
 
-Nothing but q, k and v is kept for the backward pass. Shapes: T flat tokens of S = H + 2K heads each (queries, keys, values, in this order),
+`leaf_attention` is for prompts that are read behind a prefix whose keys and values were kept. Nothing but q, k and v is kept for the backward pass. Shapes: T flat tokens of S = H + 2K heads each (queries, keys, values, in this order),
 D head size. Plain twin: `reference.tree_attention`.
 """
 
@@ -18,9 +18,9 @@ from luthier.kernels.compiled import library
 Segments = Sequence[tuple[int, int]]
 
 
-def suits(x_TSD: Tensor) -> bool:
-    """Whether `tiled_attention` can compute with these heads, here."""
-    return bool(library().tiles) and x_TSD.is_cpu and x_TSD.dtype == torch.bfloat16 and x_TSD.shape[2] % 32 == 0
+def suits(x_D: Tensor) -> bool:
+    """Whether heads like these, [..., D], can be computed here."""
+    return bool(library().tiles) and x_D.is_cpu and x_D.dtype == torch.bfloat16 and x_D.shape[-1] % 32 == 0
 
 
 class _TiledAttention(torch.autograd.Function):
@@ -52,3 +52,21 @@ def _arguments(x_TSD: Tensor, segments: Segments, num_prefix: int, num_query_hea
 def tiled_attention(x_TSD: Tensor, segments: Segments, *, num_prefix: int, num_query_heads: int, scaling: float) -> Tensor:
     """Attention of a flat tree, [T, H, D]. `segments` are the ranges of the prefix, if any, and of every leaf; together all tokens."""
     return _TiledAttention.apply(x_TSD, segments, num_prefix, num_query_heads, scaling)  # pyright: ignore[reportReturnType]
+
+
+def leaf_attention(x_XSD: Tensor, prefix_2PKD: Tensor | None, *, rows: int, num_query_heads: int, scaling: float) -> Tensor:
+    """Attention of `rows` equally long rows of tokens, one behind another, each behind the same prefix, if any: [X, H, D]. No gradient.
+
+    A token sees the prefix whole and its own row up to itself. What a row answers depends on no other row. Plain twin:
+    `reference.tree_attention`.
+    """
+    X, S, D = x_XSD.shape
+    length, key_heads = X // rows, (S - num_query_heads) // 2
+    x_XSD, prefix_2PKD = x_XSD.contiguous(), None if prefix_2PKD is None else prefix_2PKD.contiguous()
+    out_XHD = x_XSD.new_empty(X, num_query_heads, D)
+    ends = (ctypes.c_int64 * (2 * rows))(*(end for row in range(rows) for end in (row * length, (row + 1) * length)))
+    prefix, num_prefix = (None, 0) if prefix_2PKD is None else (prefix_2PKD.data_ptr(), prefix_2PKD.shape[1])
+    library().tiles["leaf_attention"](
+        x_XSD.data_ptr(), ends, rows, prefix, num_prefix, num_query_heads, key_heads, D, scaling, out_XHD.data_ptr(), torch.get_num_threads()
+    )
+    return out_XHD

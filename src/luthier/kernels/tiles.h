@@ -14,7 +14,7 @@
 
 namespace luthier {
 
-// One of the products that are summed in wide.cpp: x [T, K] and w [K, O], either side of which lies in one piece
+// One of the products that are summed in wide.h: x [T, K] and w [K, O], either side of which lies in one piece
 struct Part {
     const bf16 *x;
     int64_t x_stride, K;

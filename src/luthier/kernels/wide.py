@@ -1,7 +1,7 @@
-"""Products with the large matrices of a layer, several summed into one: by `wide.cpp` where there are tiles (`tiles.h`), else torch's own.
+"""Products with the large matrices of a layer, several summed into one: by `wide.h` where there are tiles (`tiles.h`), else torch's own.
 
 Both compute the same to rounding (tests/parity/test_wide.py); with an adapter as one of the parts it is `reference.lora_linear`.
-`wide.cpp` sums all parts in fp32 and rounds once. torch's way rounds after each part, so the small part comes first: added to a large one
+`wide.h` sums all parts in fp32 and rounds once. torch's way rounds after each part, so the small part comes first: added to a large one
 that is already rounded to bf16, most of a small adapter would round away, always in the same direction. For the same reason the residual
 is added last.
 """
@@ -47,7 +47,7 @@ def product(
 
 
 def has_own(weight_OK: Tensor) -> bool:
-    """Whether `wide.cpp` makes products with this matrix as it lies, for any number of tokens: no other order of it is worth its room."""
+    """Whether `wide.h` makes products with this matrix as it lies, for any number of tokens: no other order of it is worth its room."""
     return bool(library().tiles) and weight_OK.dtype == torch.bfloat16 and weight_OK.is_cpu and _lies_in_rows((weight_OK, weight_OK.T))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from luthier.kernels.lse_attention import attention_lse, join_parts
 from luthier.kernels.step_attention import step_attention
+from luthier.kernels.tiled_attention import leaf_attention, suits
 
 
 def _over_prefix(q_RKQD: Tensor, kv_2PKD: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
@@ -38,6 +39,11 @@ class EnterLayout:
         """Keeps K and V; own tokens causally, the prefix whole."""
         self.fresh[layer] = (k_BKTD, v_BKTD)
         B, H, T, D = q_BHTD.shape
+        if suits(q_BHTD):
+            x_BTSD = torch.cat([part.transpose(1, 2) for part in (q_BHTD, k_BKTD, v_BKTD)], dim=2)
+            prefix_2PKD = None if self.prefix_kv is None else self.prefix_kv[layer]
+            out_XHD = leaf_attention(x_BTSD.flatten(0, 1), prefix_2PKD, rows=B, num_query_heads=H, scaling=scaling)
+            return out_XHD.view(B, T, H, D).transpose(1, 2)
         K = k_BKTD.shape[1]
         k, v = (part.repeat_interleave(H // K, dim=1) if H > K else part for part in (k_BKTD, v_BKTD))
         own, lse = attention_lse(q_BHTD, k, v, is_causal=T > 1, scaling=scaling)
