@@ -1,7 +1,7 @@
 """Attention over a token tree of any shape in one call, forward and backward: `tiled_attention.cpp`, on processors with tiles (`tiles.h`).
 
-`leaf_attention` is for prompts that are read behind a prefix whose keys and values were kept. Nothing but q, k and v is kept for the backward
-pass. Shapes: T flat tokens of S = H + 2K heads each (queries, keys, values, in this order), D head size. Plain twin:
+`leaf_attention` is for prompts that are read behind a prefix whose keys and values were kept. Nothing but q, k and v is kept for the
+backward pass. Shapes: T flat tokens of S = H + 2K heads each (queries, keys, values, in this order), D head size. Plain twin:
 `reference.tree_attention`.
 """
 
@@ -68,16 +68,7 @@ def leaf_attention(x_XSD: Tensor, prefix_2PKD: Tensor | None, *, rows: int, num_
     ends = (ctypes.c_int64 * (2 * rows))(*(end for row in range(rows) for end in (row * length, (row + 1) * length)))
     prefix, num_prefix = (None, 0) if prefix_2PKD is None else (prefix_2PKD.data_ptr(), prefix_2PKD.shape[1])
     library().tiles["leaf_attention"](
-        x_XSD.data_ptr(),
-        ends,
-        rows,
-        prefix,
-        num_prefix,
-        num_query_heads,
-        key_heads,
-        D,
-        scaling,
-        out_XHD.data_ptr(),
+        x_XSD.data_ptr(), ends, rows, prefix, num_prefix, num_query_heads, key_heads, D, scaling, out_XHD.data_ptr(),
         torch.get_num_threads(),
-    )
+    )  # fmt: skip
     return out_XHD
