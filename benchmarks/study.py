@@ -67,7 +67,7 @@ def main() -> None:
         _keep({"a-a": same_against_same(runs / "banking77")})
     for task in TASKS:
         row, run_dir = _found().get(task.name), runs / task.name
-        if row is not None and (run_dir / "results.json").exists() and row["flags"] == list(task.flags):
+        if row is not None and row["flags"] == list(task.flags) and _is_of(row, run_dir):
             _keep({task.name: {**row, **_measured(task, run_dir)}})
     found = _found()
     declared = {task.name: (task.about, task.hypothesis) for task in TASKS}
@@ -80,6 +80,11 @@ def _task(name: str) -> Task:
 
 def _is_done(result: Mapping[str, Any] | None, task: Task) -> bool:
     return result is not None and not result.get("stopped") and result["flags"] == list(task.flags)
+
+
+def _is_of(row: Mapping[str, Any], run_dir: Path) -> bool:
+    """Whether a row was measured by the run in this folder: another one has other answers, and its own machine and seconds."""
+    return (run_dir / "results.json").exists() and row.get("created") == read_record(run_dir / "results.json").created
 
 
 def _found() -> dict[str, Any]:
@@ -168,6 +173,7 @@ def _of_record(task: Task, record: RunRecord) -> dict[str, Any]:
         "kind": data.profile.kind,
         "notes": list(record.notes),
         "num_folds": record.num_folds,
+        "created": record.created,
     }
     return {**more, "slot_errors": slots.error_rates(record)} if task.name == "e2e" else more
 
