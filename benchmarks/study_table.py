@@ -52,6 +52,9 @@ def _worth(row: Mapping[str, Any]) -> str:
     if not row["learning_curve"]:
         return "curve not finished" if "stopped" in row and "--learning-curve" in row["flags"] else "no curve asked for"
     said = [match for text in row["remarks"] if (match := re.search(r"is worth (.+?) training examples(?: \((.+?)\))?\.$", text))]
+    for text in row["remarks"]:
+        if match := re.search(r"is worth cannot be told: (.+)\.$", text):
+            return f"cannot be told: {match[1]}"
     return "not known" if not said else f"{said[0][1]}{f' ({said[0][2]})' if said[0][2] else ''}"
 
 

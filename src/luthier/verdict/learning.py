@@ -111,6 +111,10 @@ def _worth(fit: LearningFit, name: str) -> str:
         most = f" and at most {min(reached):,}" if reached and missed and min(reached) > max(missed) else ""
         return f"Your best prompt, {name}, is worth {least}{most} training examples."
     value, low, high = (_rows(fit, rows) for rows in found)
+    if found[1] < fit.sizes[0] and found[2] > MAX_FACTOR * fit.sizes[-1]:
+        return (
+            f"How many training examples your best prompt, {name}, is worth cannot be told: {low} to {high} ({100 * LEVEL:.0f} % interval)."
+        )
     interval = "" if low == high else f" ({100 * LEVEL:.0f} % interval: {low} to {high})"
     return f"Your best prompt, {name}, is worth {value} training examples{interval}."
 

@@ -53,6 +53,14 @@ def test_bounds_of_what_a_prompt_is_worth() -> None:
     assert high == "Your best prompt, zero-shot, is worth more than 1,600 training examples."
 
 
+def test_a_curve_that_learns_nothing_does_not_say_what_a_prompt_is_worth() -> None:
+    """A best guess whose interval reaches from below the first point to beyond all that is said would be read as a number."""
+    found = read_curve(_curve([0.99, 0.985, 0.985, 0.99]), _tuned(0.985, "few-shot"), (), METRIC, seed=0).sentences[1]
+    assert found == (
+        "How many training examples your best prompt, few-shot, is worth cannot be told: fewer than 50 to more than 1,600 (90 % interval)."
+    )
+
+
 def test_failed_points_leave_too_few() -> None:
     points = _curve(LAW)
     failed = [replace(p, arm=replace(p.arm, failed="no room", items=())) for p in points[:2]]
