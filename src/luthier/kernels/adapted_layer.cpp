@@ -1,7 +1,8 @@
 // A decoder layer with adapters, forward and backward, in two calls instead of seventy, or in four where attention is computed between them: at a
-// few hundred tokens an update spends a third of its time between the calls. The operations are those of fused.cpp, narrow.h, wide.h and tiled_attention.cpp,
-// those that do not need one another together, else in the order in which decoder_layer.py calls them; results are bit-equal, but for the gradient of a whole layer's input,
-// which is rounded once instead of twice. That file has the formulas; E hidden, F feed-forward width, S = H + 2K heads of size D, R rank, T tokens.
+// few hundred tokens an update spends a third of its time between the calls. The operations are those of fused.cpp, narrow.h, wide.h and
+// tiled_attention.cpp, those that do not need one another together, else in the order of decoder_layer.py. Results are bit-equal to it, but for
+// the gradient of a whole layer's input, which is rounded once instead of twice. That file has the formulas; E hidden, F feed-forward width,
+// S = H + 2K heads of size D, R rank, T tokens.
 
 #include "narrow.h"
 #include "wide.h"
@@ -98,11 +99,12 @@ luthier::OuterProduct grads_a(const Adapted *layers, int count, const bf16 *c, c
     return {c, R, r, R, x, K, T, K, norm, layers[0].grad_a, K, 1};  // they lie one behind another
 }
 
-// Through layers that read the same input, g [T, O] of each: dh of that input, c = scale * g B of all [T, sum of R], dB of each, and what else is
-// at hand (`with_c` that needs c, `before` that does not)
+// What else is to be computed when a pass back through layers is, if anything: before c is known, or of it
 struct Others {
     const luthier::OuterProduct *before, *with_c;
 };
+
+// Through layers that read the same input, g [T, O] of each: dh of that input, c = scale * g B of all [T, sum of R], dB of each
 void backward(const Adapted *layers, int count, const bf16 *const *g, const int64_t *g_strides, const bf16 *u, int64_t T, bf16 *c, bf16 *dh,
               const Others &others, int threads) {
     const int64_t R = ranks(layers, count), K = layers[0].K;
@@ -128,7 +130,7 @@ void backward(const Adapted *layers, int count, const bf16 *const *g, const int6
     together(threads, product, outers);
 }
 
-// All that a whole layer keeps, in one piece of each kind: as `kept_numbers` of adapted_layer.py counts
+// All that a whole layer keeps, in one piece of each kind: as `forward_layer` of adapted_layer.py counts them
 struct AllKept {
     bf16 *heads, *attended, *u_in;
     float *r_in;

@@ -42,6 +42,8 @@ def whole_layer(x_TE: Tensor, parts: Parts, turn: Turn, seen: Seen) -> Tensor:
 
 
 class _WholeLayer(torch.autograd.Function):
+    """Both functions below and `tiled_attention` between them, by the same rules."""
+
     @staticmethod
     def forward(ctx: Any, x_TE: Tensor, parts: Parts, turn: Turn, seen: Seen, *trained: Tensor) -> Tensor:
         del trained  # parts of the layers
