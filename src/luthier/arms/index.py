@@ -5,14 +5,16 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import bm25s
 import numpy as np
 from numpy.typing import NDArray
 
 from luthier.core.errors import InputError
 from luthier.core.types import Example
+
+if TYPE_CHECKING:
+    import bm25s
 
 
 class TextScores(Protocol):
@@ -121,6 +123,8 @@ def index_words(texts: Sequence[str]) -> WordIndex:
             vocabulary.setdefault(word, len(vocabulary))
     if not vocabulary:
         return WordIndex(num_texts=len(texts), vocabulary={}, bm25=None)
+    import bm25s  # it brings numba where that is installed: not for those who only chat or serve
+
     bm25 = bm25s.BM25()
     corpus = ([[vocabulary[word] for word in document] for document in documents], vocabulary)
     bm25.index(corpus, create_empty_token=False, show_progress=False)

@@ -15,12 +15,14 @@ from luthier.cli.options import Flag
 if TYPE_CHECKING:
     from luthier.core.chat import ChatTranscript, ChatTurn
     from luthier.pipeline.in_llama import InLlama
+    from luthier.pipeline.open import OpenEngine
     from luthier.serve.chat import Conversation, Drawing
 
 TARGET = Argument(name="run", help="Folder of a finished run or of an adapter, or a model's name or folder.")
 FLAGS = (
     Flag(names=("--model",), type=str, help="Base model of an adapter; default: the one the adapter names."),
     Flag(names=("--gguf",), type=str, help="Let llama.cpp answer, from this GGUF export of it; needs llama-cpp-python."),
+    Flag(names=("--vllm",), type=bool, help="Let vLLM answer, in this process; it has to be installed."),
     Flag(names=("--compare",), type=str, help="Let another model answer beside it: base, or a model's name or folder."),
     Flag(names=("--system", "-s"), type=str, help="System prompt; default: the one of the training rows."),
     Flag(names=("--prompt", "-p"), type=str, help="Answer this one prompt and exit."),
@@ -56,11 +58,11 @@ def chat(given: Given) -> Outcome:
     if prompt is None and not by_line:
         prompt = read_document()
     with ExitStack() as until:
-        in_llama = None if gguf is None else _in_llama(gguf, target, until)
+        by = _engine(gguf, target, until, is_vllm=bool(given.values.get("vllm")))
 
         def open_conversation(before: ChatTranscript | None) -> Conversation:
             said = before.system if system is None and before is not None else system
-            return open_chat_with(target, compare=compare, base=base, system=said, in_llama=in_llama)
+            return open_chat_with(target, compare=compare, base=base, system=said, by=by)
 
         talk = until.enter_context(
             open_talk(
@@ -76,10 +78,18 @@ def chat(given: Given) -> Outcome:
         return {"lines": [], "json": {"turns": [_as_json(turn) for turn in turns], "transcript": talk.transcript.path or None}}
 
 
-def _in_llama(gguf: str, target: str, until: ExitStack) -> InLlama:
+def _engine(gguf: str | None, target: str, until: ExitStack, *, is_vllm: bool) -> InLlama | OpenEngine:
+    """What answers. Raises ConfigError for both, MissingExtraError for what is not installed."""
+    from luthier.core.errors import ConfigError
     from luthier.pipeline.in_llama import find_in_llama
+    from luthier.pipeline.in_vllm import find_in_vllm
+    from luthier.pipeline.open import open_engine
 
-    return find_in_llama(Path(gguf).expanduser(), target, until, num_rows=1)
+    if gguf is not None and is_vllm:
+        raise ConfigError("a GGUF file is answered from by llama.cpp", where="--vllm", fix="leave --gguf or --vllm out")
+    if is_vllm:
+        return find_in_vllm(until).open_engine
+    return open_engine if gguf is None else find_in_llama(Path(gguf).expanduser(), target, until, num_rows=1)
 
 
 def _drawing(given: Given) -> Drawing:

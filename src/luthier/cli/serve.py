@@ -21,16 +21,18 @@ TARGET = Argument(name="run", help="Folder of a finished run or of an adapter, o
 ADAPTER = Flag(names=("--adapter",), type=str, help="Another adapter on the same base, as NAME=FOLDER; can be repeated.", many=True)
 MODEL = Flag(names=("--model",), type=str, help="Base model of an adapter; default: the one the adapter names.")
 GGUF = Flag(names=("--gguf",), type=str, help="Let llama.cpp answer, from this GGUF export of it; needs llama-cpp-python.")
+VLLM = Flag(names=("--vllm",), type=bool, help="Let vLLM answer, in this process; it has to be installed.")
 HOST = Flag(names=("--host",), type=str, help="Address to listen on; default: 127.0.0.1. Any other needs --key-env.")
 PORT = Flag(names=("--port",), type=int, help="Port to listen on; default: 8000, 0 takes a free one.")
 KEY_ENV = Flag(names=("--key-env",), type=str, help="Environment variable with an API key clients must send; can be repeated.", many=True)
 ALLOW_HOST = Flag(names=("--allow-host",), type=str, help="Name clients call this machine by (Host header); can be repeated.", many=True)
-BATCH = Flag(names=("--batch",), type=int, help="Answers written at once; default: 16, with --gguf 4.")
+BATCH = Flag(names=("--batch",), type=int, help="Answers written at once; default: 16, with --vllm 64, with --gguf 4.")
 QUEUE = Flag(names=("--queue",), type=int, help="Answers written or waiting before requests are refused (429); default: 128.")
 PLAN = Flag(names=("--plan",), type=bool, help="Print the command that serves the same on vLLM, for many users, and exit.")
-FLAGS = (ADAPTER, MODEL, GGUF, HOST, PORT, KEY_ENV, ALLOW_HOST, BATCH, QUEUE, PLAN)
+FLAGS = (ADAPTER, MODEL, GGUF, VLLM, HOST, PORT, KEY_ENV, ALLOW_HOST, BATCH, QUEUE, PLAN)
 
-DEFAULT_HOST, DEFAULT_PORT, DEFAULT_BATCH, DEFAULT_GGUF_BATCH, DEFAULT_QUEUE = "127.0.0.1", 8000, 16, 4, 128
+DEFAULT_HOST, DEFAULT_PORT, DEFAULT_BATCH, DEFAULT_GGUF_BATCH, DEFAULT_VLLM_BATCH, DEFAULT_QUEUE = "127.0.0.1", 8000, 16, 4, 64, 128
+MOST_BATCH = 1024
 MOST_GGUF_BATCH = 64  # llama.cpp takes the memory of all at its start
 
 
@@ -41,8 +43,9 @@ def serve(given: Given) -> Outcome:
     """
     host = str(given.values.get("host", DEFAULT_HOST))
     port = _number(given, "port", DEFAULT_PORT, low=0, high=65_535)
-    gguf = given.values.get("gguf")
-    default, most = (DEFAULT_BATCH, 1024) if gguf is None else (DEFAULT_GGUF_BATCH, MOST_GGUF_BATCH)
+    gguf, is_vllm = given.values.get("gguf"), bool(given.values.get("vllm"))
+    default = DEFAULT_GGUF_BATCH if gguf is not None else DEFAULT_VLLM_BATCH if is_vllm else DEFAULT_BATCH
+    most = MOST_BATCH if gguf is None else MOST_GGUF_BATCH
     batch = _number(given, "batch", default, low=1, high=most)
     queue = _number(given, "queue", DEFAULT_QUEUE, low=batch, high=100_000)
     key_names, base = _texts(given, "key_env"), given.values.get("model")
@@ -55,6 +58,11 @@ def serve(given: Given) -> Outcome:
         return {"lines": [command], "json": {"vllm": command}}
 
     _require_extra()
+    if is_vllm:
+        _refuse_gguf(gguf, "--vllm", "a GGUF file is answered from by llama.cpp")
+        from luthier.generate.vllm_package import require_vllm
+
+        require_vllm()  # before anything is opened
 
     from luthier.core.console import note, result_json
     from luthier.serve.guard import rules_for
@@ -64,6 +72,8 @@ def serve(given: Given) -> Outcome:
         _refuse_gguf(gguf, "--adapter", "a GGUF file is one model, and no adapters are put on it")
     serving = find()
 
+    from luthier.pipeline.in_vllm import find_in_vllm
+    from luthier.pipeline.open import open_engine
     from luthier.pipeline.serve import open_service
     from luthier.serve.api import build_app
     from luthier.serve.server import bind, serve_until_stopped
@@ -72,7 +82,7 @@ def serve(given: Given) -> Outcome:
     with closing(listener), ExitStack() as until:
         if gguf is not None:
             serving = _in_llama(serving, Path(str(gguf)).expanduser(), given.arguments[0], until, num_rows=batch)
-        service = open_service(serving, batch=batch, queue=queue)
+        service = open_service(serving, batch=batch, queue=queue, opener=find_in_vllm(until).open_engine if is_vllm else open_engine)
         names = [offer.name for offer in serving.offers]
         url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
 

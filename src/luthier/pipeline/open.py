@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from luthier.core.errors import ModelError, RunError
 from luthier.core.hashing import digest, sha256_file
 from luthier.generate.engine import MAX_ACTIVE, Engine
 from luthier.generate.local import LocalModel
+from luthier.generate.vllm_engine import VllmEngine
 from luthier.kernels.device import rounds_otherwise
 from luthier.models.backbone import use_layout_attention
 from luthier.models.catalogue import resolve
@@ -72,6 +73,21 @@ def open_engine(
         base_name=base_name,
         max_active=max_active,
     )
+
+
+class OpenEngine(Protocol):
+    """`open_engine`, or what opens another engine over the same weights."""
+
+    def __call__(
+        self, model_path: Path, precision: Precision, *, base_name: str, adapters: Mapping[str, Path], max_active: int = MAX_ACTIVE
+    ) -> Engine | VllmEngine:
+        """An engine; see `open_engine`."""
+        ...
+
+
+def programs(engine: Engine | VllmEngine) -> list[str]:
+    """What else than Luthier computes, for the names of what answers: the same weights may answer otherwise there."""
+    return [engine.program] if isinstance(engine, VllmEngine) else []
 
 
 def open_tuned(folder: RunFolder, model_path: Path, precision: Precision) -> LocalModel:

@@ -13,11 +13,11 @@ from luthier.core.hashing import digest, sha256_file
 from luthier.generate.contract import TextEngine
 from luthier.kernels.device import choose_device
 from luthier.models.catalogue import resolve
-from luthier.models.folder import read_json
 from luthier.models.load import inspect_folder
 from luthier.models.lora import CONFIG, WEIGHTS
 from luthier.pipeline.in_llama import InLlama
-from luthier.pipeline.open import base_of, open_engine, shared_text
+from luthier.pipeline.in_vllm import largest_rank
+from luthier.pipeline.open import OpenEngine, base_of, open_engine, programs, shared_text
 from luthier.pipeline.prepare import precision_of
 from luthier.pipeline.settings import load_settings
 from luthier.serve.dispatch import Dispatcher
@@ -27,7 +27,6 @@ from luthier.serve.service import Service
 from luthier.store.layout import RunFolder
 from luthier.train.precision import Precision, choose_precision
 
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # --max-lora-rank takes these
 PROMPTED = "-prompted"
 
 
@@ -132,41 +131,24 @@ def vllm_command(serving: Serving, *, host: str, port: int, key_env: str | None)
     base_name = next(offer.name for offer in serving.offers if not offer.voice and not offer.is_prompted)
     words = ["vllm", "serve", str(serving.base.resolve()), "--served-model-name", base_name, "--dtype", serving.precision.name]
     if serving.adapters:
-        ranks = [_plain_rank(path) for path in serving.adapters.values()]
-        rank = next((rank for rank in VLLM_RANKS if rank >= max(ranks)), None)
-        if rank is None:
-            raise _not_on_vllm(f"has rank {max(ranks)}, vLLM takes up to {VLLM_RANKS[-1]}", next(iter(serving.adapters.values())))
-        words += ["--enable-lora", "--max-loras", str(len(ranks)), "--max-lora-rank", str(rank), "--lora-modules"]
+        rank, num = largest_rank(serving.adapters), len(serving.adapters)
+        words += ["--enable-lora", "--max-loras", str(num), "--max-lora-rank", str(rank), "--lora-modules"]
         words += [f"{name}={path.resolve()}" for name, path in serving.adapters.items()]
     words += ["--generation-config", "vllm", "--host", host, "--port", str(port)]
     key = f'VLLM_API_KEY="${key_env}" ' if key_env else ""  # not an argument: every user of the machine can read those
     return key + shlex.join(words)
 
 
-def _plain_rank(path: Path) -> int:
-    config = read_json(path / CONFIG)
-    if config.get("use_dora") is True:
-        raise _not_on_vllm("is a DoRA adapter, which vLLM does not compute", path)
-    rank_pattern: object = config.get("rank_pattern")
-    ranks = [config.get("r"), *(rank_pattern.values() if isinstance(rank_pattern, dict) else ())]
-    return max((rank for rank in ranks if isinstance(rank, int)), default=8)
-
-
-def _not_on_vllm(what: str, path: Path) -> ModelError:
-    run = path.parent if path.name == "adapter" else path
-    return ModelError(f"the adapter {what}", where=str(path), fix=f"merge it first: luthier export {run} --to merged --out merged")
-
-
-def open_service(serving: Serving, *, batch: int, queue: int) -> Service:
-    """Open weights and adapters for `serving`. Raises ModelError."""
+def open_service(serving: Serving, *, batch: int, queue: int, opener: OpenEngine = open_engine) -> Service:
+    """Open weights and adapters for `serving`, with `opener` where they are not llama.cpp's. Raises ModelError."""
     base_name = next(offer.name for offer in serving.offers if not offer.voice and not offer.is_prompted)
     engine: TextEngine
     if serving.in_llama is not None:
         engine, fingerprint = serving.in_llama.open(serving.base, base_name)
         parts = [fingerprint]
     else:
-        engine = open_engine(serving.base, serving.precision, base_name=base_name, adapters=serving.adapters, max_active=batch)
-        parts = [inspect_folder(serving.base).sha256, serving.precision.name]
+        engine = opener(serving.base, serving.precision, base_name=base_name, adapters=serving.adapters, max_active=batch)
+        parts = [inspect_folder(serving.base).sha256, serving.precision.name, *programs(engine)]
         parts += [sha256_file(path / WEIGHTS) for _, path in sorted(serving.adapters.items())]
     metrics = Metrics()
     return Service(

@@ -1,0 +1,167 @@
+"""vLLM as it is installed: imported without telemetry, opened in this process over safetensors and adapters in PEFT's format."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from luthier.core.errors import InputError, MissingExtraError, ModelError
+from luthier.core.types import Order
+from luthier.generate.contract import MAX_LOGPROBS
+from luthier.generate.held import JSON_FORM
+
+OLDEST = (0, 17)  # the first that is released for processors too
+MAX_TEMPERATURE = 2.0
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the adapter ranks it can be set to
+# It reads these when it is imported. Left alone it reports what it runs on, starts a process of its own and logs to standard output.
+_ALWAYS = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+}
+_UNLESS_SET = {"VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
+
+
+class Running(Protocol):
+    """`vllm.LLMEngine`, as far as it is used here."""
+
+    engine_core: Any
+
+    def add_request(self, request_id: str, prompt: Any, params: Any, *, lora_request: Any = None) -> str:
+        """Take a request. Raises ValueError for one it cannot answer."""
+        ...
+
+    def step(self) -> Sequence[Any]:
+        """One step of all requests: a `RequestOutput` for each that got tokens."""
+        ...
+
+    def abort_request(self, request_ids: list[str]) -> None:
+        """Give requests up."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vllm:
+    """An opened vLLM. `loras`: voice -> the `LoRARequest` that asks for its adapter; `no_lora`: the base model's."""
+
+    running: Running
+    loras: Mapping[str, Any]
+    no_lora: Any
+    version: str
+    package: Any
+
+
+def require_vllm() -> str:
+    """The installed version. Raises MissingExtraError without one, or for one too old."""
+    fix = "pip install vllm (https://docs.vllm.ai says how for each kind of machine), or leave --vllm out"
+    if find_spec("vllm") is None:
+        raise MissingExtraError("there is no vLLM here", where="--vllm", fix=fix)
+    version = _version()
+    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise MissingExtraError(f"found vLLM {version}, expected {oldest} or newer", where="--vllm", fix=f"pip install 'vllm>={oldest}'")
+    return version
+
+
+def _version() -> str:
+    """Of whichever distribution brings the package: builds for processors go by other names."""
+    names = importlib.metadata.packages_distributions().get("vllm", ("vllm",))
+    return importlib.metadata.version(names[0])
+
+
+def open_vllm(
+    path: Path, *, dtype: str, context: int, adapters: Mapping[str, Path], zero: Path | None, rank: int, max_active: int, on_cpu: bool
+) -> Vllm:
+    """vLLM over one base model, in this process. `rank`: one of RANKS, no adapter's is above it. Raises MissingExtraError, ModelError.
+
+    `zero`: an adapter that changes nothing, for the base model beside others. On a processor vLLM (0.32) puts the last adapter on rows
+    that ask for none.
+    """
+    version = require_vllm()
+    os.environ.update(_ALWAYS)
+    for name, value in _UNLESS_SET.items():
+        os.environ.setdefault(name, value)
+    package: Any = importlib.import_module("vllm")
+    asked: dict[str, Any] = {
+        "model": str(path.resolve()),
+        "tokenizer": str(path.resolve()),
+        "dtype": dtype,
+        "load_format": "safetensors",
+        "trust_remote_code": False,
+        "generation_config": "vllm",  # not what stands in the folder: an order says how it is drawn
+        "max_model_len": context,
+        "max_num_seqs": max_active,
+        "max_logprobs": MAX_LOGPROBS,
+        "enable_prefix_caching": True,
+        "async_scheduling": False,  # a step's tokens are looked at before the next one
+        "structured_outputs_config": {"backend": "guidance"},  # it takes grammars as `held` makes them
+        "enforce_eager": on_cpu,  # compiling takes minutes there
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "seed": 0,
+    }
+    if adapters:
+        asked |= {"enable_lora": True, "max_loras": len(adapters) + (zero is not None), "max_lora_rank": rank}
+    try:
+        running: Running = package.LLMEngine.from_engine_args(package.EngineArgs(**asked))
+    except (ValueError, RuntimeError, OSError, NotImplementedError, AttributeError) as error:
+        raise ModelError(
+            f"vLLM {version} cannot open it: {_first_line(error)}",
+            where=str(path),
+            fix="leave --vllm out: Luthier's own engine answers then",
+        ) from error
+    request: Any = importlib.import_module("vllm.lora.request").LoRARequest
+    loras = {voice: request(voice, number, str(folder.resolve())) for number, (voice, folder) in enumerate(adapters.items(), start=1)}
+    no_lora = None if zero is None else request("none", len(loras) + 1, str(zero.resolve()))
+    return Vllm(running=running, loras=loras, no_lora=no_lora, version=version, package=package)
+
+
+def ask(vllm: Vllm, name: str, order: Order, prompt: Sequence[int], *, length: int, ends: Sequence[int], voice: str) -> None:
+    """Give vLLM an order as request `name`; its tokens are wanted one by one, all else is done with them here. Raises InputError."""
+    sampling = order.sampling
+    forms: Any = importlib.import_module("vllm.sampling_params")
+    refusal: type[Exception] = getattr(importlib.import_module("vllm.exceptions"), "VLLMValidationError", ValueError)
+    held = _form(order)
+    try:
+        params = vllm.package.SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            seed=sampling.seed % 2**63,
+            max_tokens=length,
+            stop_token_ids=list(ends),
+            ignore_eos=True,  # `ends` holds what ends an answer, as the model was measured with
+            logprobs=order.num_logprobs,
+            detokenize=False,
+            output_kind=forms.RequestOutputKind.DELTA,
+            structured_outputs=None if held is None else forms.StructuredOutputsParams(**held),
+        )
+        vllm.running.add_request(name, {"prompt_token_ids": list(prompt)}, params, lora_request=vllm.loras.get(voice, vllm.no_lora))
+    except (ValueError, refusal) as error:
+        form = next((name for name in ("choices", "json_schema", "regex") if getattr(order, name)), "messages")
+        where, fix = ("temperature", '"temperature": 1.0') if sampling.temperature > MAX_TEMPERATURE else (form, "answer without --vllm")
+        raise InputError(f"vLLM {vllm.version} refuses it: {_first_line(error)}", where=where, fix=fix) from error
+
+
+def _form(order: Order) -> dict[str, Any] | None:
+    """What an answer is held to, in the words of vLLM and its llguidance; what may be written is what `held.hold` lets through."""
+    if order.choices:
+        return {"grammar": f'start: LABEL\nLABEL: " "? ({" | ".join(json.dumps(label) for label in order.choices)})'}
+    if order.json_schema is not None:
+        schema = json.loads(order.json_schema)
+        return {"json": json.dumps({**(schema if isinstance(schema, dict) else {}), "x-guidance": JSON_FORM})}
+    return None if order.regex is None else {"regex": order.regex}
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
