@@ -12,7 +12,7 @@ from tests.fixtures.products import numbers
 from torch import Tensor
 
 from luthier.kernels import adapted_layer, compiled, reference
-from luthier.kernels.decoder_layer import attention_input, attention_output, whole_layer
+from luthier.kernels.decoder_layer import attention_input, attention_output, whole_layers
 from luthier.kernels.layer_parts import Adapted, Norm, Parts, Seen, Turn
 from luthier.kernels.tiled_attention import tiled_attention
 
@@ -68,6 +68,12 @@ def _in_halves(x_TE: Tensor, parts: Parts, turn: Turn, seen: Seen) -> Tensor:
     return attention_output(x_TE, attended_THD.flatten(1), parts.norm2, *parts.layers[3:])
 
 
+def _in_one_call(x_TE: Tensor, parts: Parts, turn: Turn, seen: Seen) -> Tensor:
+    layer = adapted_layer.ready(parts)
+    assert layer is not None and adapted_layer.suits_pass(x_TE, turn)
+    return whole_layers(x_TE, [layer], turn, seen)
+
+
 def _whole(compute: Callable[..., Tensor], layers: list[Adapted], seen: Seen, *, is_first: bool = False) -> list[Tensor]:
     """The answer, the gradients of every A and B, and that of the input."""
     tokens = seen.segments[-1][1]
@@ -116,7 +122,7 @@ def test_a_whole_layer_is_bit_equal_to_its_parts(
     tokens: int, num_prefix: int, ranks: tuple[int, ...], with_bias: bool, is_first: bool, calls: list[str]
 ) -> None:
     layers, seen = _layers(ranks=ranks, with_bias=with_bias), _seen(tokens, num_prefix)
-    got = _whole(whole_layer, layers, seen, is_first=is_first)
+    got = _whole(_in_one_call, layers, seen, is_first=is_first)
     assert calls == ["adapted_layer", "adapted_layer_backward"]
     want = _whole(_in_halves, layers, seen, is_first=is_first)
     assert len(calls) == 6 and len(got) == len(want) == 16 - is_first
@@ -131,8 +137,37 @@ def test_a_whole_layer_is_bit_equal_to_its_parts(
 def test_a_whole_layer_hides_what_it_should() -> None:
     """Another division into leaves is another answer: the ranges reach the attention inside."""
     layers = _layers(ranks=(16, 16, 16), with_bias=False)
-    one, other = (_whole(whole_layer, layers, _seen(64, num_prefix))[0] for num_prefix in (20, 0))
+    one, other = (_whole(_in_one_call, layers, _seen(64, num_prefix))[0] for num_prefix in (20, 0))
     assert torch.equal(one[:20], other[:20]) and not torch.equal(one[42:], other[42:])
+
+
+@needs_tiles
+@pytest.mark.parametrize("is_first", [False, True])
+def test_several_layers_in_one_function_are_bit_equal_to_one_behind_another(is_first: bool, calls: list[str]) -> None:
+    seen, stack = _seen(131, 70), [_layers(ranks=ranks, with_bias=ranks[0] == 32) for ranks in ((16, 16, 16), (32, 16, 48), (16, 32, 16))]
+    norm1, norm2, turn = _norms_and_turn(131)
+    norms = [(norm1, norm2), (replace(norm2, eps=1e-3), norm1), (norm2, replace(norm2, eps=1e-2))]
+    every = [Parts(*pair, tuple(layers)) for pair, layers in zip(norms, stack, strict=True)]
+    trained = [t for layers in stack for layer in layers for t in (layer.a_RI, layer.b_OR)]
+
+    def found(compute: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        x_TE = numbers(131, HIDDEN, seed=100).requires_grad_(not is_first)
+        out_TE = compute(x_TE)
+        return [out_TE.detach(), *torch.autograd.grad(out_TE, [*trained, *([] if is_first else [x_TE])], numbers(131, HIDDEN, seed=103))]
+
+    def one_by_one(x_TE: Tensor) -> Tensor:
+        for parts in every:
+            x_TE = _in_one_call(x_TE, parts, turn, seen)
+        return x_TE
+
+    whole = [layer for parts in every if (layer := adapted_layer.ready(parts)) is not None]
+    got = found(lambda x_TE: whole_layers(x_TE, whole, turn, seen))
+    assert calls == ["adapted_layer"] * 3 + ["adapted_layer_backward"] * 3
+    want = found(one_by_one)
+    assert len(got) == len(want) == 44 - is_first
+    assert all(torch.equal(ours, theirs) and ours.abs().max() > 0 for ours, theirs in zip(got, want, strict=True))
+    with torch.no_grad():
+        assert torch.equal(whole_layers(numbers(131, HIDDEN, seed=100), whole, turn, seen), want[0])
 
 
 @needs_tiles
@@ -142,7 +177,7 @@ def test_the_result_does_not_depend_on_threads() -> None:
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            found.append([*_both_halves(layers, 200), *_whole(whole_layer, layers, _seen(200, 40))])
+            found.append([*_both_halves(layers, 200), *_whole(_in_one_call, layers, _seen(200, 40))])
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))

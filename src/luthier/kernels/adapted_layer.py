@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,13 +47,24 @@ def suits(norm: Norm, by_input: Sequence[Sequence[Adapted]], *others: Tensor) ->
 
     `by_input`: layers that read the same input; `others` are numbers of each token, the first of them [T, ...].
     """
-    if not library().tiles or others[0].shape[0] <= wide.FEW_TOKENS:
-        return False
+    return _suit_tokens(*others) and _suit(norm, by_input)
+
+
+def _suit_tokens(*others: Tensor) -> bool:
+    return (
+        bool(library().tiles)
+        and others[0].shape[0] > wide.FEW_TOKENS
+        and all(t.dtype == torch.bfloat16 and t.is_cpu and t.is_contiguous() for t in others)
+    )
+
+
+def _suit(norm: Norm, by_input: Sequence[Sequence[Adapted]]) -> bool:
     layers = [layer for group in by_input for layer in group]
     matrices = [tensor for layer in layers for tensor in (layer.weight_OI, layer.a_RI, layer.b_OR)]
     biases = [layer.bias_O for layer in layers if layer.bias_O is not None]
     return (
-        all(t.dtype == torch.bfloat16 and t.is_cpu and t.is_contiguous() for t in (norm.weight_E, *matrices, *biases, *others))
+        bool(library().tiles)
+        and all(t.dtype == torch.bfloat16 and t.is_cpu and t.is_contiguous() for t in (norm.weight_E, *matrices, *biases))
         and all(side % 32 == 0 for layer in layers for side in layer.weight_OI.shape)
         and all(layer.a_RI.shape[0] % 16 == 0 for layer in layers)
         and all(layer.weight_OI.shape[1] + layer.a_RI.shape[0] <= wide.MAX_K for layer in layers)
@@ -117,51 +130,77 @@ def backward_out(
     return dx_TE, d_attended_TO, grads_a, grads_b
 
 
-def suits_whole(parts: Parts, turn: Turn, x_TE: Tensor) -> bool:
-    """Whether all of a layer, attention included, can be computed here (`suits`)."""
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A layer all of which can be computed here, attention included, as the C++ file reads it; good while its tensors stay in place."""
+
+    parts: Parts
+    read: ctypes.Array[_Layer]
+    norms: tuple[int, int]  # their addresses
+    num_kept: int  # numbers of bf16 that are kept of a token
+
+
+def ready(parts: Parts) -> Ready | None:
+    """None for a layer that `suits` none of the calls."""
     q, k, v, o, gate, up, down = parts.layers
-    return (
-        turn.cos_T1D.shape[2] % 32 == 0
-        and suits(parts.norm1, [(q, k, v)], x_TE, turn.cos_T1D, turn.sin_T1D)
-        and suits(parts.norm2, [(o,), (gate, up), (down,)], x_TE)
-    )
+    if not (_suit(parts.norm1, [(q, k, v)]) and _suit(parts.norm2, [(o,), (gate, up), (down,)])):
+        return None
+    widths = [layer.weight_OI.shape[0] for layer in (q, k, v, q, o, gate, up)]
+    norms = (parts.norm1.weight_E.data_ptr(), parts.norm2.weight_E.data_ptr())
+    return Ready(parts, _as_read(parts.layers), norms, sum(widths) + _ranks(parts.layers))
 
 
-def forward_layer(x_TE: Tensor, parts: Parts, turn: Turn, seen: Seen) -> tuple[Tensor, Tensor, Tensor]:
+def suits_pass(x_TE: Tensor, turn: Turn) -> bool:
+    """Whether tokens like these can be taken through layers that are `ready`."""
+    return turn.cos_T1D.shape[2] % 32 == 0 and _suit_tokens(x_TE, turn.cos_T1D, turn.sin_T1D)
+
+
+class Pass:
+    """What the layers of one pass have in common. The first layer's shape is that of all."""
+
+    def __init__(self, layer: Ready, turn: Turn, seen: Seen) -> None:
+        ends = (ctypes.c_int64 * (2 * len(seen.segments)))(*(end for segment in seen.segments for end in segment))
+        size = turn.cos_T1D.shape[2]
+        heads, key_heads = (linear.weight_OI.shape[0] // size for linear in layer.parts.layers[:2])
+        self._around = _Around(
+            *layer.norms, turn.cos_T1D.data_ptr(), turn.sin_T1D.data_ptr(), ends, len(seen.segments), seen.num_prefix, heads, key_heads,
+            size, 0.0, 0.0, seen.scaling,
+        )  # fmt: skip
+        self._alive = turn  # its addresses are held
+
+    def around(self, layer: Ready) -> Any:
+        """`Around` of the C++ file, for this layer until the next is asked for."""
+        self._around.norm1, self._around.norm2 = layer.norms
+        self._around.eps1, self._around.eps2 = layer.parts.norm1.eps, layer.parts.norm2.eps
+        return ctypes.byref(self._around)
+
+
+def forward_layer(x_TE: Tensor, layer: Ready, through: Pass) -> tuple[Tensor, Tensor, Tensor]:
     """What the layer answers [T, E], and what `backward_layer` needs: all numbers of bf16, and 1 / rms of both norms."""
     T = x_TE.shape[0]
-    q, k, v, o, gate, up, _ = (layer.weight_OI.shape[0] for layer in parts.layers)
-    kept_X = x_TE.new_empty(T * (q + k + v + q + _ranks(parts.layers) + o + gate + up))
+    kept_X = x_TE.new_empty(T * layer.num_kept)
     r_2T, out_TE = x_TE.new_empty(2, T, dtype=torch.float32), torch.empty_like(x_TE)
     library().tiles["adapted_layer"](
-        _as_read(parts.layers), ctypes.byref(_around(parts, turn, seen)), x_TE.data_ptr(), T, kept_X.data_ptr(), r_2T.data_ptr(),
-        out_TE.data_ptr(), torch.get_num_threads(),
+        layer.read, through.around(layer), x_TE.data_ptr(), T, kept_X.data_ptr(), r_2T.data_ptr(), out_TE.data_ptr(),
+        torch.get_num_threads(),
     )  # fmt: skip
     return out_TE, kept_X, r_2T
 
 
 def backward_layer(
-    g_TE: Tensor, x_TE: Tensor, kept_X: Tensor, r_2T: Tensor, parts: Parts, turn: Turn, seen: Seen, *, needs_dx: bool
+    g_TE: Tensor, x_TE: Tensor, kept_X: Tensor, r_2T: Tensor, layer: Ready, through: Pass, *, needs_dx: bool
 ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
     """Gradients of x, of each A and of each B."""
-    layers = parts.layers
+    layers = layer.parts.layers
     grads_a, grads_b = _grads(layers, [layers[:3], layers[3:4], layers[4:6], layers[6:]])
+    for read, grad_a, grad_b in zip(layer.read, grads_a, grads_b, strict=True):
+        read.grad_a, read.grad_b = grad_a.data_ptr(), grad_b.data_ptr()
     dx_TE = torch.empty_like(x_TE) if needs_dx else None
     library().tiles["adapted_layer_backward"](
-        _as_read(layers, grads_a, grads_b), ctypes.byref(_around(parts, turn, seen)), x_TE.data_ptr(), x_TE.shape[0],
-        kept_X.data_ptr(), r_2T.data_ptr(), g_TE.data_ptr(), None if dx_TE is None else dx_TE.data_ptr(), torch.get_num_threads(),
+        layer.read, through.around(layer), x_TE.data_ptr(), x_TE.shape[0], kept_X.data_ptr(), r_2T.data_ptr(), g_TE.data_ptr(),
+        None if dx_TE is None else dx_TE.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return dx_TE, grads_a, grads_b
-
-
-def _around(parts: Parts, turn: Turn, seen: Seen) -> _Around:
-    ends = (ctypes.c_int64 * (2 * len(seen.segments)))(*(end for segment in seen.segments for end in segment))
-    size = turn.cos_T1D.shape[2]
-    heads, key_heads = (layer.weight_OI.shape[0] // size for layer in parts.layers[:2])
-    return _Around(
-        parts.norm1.weight_E.data_ptr(), parts.norm2.weight_E.data_ptr(), turn.cos_T1D.data_ptr(), turn.sin_T1D.data_ptr(),
-        ends, len(seen.segments), seen.num_prefix, heads, key_heads, size, parts.norm1.eps, parts.norm2.eps, seen.scaling,
-    )  # fmt: skip
 
 
 def _ranks(layers: Sequence[Adapted]) -> int:

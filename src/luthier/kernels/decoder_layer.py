@@ -35,28 +35,44 @@ def attention_output(x_TE: Tensor, attended_TO: Tensor, norm: Norm, o: Adapted, 
     return _AttentionOutput.apply(x_TE, attended_TO, norm, layers, *trained)  # pyright: ignore[reportReturnType]
 
 
-def whole_layer(x_TE: Tensor, parts: Parts, turn: Turn, seen: Seen) -> Tensor:
-    """What the layer answers, attention over a token tree included: [T, E]. Only where `adapted_layer.suits_whole`."""
-    a_RIs, b_ORs = ([layer.a_RI for layer in parts.layers], [layer.b_OR for layer in parts.layers])
-    return _WholeLayer.apply(x_TE, parts, turn, seen, *a_RIs, *b_ORs)  # pyright: ignore[reportReturnType]
+def whole_layers(x_TE: Tensor, layers: Sequence[adapted_layer.Ready], turn: Turn, seen: Seen) -> Tensor:
+    """What layers answer one behind another, attention over a token tree included: [T, E]. Only where `adapted_layer.suits_pass`."""
+    trained = [tensor for layer in layers for tensor in trained_tensors(layer.parts)]
+    return _WholeLayers.apply(x_TE, layers, turn, seen, torch.is_grad_enabled(), *trained)  # pyright: ignore[reportReturnType]
 
 
-class _WholeLayer(torch.autograd.Function):
-    """Both functions below and `tiled_attention` between them, by the same rules."""
+def trained_tensors(parts: Parts) -> list[Tensor]:
+    """Every A, then every B."""
+    return [layer.a_RI for layer in parts.layers] + [layer.b_OR for layer in parts.layers]
+
+
+class _WholeLayers(torch.autograd.Function):
+    """For each layer both functions below and `tiled_attention` between them, by the same rules."""
 
     @staticmethod
-    def forward(ctx: Any, x_TE: Tensor, parts: Parts, turn: Turn, seen: Seen, *trained: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x_TE: Tensor, layers: Sequence[adapted_layer.Ready], turn: Turn, seen: Seen, goes_back: bool, *trained: Tensor
+    ) -> Tensor:
         del trained  # parts of the layers
-        ctx.spec = (parts, turn, seen)
-        out_TE, kept_X, r_2T = adapted_layer.forward_layer(x_TE, parts, turn, seen)
-        ctx.save_for_backward(x_TE, kept_X, r_2T)
-        return out_TE
+        ctx.layers, ctx.through, ctx.kept = layers, adapted_layer.Pass(layers[0], turn, seen), []
+        for layer in layers:
+            out_TE, kept_X, r_2T = adapted_layer.forward_layer(x_TE, layer, ctx.through)
+            if goes_back:
+                ctx.kept.append((x_TE, kept_X, r_2T))
+            x_TE = out_TE
+        return x_TE
 
     @staticmethod
     def backward(ctx: Any, g_TE: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        needs_dx = ctx.needs_input_grad[0]
-        grad_x, grad_a, grad_b = adapted_layer.backward_layer(g_TE.contiguous(), *ctx.saved_tensors, *ctx.spec, needs_dx=needs_dx)
-        return grad_x, None, None, None, *grad_a, *grad_b
+        grads: list[Tensor] = []
+        grad_x: Tensor | None = g_TE.contiguous()
+        for n, layer in reversed(list(enumerate(ctx.layers))):
+            assert grad_x is not None
+            needs_dx = n > 0 or ctx.needs_input_grad[0]
+            x_TE, kept_X, r_2T = ctx.kept.pop()
+            grad_x, grad_a, grad_b = adapted_layer.backward_layer(grad_x, x_TE, kept_X, r_2T, layer, ctx.through, needs_dx=needs_dx)
+            grads[:0] = (*grad_a, *grad_b)
+        return grad_x, None, None, None, None, *grads
 
 
 class _AttentionInput(torch.autograd.Function):

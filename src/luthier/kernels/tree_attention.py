@@ -42,6 +42,7 @@ class TreePlan:
     segments: list[tuple[int, int]] | None = None
     mask: BlockMask | None = None
     narrowed: bool = False  # the last layer made only the states that will be read
+    joined: bool = False  # the first layer answered for all but the last
 
     def segments_of(self, tree: TokenTree) -> list[tuple[int, int]]:
         """As the function of this name, once for all layers."""

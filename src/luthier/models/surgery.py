@@ -6,16 +6,17 @@ the layer's own answer on random input. A layer of another kind (another activat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from luthier.kernels.adapted_layer import suits_whole
-from luthier.kernels.decoder_layer import attention_input, attention_output, whole_layer
+from luthier.kernels.adapted_layer import Ready, ready, suits_pass
+from luthier.kernels.decoder_layer import attention_input, attention_output, whole_layers
 from luthier.kernels.device import to_device
 from luthier.kernels.layer_parts import Adapted, Norm, Parts, Seen, Turn
 from luthier.kernels.lora_linear import lora_linear
@@ -47,6 +48,8 @@ def use_fast_kernels(model: nn.Module) -> dict[str, int]:
             found["swiglu"] += _replace(layer, _fast_mlp(layer), width=layer.gate_proj.in_features)
     layers = [module for module in model.modules() if hasattr(module, "self_attn")]
     found["decoder_layer"] = sum(_replace_layer(layer, is_last=layer is layers[-1]) for layer in layers)
+    if layers and found["decoder_layer"] == len(layers):
+        _join_layers(layers[:-1])
     return found
 
 
@@ -75,6 +78,53 @@ def _replace_layer(layer: Any, *, is_last: bool) -> bool:
     return True
 
 
+def _join_layers(layers: Sequence[Any]) -> None:
+    """Let the first of these layers answer for all of them in passes that their kernel can compute, and the others hand that on."""
+    joined = Joined(layers)
+
+    def answer_for_all(own: Callable[..., Tensor], hidden_states: Tensor, **given: Any) -> Tensor:
+        layout = given.get("layout")
+        if isinstance(layout, TreeLayout):
+            turned = _turn(given["position_embeddings"])
+            whole = joined.ready() if suits_pass(hidden_states[0], turned) else None
+            if whole is not None:
+                layout.plan.joined = True
+                return whole_layers(hidden_states[0], whole, turned, _seen(layout, layers[0].self_attn))[None]
+        return own(hidden_states, **given)
+
+    def hand_on(own: Callable[..., Tensor], hidden_states: Tensor, **given: Any) -> Tensor:
+        layout = given.get("layout")
+        return hidden_states if isinstance(layout, TreeLayout) and layout.plan.joined else own(hidden_states, **given)
+
+    for n, layer in enumerate(layers):
+        layer.forward = partial(hand_on if n else answer_for_all, layer.forward)
+
+
+class Joined:
+    """Layers that are computed in one go while all of their tensors are here and suit. What was found of them is kept until one moves."""
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self._layers = layers
+        self._holders = [(module._parameters, name) for layer in layers for module in layer.modules() for name in module._parameters]
+        self._addresses: list[int] = []
+        self._ready: list[Ready] | None = None
+
+    def ready(self) -> list[Ready] | None:
+        """None where activations are not kept, a rank holds a share of the weights, or a layer is one of those that are computed apart."""
+        first = self._layers[0]
+        tensors = [held[name] for held, name in self._holders]
+        if (first.training and getattr(first, "gradient_checkpointing", False)) or any(isinstance(t, DTensor) for t in tensors):
+            return None
+        addresses = [0 if t is None else t.data_ptr() for t in tensors]
+        if addresses != self._addresses:
+            found = [ready(_parts(layer)) for layer in self._layers]
+            self._ready = [one for one in found if one is not None]
+            self._addresses = addresses
+            if len(self._ready) < len(found):
+                self._ready = None
+        return self._ready
+
+
 def _is_adapted_llama(layer: Any) -> bool:
     """Whether a layer has the seven linear layers and two norms of Llama, and adapters alone are trained."""
     parts = (layer.self_attn, getattr(layer, "mlp", None))
@@ -92,16 +142,11 @@ def _fast_layer(layer: Any, x_1TE: Tensor, *, turn: tuple[Tensor, Tensor], layou
 
     Parameters are looked up at each pass: a sharded model holds them only during it.
     """
-    attention, mlp, x_TE = layer.self_attn, layer.mlp, x_1TE[0]
-    q, k, v, o = (_adapted(linear) for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj))
-    gate, up, down = (_adapted(linear) for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
-    parts = Parts(_norm(layer.input_layernorm), _norm(layer.post_attention_layernorm), (q, k, v, o, gate, up, down))
-    cos_T1D, sin_T1D = (table[0][:, None] for table in turn)
-    turned = Turn(cos_T1D, sin_T1D)
+    attention, x_TE, parts, turned = layer.self_attn, x_1TE[0], _parts(layer), _turn(turn)
+    q, k, v, o, gate, up, down = parts.layers
     wanted_N = layout.wanted_N if is_last else None
-    if wanted_N is None and suits_whole(parts, turned, x_TE):
-        seen = Seen(layout.plan.segments_of(layout.tree), layout.tree.num_prefix, float(attention.scaling))
-        return whole_layer(x_TE, parts, turned, seen)[None]
+    if wanted_N is None and suits_pass(x_TE, turned) and (whole := ready(parts)) is not None:
+        return whole_layers(x_TE, [whole], turned, _seen(layout, attention))[None]
     x_TSD = attention_input(x_TE, parts.norm1, q, k, v, turned)
     num_query_heads = q.weight_OI.shape[0] // attention.head_dim
     out_TO = tree_attention(x_TSD, layout.tree, layout.plan, num_query_heads=num_query_heads, scaling=attention.scaling).flatten(1)
@@ -109,6 +154,20 @@ def _fast_layer(layer: Any, x_1TE: Tensor, *, turn: tuple[Tensor, Tensor], layou
         x_TE, out_TO = x_TE.index_select(0, wanted_N), out_TO.index_select(0, wanted_N)
         layout.plan.narrowed = True
     return attention_output(x_TE, out_TO, parts.norm2, o, gate, up, down)[None]
+
+
+def _parts(layer: Any) -> Parts:
+    attention, mlp = layer.self_attn, layer.mlp
+    linears = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    return Parts(_norm(layer.input_layernorm), _norm(layer.post_attention_layernorm), tuple(map(_adapted, linears)))
+
+
+def _turn(turn: tuple[Tensor, Tensor]) -> Turn:
+    return Turn(*(table[0][:, None] for table in turn))
+
+
+def _seen(layout: TreeLayout, attention: Any) -> Seen:
+    return Seen(layout.plan.segments_of(layout.tree), layout.tree.num_prefix, float(attention.scaling))
 
 
 def _adapted(linear: Any) -> Adapted:
