@@ -12,6 +12,18 @@ from collections.abc import Sequence
 MAX_PAIRS = 24_000_000  # (token, token it may see) pairs of a batch while prompts are read: the attention mask
 
 
+def plan_passes(lengths: Sequence[int], most: int) -> list[tuple[int, int]]:
+    """First row and end of each stretch of rows that together, padding included, are at most `most` tokens, or one row."""
+    ends: list[tuple[int, int]] = []
+    start = longest = 0
+    for i, length in enumerate(lengths):
+        longest = max(longest, length)
+        if i > start and (i + 1 - start) * longest > most:
+            ends.append((start, i))
+            start, longest = i, length
+    return [*ends, (start, len(lengths))]
+
+
 def plan_batches(lengths: Sequence[int], *, num_prefix: int, batch: int) -> tuple[tuple[int, ...], ...]:
     """Indices of each batch, longest prompts first, similar lengths together; at least one row a batch.
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from luthier.core.types import Sampling
+from luthier.generate.admission import MAX_READ
+from luthier.generate.batching import plan_passes
 from luthier.generate.rows import EMPTY, Prefix, Rows
 from luthier.generate.sampling import draw, likeliest, random_stream
 from luthier.models.voices import Voices
@@ -53,7 +55,8 @@ def decode(
 ) -> list[list[int]]:
     """New tokens of each row (its EOS left out); `prompts[r]` are the tokens after the prefix, at least one each.
 
-    1. Prompts are read in one pass against the shared prefix.
+    1. Prompts are read against the shared prefix, some at a time: what a layer makes of more tokens at once is room that the system
+       hands out anew, page by page, for every layer.
     2. Each step appends one token a row.
        Of a row with `allowed` ids the most likely of these is taken, as if all others were impossible; where there are
        several, `on_choice(row, ids, logprobs)` is told their log-probabilities among themselves, at temperature 1.
@@ -61,8 +64,10 @@ def decode(
     3. A row ends at EOS, at its `max_new_tokens`, or when `on_token(row, token)` returns False; once enough rows have ended
        they leave the batch.
     """
-    batch = Rows(voices)
-    logits_RV = batch.enter(prefix, [EMPTY] * len(prompts), prompts, [voices.own] * len(prompts))
+    batch = Rows(voices, num_expected=len(prompts))
+    passes = plan_passes(list(map(len, prompts)), MAX_READ)
+    read = [batch.enter(prefix, [EMPTY] * (end - start), prompts[start:end], [voices.own] * (end - start)) for start, end in passes]
+    logits_RV = torch.cat(read) if len(read) > 1 else read[0]
     written: list[list[int]] = [[] for _ in prompts]
     streams = [random_stream(s) for s in sampling]
     rows = list(range(len(prompts)))  # the row of each line still in the batch

@@ -56,6 +56,7 @@ class Rows:
     """The batch. `lines[r]` describes row r; some move when others leave."""
 
     voices: Voices
+    num_expected: int = 0  # rows there is to be room for at once
     lines: list[Line] = field(default_factory=list[Line])
     _store: Tensor | None = None  # [L, 2, rows, C, K, D]
 
@@ -164,6 +165,7 @@ class Rows:
             return old
         if old is not None:
             rows, columns = max(rows, old.shape[2]), max(columns, old.shape[3])
+        rows = max(rows, self.num_expected)
         columns = -(-columns // COLUMNS_STEP) * COLUMNS_STEP
         new = torch.zeros(L, 2, rows, columns, K, D, dtype=like.dtype, device=like.device)
         used = len(self.lines)
