@@ -66,13 +66,10 @@ def _seconds(row: Mapping[str, Any]) -> str:
 
 
 def _spent(found: Mapping[str, Any]) -> str:
-    earlier = sum(row.get("wall_s", 0) for row in found.values() if "cpu_s" not in row)
-    later = sum(row.get("cpu_s", 0) for row in found.values())
-    on_two, clock = later / 120, earlier / 60
-    return (
-        f"All together {later / 60:.0f} processor minutes, on two cores at least {on_two:.0f} minutes; and {clock:.0f} by the clock for"
-        " runs whose processor time was not recorded."
-    )
+    clock_s, processor_s = (sum(row.get(key, 0) for row in found.values()) for key in ("wall_s", "cpu_s"))
+    unknown = [name for name, row in found.items() if "wall_s" in row and "cpu_s" not in row]
+    without = f", without {', '.join(unknown)}, whose was not recorded" if unknown else ""
+    return f"The runs together took {clock_s / 60:.0f} minutes by the clock and {processor_s / 60:.0f} processor minutes{without}."
 
 
 def _words(name: str, row: Mapping[str, Any]) -> list[str]:

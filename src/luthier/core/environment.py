@@ -87,9 +87,21 @@ def _cpu() -> tuple[str, frozenset[str]]:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return platform.processor() or platform.machine(), frozenset()
+    return read_cpuinfo(text)
+
+
+def read_cpuinfo(text: str) -> tuple[str, frozenset[str]]:
+    """The same, of what /proc/cpuinfo holds.
+
+    Virtual machines often give a name without a number, the same for several generations: then it is told by family and model too.
+    """
     model = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, flags=re.MULTILINE)
-    return model[1].strip() if model else platform.machine(), frozenset(flags[1].split() if flags else ())
+    name = model[1].strip() if model else platform.machine()
+    numbers = [re.search(rf"^{key}\s*:\s*(\d+)$", text, flags=re.MULTILINE) for key in ("cpu family", "model")]
+    if not re.search(r"\d", name) and all(numbers):
+        name += ", family {}, model {}".format(*(number[1] for number in numbers if number is not None))
+    return name, frozenset(flags[1].split() if flags else ())
 
 
 def _usable_cores() -> int:

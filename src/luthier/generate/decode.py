@@ -39,6 +39,13 @@ def _next_tokens(
     return [draw(logits_RV[i], sampling[r], streams[r], allowed=None if allowed is None else allowed(r)) for i, r in enumerate(rows)]
 
 
+def _same_prompts(prompts: Sequence[Sequence[int]]) -> tuple[list[int], list[Sequence[int]]]:
+    """The prompts that differ, in order, and for each prompt the place of its like among these."""
+    places: dict[tuple[int, ...], int] = {}
+    of = [places.setdefault(tuple(ids), len(places)) for ids in prompts]
+    return of, list(places)
+
+
 @torch.no_grad()
 def decode(
     voices: Voices,
@@ -56,7 +63,7 @@ def decode(
     """New tokens of each row (its EOS left out); `prompts[r]` are the tokens after the prefix, at least one each.
 
     1. Prompts are read against the shared prefix, some at a time: what a layer makes of more tokens at once is room that the system
-       hands out anew, page by page, for every layer.
+       hands out anew, page by page, for every layer. Of prompts that are the same, as where an item is asked again, one is read.
     2. Each step appends one token a row.
        Of a row with `allowed` ids the most likely of these is taken, as if all others were impossible; where there are
        several, `on_choice(row, ids, logprobs)` is told their log-probabilities among themselves, at temperature 1.
@@ -65,9 +72,13 @@ def decode(
        they leave the batch.
     """
     batch = Rows(voices, num_expected=len(prompts))
-    passes = plan_passes(list(map(len, prompts)), MAX_READ)
-    read = [batch.enter(prefix, [EMPTY] * (end - start), prompts[start:end], [voices.own] * (end - start)) for start, end in passes]
+    of, apart = _same_prompts(prompts)
+    passes = plan_passes(list(map(len, apart)), MAX_READ)
+    read = [batch.enter(prefix, [EMPTY] * (end - start), apart[start:end], [voices.own] * (end - start)) for start, end in passes]
     logits_RV = torch.cat(read) if len(read) > 1 else read[0]
+    if len(apart) < len(prompts):
+        batch.repeat(of)
+        logits_RV = logits_RV[of]
     written: list[list[int]] = [[] for _ in prompts]
     streams = [random_stream(s) for s in sampling]
     rows = list(range(len(prompts)))  # the row of each line still in the batch

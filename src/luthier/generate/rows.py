@@ -118,6 +118,17 @@ class Rows:
         h_R1E = self.voices.states(ids_R1, position_R[:, None], layout, [line.voice for line in self.lines])
         return self.voices.logits(h_R1E[:, 0])
 
+    def repeat(self, of: Sequence[int]) -> None:
+        """Row r becomes a copy of row `of[r]`, which is r or one before it; there may be more of them than before."""
+        assert self._store is not None and all(0 <= row <= r for r, row in enumerate(of))
+        lines = [self.lines[row] for row in of]
+        store = self._room(self._store, rows=len(of), columns=self._store.shape[3])
+        for to in reversed(range(len(of))):  # nothing is overwritten that is still to be copied: that stands further in front
+            if of[to] != to:
+                n = len(lines[to].own)
+                store[:, :, to, :n] = store[:, :, of[to], :n]
+        self.lines = [Line(line.prefix, list(line.own), line.voice) for line in lines]
+
     def leave(self, rows: Sequence[int]) -> list[int]:
         """Drop rows; the last ones move into their places, so that few are copied. Returns the old row of each that is left."""
         gone = set(rows)

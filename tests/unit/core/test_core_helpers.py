@@ -101,6 +101,16 @@ def test_environment_says_what_matters_and_nothing_private(monkeypatch: pytest.M
     assert os.uname().nodename not in text.split() and str(Path.home()) not in text
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("AMD EPYC", "AMD EPYC, family 26, model 2"), ("AMD EPYC 9654", "AMD EPYC 9654")],
+)
+def test_processors_that_share_a_name_are_told_apart(name: str, found: str) -> None:
+    text = f"processor\t: 0\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: {name}\nflags\t\t: fpu avx2\n"
+    assert environment.read_cpuinfo(text) == (found, frozenset({"fpu", "avx2"}))
+    assert environment.read_cpuinfo("Features\t: asimd\n")[1] == {"asimd"}
+
+
 def test_environment_does_not_import_torch() -> None:
     code = "from luthier.core.environment import describe_environment as d; d(); import sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from luthier.core.errors import InputError, ModelError
 from luthier.core.types import Generation, GenerationRequest, Message, Sampling
 from luthier.core.wait import Wait
-from luthier.generate.batching import MAX_PAIRS, plan_batches
+from luthier.generate.batching import MAX_PAIRS, plan_batches, plan_passes
 from luthier.generate.decode import decode
 from luthier.generate.local import LocalModel, generate, peak_memory_gib, shared_prefix, single_latencies
 from luthier.generate.rows import read_prefix
@@ -92,6 +92,34 @@ def test_sampling_is_seeded_by_row_and_does_not_depend_on_the_batch(local: Local
         sampling=[Sampling(temperature=1.0, seed=s + 100) for s in range(6)],
     )
     assert other != together
+
+
+def test_prompts_that_are_the_same_are_read_once(local: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And every row goes on by itself: with its own draws, at its own length."""
+    different, prefix = _prompts(), read_prefix(local.voices, _prompts()[0][:3])
+    prompts = [different[n][3:] for n in (4, 1, 4, 1, 2, 3, 4, 0)]  # 2 and 3 are equally long
+    sampling = [Sampling(temperature=1.0, seed=seed) for seed in range(8)]
+    lengths = [8, 3, 8, 12, 5, 5, 1, 9]
+    alone = [
+        decode(local.voices, prefix, [p], max_new_tokens=[n], eos_ids=EOS, sampling=[s])[0]
+        for p, n, s in zip(prompts, lengths, sampling, strict=True)
+    ]
+    read: list[int] = []
+    own = Voices.states
+    monkeypatch.setattr(Voices, "states", lambda self, ids_BT, *rest: (read.append(ids_BT.numel()), own(self, ids_BT, *rest))[1])
+    monkeypatch.setattr("luthier.generate.decode.MAX_READ", 20)
+    together = decode(local.voices, prefix, prompts, max_new_tokens=lengths, eos_ids=EOS, sampling=sampling)
+    assert together == alone and len({tuple(together[n]) for n in (0, 2)}) == 2
+    assert read[:3] == [17, 2 * 9, 2 * 4] and read[3] == 8  # five prompts, padding included; then a token of each row
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 200))
+def test_passes_are_in_order_and_as_large_as_may_be(lengths: list[int], most: int) -> None:
+    passes = plan_passes(lengths, most)
+    assert [i for start, end in passes for i in range(start, end)] == list(range(len(lengths)))
+    for start, end in passes:
+        assert end - start == 1 or (end - start) * max(lengths[start:end]) <= most
+        assert end == len(lengths) or (end + 1 - start) * max(lengths[start : end + 1]) > most
 
 
 def test_a_row_stops_when_told(local: LocalModel) -> None:
