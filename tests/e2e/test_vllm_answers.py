@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if "lora_B" in parameter_name:
                 parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator)
         save_adapter(model, root / name, base_info=inspect_folder(path))
+    make_tiny_model(root / "other", seed=9)
+    (root / "pickled").mkdir()
+    shutil.copyfile(root / "one" / "adapter_config.json", root / "pickled" / "adapter_config.json")
+    (root / "pickled" / "adapter_model.bin").write_bytes(b"\x80\x04.")
     make_fake_vllm(root / "installed")
     make_fake_vllm(root / "old", "0.8.0")
     return root
@@ -100,9 +105,13 @@ def test_what_cannot_be_had_so_is_refused(place: Path, tmp_path: Path) -> None:
     for command in (("chat", "-p", "x"), ("serve", "--port", "0")):
         told = refused(command[0], model, *command[1:], "--vllm", path=None)
         assert "there is no vLLM here" in told and "leave --vllm out" in told
-        assert "found vLLM 0.8.0, expected 0.17 or newer" in refused(command[0], model, *command[1:], "--vllm", path=place / "old")
+        assert "found vLLM 0.8.0, expected 0.32 or newer" in refused(command[0], model, *command[1:], "--vllm", path=place / "old")
         assert "leave --gguf or --vllm out" in refused(command[0], model, *command[1:], "--vllm", "--gguf", "x.gguf")
         told = refused(command[0], dora, "--model", model, *command[1:], "--vllm")
         assert "a DoRA adapter, which vLLM does not compute" in told and "--to merged" in told
+        told = refused(command[0], str(place / "one"), "--model", str(place / "other"), *command[1:], "--vllm")
+        assert "the adapter was trained on model" in told
+        told = refused(command[0], str(place / "pickled"), "--model", model, *command[1:], "--vllm")
+        assert "pickled form (adapter_model.bin)" in told
     assert "temperature must be in [0, 2]" in refused("chat", model, "-p", "x", "--temperature", "3", "--vllm")
     assert "more KV cache memory is needed" in refused("serve", model, "--port", "0", "--vllm", "--batch", "13")

@@ -69,8 +69,8 @@ class VllmEngine:
             return ()
         try:
             outputs = self._vllm.running.step()
-        except (RuntimeError, MemoryError) as error:
-            raise ModelError(f"{self.program} failed: {error}", where="the engine", fix="a smaller --batch, or leave --vllm out") from error
+        except Exception as error:  # it computes for all orders: whatever it fails with, all are lost
+            raise _failed(f"{self.program} failed: {error}"[:300]) from error
         pieces: list[Piece] = []
         for output in outputs:
             answer = self._answers.get(int(output.request_id))
@@ -106,9 +106,8 @@ class VllmEngine:
 
     def _ended(self, answer: Answer, reason: str | None) -> Piece:
         if reason not in ("stop", "length"):
-            raise ModelError(
-                f"{self.program} gave up an answer: {reason}", where="the engine", fix="a smaller --batch, or leave --vllm out"
-            )
+            self.cancel(answer.ticket)
+            raise _failed(f"{self.program} gave up an answer: {reason}")
         return Piece(
             ticket=answer.ticket,
             text=answer.writing.end(),
@@ -124,3 +123,7 @@ class VllmEngine:
         best = sorted(known.items(), key=lambda one: -one[1].logprob)[:num]
         likeliest = tuple((spell(one), float(of.logprob)) for one, of in best)
         return TokenLogprob(spelled=spell(token), logprob=float(known[token].logprob), likeliest=likeliest)
+
+
+def _failed(what: str) -> ModelError:
+    return ModelError(what, where="the engine", fix="leave --vllm out: Luthier's own engine answers then")

@@ -17,15 +17,17 @@ from luthier.core.types import Order
 from luthier.generate.contract import MAX_LOGPROBS
 from luthier.generate.held import JSON_FORM
 
-OLDEST = (0, 17)  # the first that is released for processors too
+OLDEST = (0, 32)  # the one that was tried; earlier ones take adapters whose layers differ in rank and alpha for plain ones
 MAX_TEMPERATURE = 2.0
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the adapter ranks it can be set to
-# It reads these when it is imported. Left alone it reports what it runs on, starts a process of its own and logs to standard output.
+# It reads these when it is imported. Left alone it reports what it runs on, starts a process of its own, logs to standard output, and waits
+# for others at the machine's address.
 _ALWAYS = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    "VLLM_HOST_IP": "127.0.0.1",
 }
 _UNLESS_SET = {"VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
 
@@ -34,6 +36,10 @@ class Running(Protocol):
     """`vllm.LLMEngine`, as far as it is used here."""
 
     engine_core: Any
+
+    def add_lora(self, lora_request: Any) -> bool:
+        """Load an adapter. Raises ValueError and others for one it cannot compute."""
+        ...
 
     def add_request(self, request_id: str, prompt: Any, params: Any, *, lora_request: Any = None) -> str:
         """Take a request. Raises ValueError for one it cannot answer."""
@@ -64,7 +70,10 @@ def require_vllm() -> str:
     fix = "pip install vllm (https://docs.vllm.ai says how for each kind of machine), or leave --vllm out"
     if find_spec("vllm") is None:
         raise MissingExtraError("there is no vLLM here", where="--vllm", fix=fix)
-    version = _version()
+    try:
+        version = _version()
+    except importlib.metadata.PackageNotFoundError as error:
+        raise MissingExtraError("there is a folder `vllm` here that is no installed package", where="--vllm", fix=fix) from error
     if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         raise MissingExtraError(f"found vLLM {version}, expected {oldest} or newer", where="--vllm", fix=f"pip install 'vllm>={oldest}'")
@@ -89,7 +98,6 @@ def open_vllm(
     os.environ.update(_ALWAYS)
     for name, value in _UNLESS_SET.items():
         os.environ.setdefault(name, value)
-    package: Any = importlib.import_module("vllm")
     asked: dict[str, Any] = {
         "model": str(path.resolve()),
         "tokenizer": str(path.resolve()),
@@ -111,16 +119,19 @@ def open_vllm(
     if adapters:
         asked |= {"enable_lora": True, "max_loras": len(adapters) + (zero is not None), "max_lora_rank": rank}
     try:
+        package: Any = importlib.import_module("vllm")
+        request: Any = importlib.import_module("vllm.lora.request").LoRARequest
+        loras = {voice: request(voice, number, str(folder.resolve())) for number, (voice, folder) in enumerate(adapters.items(), start=1)}
+        no_lora = None if zero is None else request("none", len(loras) + 1, str(zero.resolve()))
         running: Running = package.LLMEngine.from_engine_args(package.EngineArgs(**asked))
-    except (ValueError, RuntimeError, OSError, NotImplementedError, AttributeError) as error:
+        for lora in (*loras.values(), *([] if no_lora is None else [no_lora])):
+            running.add_lora(lora)  # now, not when the first order asks for it
+    except Exception as error:  # whatever a program of many parts fails with, on this machine, with this model
         raise ModelError(
             f"vLLM {version} cannot open it: {_first_line(error)}",
             where=str(path),
             fix="leave --vllm out: Luthier's own engine answers then",
         ) from error
-    request: Any = importlib.import_module("vllm.lora.request").LoRARequest
-    loras = {voice: request(voice, number, str(folder.resolve())) for number, (voice, folder) in enumerate(adapters.items(), start=1)}
-    no_lora = None if zero is None else request("none", len(loras) + 1, str(zero.resolve()))
     return Vllm(running=running, loras=loras, no_lora=no_lora, version=version, package=package)
 
 

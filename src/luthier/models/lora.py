@@ -243,6 +243,13 @@ def load_adapter(model: PreTrainedModel | PeftModel, path: Path, *, base_info: M
     return adapted
 
 
+def check_adapter(path: Path, base_info: ModelInfo) -> None:
+    """Raise ModelError for an adapter that `load_adapter` would not take on this base; whether its layers fit is not looked at."""
+    _read_config(path)
+    read_headers(path / WEIGHTS)
+    _refuse_other_base(None, path, base_info)
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     if not (path / WEIGHTS).is_file():
         pickled = sorted(p.name for p in path.glob("*") if p.suffix in PICKLED)
@@ -274,14 +281,14 @@ def _mapping(config: Mapping[str, Any], key: str, path: Path) -> dict[str, float
     return {name: _number(pattern, name, path) for name in pattern}
 
 
-def _refuse_other_base(model: PreTrainedModel, path: Path, base_info: ModelInfo | None) -> None:
+def _refuse_other_base(model: PreTrainedModel | None, path: Path, base_info: ModelInfo | None) -> None:
     recorded = cast("dict[str, Any]", read_json(path / MANIFEST).get("base") or {}) if (path / MANIFEST).is_file() else {}
     if not recorded.get("sha256"):
         return
-    folder = Path(str(model.name_or_path or ""))
+    folder = Path(str(model.name_or_path or "")) if model is not None else Path()
     if base_info is not None:
         found = base_info.sha256
-    elif model.name_or_path and folder.is_dir():
+    elif model is not None and model.name_or_path and folder.is_dir():
         found = weights_sha256(folder, weight_files(folder))
     else:
         return

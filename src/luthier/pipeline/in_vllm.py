@@ -18,7 +18,7 @@ from luthier.generate.vllm_engine import VllmEngine
 from luthier.generate.vllm_package import RANKS, open_vllm, require_vllm
 from luthier.models.folder import read_json
 from luthier.models.load import inspect_folder
-from luthier.models.lora import CONFIG, WEIGHTS
+from luthier.models.lora import CONFIG, WEIGHTS, check_adapter
 from luthier.models.tokenizer import open_tokenizer
 from luthier.tokens.template import open_chat
 from luthier.train.precision import Precision
@@ -35,6 +35,8 @@ class InVllm:
     ) -> VllmEngine:
         """As `pipeline.open.open_engine`. Raises MissingExtraError, and ModelError for what vLLM does not compute."""
         info, on_cpu = inspect_folder(model_path), precision.device.type == "cpu"
+        for path in adapters.values():
+            check_adapter(path, info)  # vLLM knows of no base an adapter belongs to
         opened = open_vllm(
             model_path,
             dtype=precision.name,

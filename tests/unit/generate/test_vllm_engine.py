@@ -223,7 +223,7 @@ def test_a_broken_engine_is_an_error_of_the_model(made: Made) -> None:
 def test_one_too_old_or_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert require_vllm() == "0.32.0"
     monkeypatch.syspath_prepend(make_fake_vllm(tmp_path / "old", "0.9.1"))
-    with pytest.raises(MissingExtraError, match=r"found vLLM 0\.9\.1, expected 0\.17 or newer"):
+    with pytest.raises(MissingExtraError, match=r"found vLLM 0\.9\.1, expected 0\.32 or newer"):
         require_vllm()
     monkeypatch.setattr("luthier.generate.vllm_package.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="there is no vLLM here"):
