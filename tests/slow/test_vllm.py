@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests.fixtures.orders import answer_orders
 from tests.fixtures.tiny_model import make_tiny_model
-from tests.unit.generate.test_vllm_engine import CONTEXT, ORDERS, TEXTS, Made, make_adapters, order, run
+from tests.unit.generate.test_vllm_engine import CONTEXT, ORDERS, TEXTS, Made, make_adapters, order
 
 from luthier.core.errors import InputError
 from luthier.core.types import Piece, Sampling
@@ -67,7 +68,7 @@ def _text(pieces: list[Piece]) -> str:
 
 @pytest.mark.parametrize("name", ORDERS)
 def test_answers_are_those_of_the_engine_in_process(name: str, engine: VllmEngine, own: Engine) -> None:
-    for ours, theirs in zip(run(engine, ORDERS[name]), run(own, ORDERS[name]), strict=True):
+    for ours, theirs in zip(answer_orders(engine, ORDERS[name]), answer_orders(own, ORDERS[name]), strict=True):
         assert _text(ours) == _text(theirs) and ours[-1].finish == theirs[-1].finish
         assert ours[-1].num_prompt_tokens == theirs[-1].num_prompt_tokens
         for piece, other in zip(ours, theirs, strict=False):
@@ -79,13 +80,13 @@ def test_answers_are_those_of_the_engine_in_process(name: str, engine: VllmEngin
 
 def test_each_adapter_answers_under_its_own_name(engine: VllmEngine, own: Engine) -> None:
     orders = [order(text, voice=voice) for text in TEXTS[:3] for voice in ("one", "", "two")]
-    want, found = ([_text(pieces) for pieces in run(each, orders)] for each in (own, engine))
+    want, found = ([_text(pieces) for pieces in answer_orders(each, orders)] for each in (own, engine))
     assert want == found and len(set(want[:3])) == 3
 
 
 def test_what_is_drawn_depends_on_the_seed_alone(engine: VllmEngine) -> None:
     drawn = [order(TEXTS[1], sampling=Sampling(temperature=1.5, top_p=0.95, top_k=40, min_p=0.01, seed=seed)) for seed in (3, 3, 4)]
-    one, same, other = (_text(pieces) for pieces in run(engine, drawn))
+    one, same, other = (_text(pieces) for pieces in answer_orders(engine, drawn))
     assert one == same != other
 
 

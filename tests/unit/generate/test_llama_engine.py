@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from tests.fixtures.fake_llama import make_fake_llama
+from tests.fixtures.orders import answer_orders, assert_same_answers
 from tests.fixtures.tiny_gguf import write_tiny_gguf
 from tests.fixtures.tiny_model import make_tiny_model
 
 from luthier.core.errors import ContextError, InputError, ModelError
-from luthier.core.types import Message, Order, Piece, Sampling
-from luthier.generate.contract import TextEngine
+from luthier.core.types import Message, Order, Sampling
 from luthier.generate.engine import Engine
 from luthier.generate.llama_engine import LlamaEngine
 from luthier.generate.llama_file import LlamaFile, open_in_llama
@@ -75,42 +75,24 @@ ORDERS = {
 }
 
 
-def _run(engine: TextEngine, orders: Sequence[Order]) -> list[list[Piece]]:
-    tickets = [engine.submit(order) for order in orders]
-    found: dict[int, list[Piece]] = {ticket: [] for ticket in tickets}
-    for _ in range(2000):
-        if engine.idle:
-            return [found[ticket] for ticket in tickets]
-        for piece in engine.step():
-            found[piece.ticket].append(piece)
-    raise AssertionError("the engine does not come to an end")
-
-
 @pytest.mark.parametrize("name", ORDERS)
 def test_answers_are_those_of_the_engine_in_process(name: str, made: Made, engine: LlamaEngine) -> None:
-    want = _run(Engine(made.voices, made.encoder, context=CONTEXT, base_name="tuned"), ORDERS[name])
-    found = _run(engine, ORDERS[name])
-    for ours, theirs in zip(found, want, strict=True):
-        assert [piece.tokens for piece in ours] == [piece.tokens for piece in theirs]
-        assert "".join(piece.text for piece in ours) == "".join(piece.text for piece in theirs)
-        assert ours[-1].finish == theirs[-1].finish is not None
-        assert ours[-1].num_prompt_tokens == theirs[-1].num_prompt_tokens
-        for piece, other in zip(ours, theirs, strict=True):
-            assert len(piece.logprobs) == len(other.logprobs)
-            for one, wanted in zip(piece.logprobs, other.logprobs, strict=True):
-                assert one.spelled == wanted.spelled and one.logprob == pytest.approx(wanted.logprob, abs=1e-4)
-                assert [spelled for spelled, _ in one.likeliest] == [spelled for spelled, _ in wanted.likeliest]
+    want = answer_orders(Engine(made.voices, made.encoder, context=CONTEXT, base_name="tuned"), ORDERS[name])
+    found = answer_orders(engine, ORDERS[name])
+    assert_same_answers(found, want)
     assert engine.num_active == engine.num_waiting == 0
 
 
 def test_the_next_turn_reads_only_what_is_new(made: Made, engine: LlamaEngine) -> None:
     first = (Message(role="user", content=TEXTS[5]),)
-    [answer] = _run(engine, [Order(messages=first, max_new_tokens=6)])
+    [answer] = answer_orders(engine, [Order(messages=first, max_new_tokens=6)])
     said = "".join(piece.text for piece in answer)
     second = (*first, Message(role="assistant", content=said), Message(role="user", content="And now?"))
-    [found] = _run(engine, [Order(messages=second, max_new_tokens=6)])
+    [found] = answer_orders(engine, [Order(messages=second, max_new_tokens=6)])
     assert found[-1].num_cached_tokens >= len(made.encoder.encode_prompt(first)) - 1
-    [want] = _run(Engine(made.voices, made.encoder, context=CONTEXT, base_name="tuned"), [Order(messages=second, max_new_tokens=6)])
+    [want] = answer_orders(
+        Engine(made.voices, made.encoder, context=CONTEXT, base_name="tuned"), [Order(messages=second, max_new_tokens=6)]
+    )
     assert [piece.tokens for piece in found] == [piece.tokens for piece in want]
 
 
@@ -119,9 +101,9 @@ def test_who_comes_between_does_not_cost_a_conversation_what_was_read_of_it(made
     engine = made.engine(num_rows=2)
     try:
         first = (Message(role="user", content=TEXTS[3]),)
-        _run(engine, [Order(messages=first, max_new_tokens=3)])
-        _run(engine, [_order("no", max_new_tokens=3)])
-        [found] = _run(engine, [Order(messages=first, max_new_tokens=3)])
+        answer_orders(engine, [Order(messages=first, max_new_tokens=3)])
+        answer_orders(engine, [_order("no", max_new_tokens=3)])
+        [found] = answer_orders(engine, [Order(messages=first, max_new_tokens=3)])
         assert found[-1].num_cached_tokens == len(made.encoder.encode_prompt(first)) - 1
     finally:
         engine.close()
@@ -137,7 +119,7 @@ def test_a_long_prompt_is_read_in_stretches_while_others_write(made: Made, engin
     first, last = (next(n for n, step in enumerate(steps) if ticket in step) for ticket in (short, long))
     assert last > first + 2 and all(short in step for step in steps[first : first + 3])  # one writes while the other is read
     found = [[step[ticket] for step in steps if ticket in step] for ticket in (short, long)]
-    want = _run(Engine(made.voices, made.encoder, context=CONTEXT, base_name="tuned"), orders)
+    want = answer_orders(Engine(made.voices, made.encoder, context=CONTEXT, base_name="tuned"), orders)
     assert found == [[piece.tokens for piece in pieces] for pieces in want]
 
 
@@ -154,7 +136,7 @@ def test_cancel_frees_the_row_and_what_was_read_harms_nobody(made: Made, engine:
     while not engine.idle:
         for piece in engine.step():
             found[piece.ticket].append(piece.tokens)
-    want = _run(Engine(made.voices, made.encoder, context=CONTEXT, base_name="tuned"), orders)
+    want = answer_orders(Engine(made.voices, made.encoder, context=CONTEXT, base_name="tuned"), orders)
     for n in (0, 2, 3):
         assert found[tickets[n]] == [piece.tokens for piece in want[n]]
 
@@ -185,7 +167,7 @@ def test_a_llama_cpp_that_ends_takes_its_orders_along_and_is_opened_again(made: 
                 engine.step()
         engine.cancel(ticket)
         assert engine.idle
-        [found] = _run(engine, [_order(TEXTS[0])])
+        [found] = answer_orders(engine, [_order(TEXTS[0])])
         assert found[-1].finish is not None and len(opened) == 2
     finally:
         engine.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from tests.fixtures.fake_vllm import make_fake_vllm
+from tests.fixtures.orders import answer_orders, assert_same_answers
 from tests.fixtures.tiny_model import make_tiny_model
 
 from luthier.core.errors import ContextError, InputError, MissingExtraError, ModelError
-from luthier.core.types import Message, Order, Piece, Sampling
-from luthier.generate.contract import TextEngine
+from luthier.core.types import Message, Order, Sampling
 from luthier.generate.engine import Engine
 from luthier.generate.vllm_engine import VllmEngine
 from luthier.generate.vllm_package import require_vllm
@@ -100,32 +100,12 @@ ORDERS = {
 }
 
 
-def run(engine: TextEngine, orders: Sequence[Order]) -> list[list[Piece]]:
-    tickets = [engine.submit(order) for order in orders]
-    found: dict[int, list[Piece]] = {ticket: [] for ticket in tickets}
-    for _ in range(2000):
-        if engine.idle:
-            return [found[ticket] for ticket in tickets]
-        for piece in engine.step():
-            found[piece.ticket].append(piece)
-    raise AssertionError("the engine does not come to an end")
-
-
 @pytest.mark.parametrize("name", ORDERS)
 def test_answers_are_those_of_the_engine_in_process(name: str, made: Made) -> None:
-    want = run(made.own(), ORDERS[name])
+    want = answer_orders(made.own(), ORDERS[name])
     engine = made.engine()
-    found = run(engine, ORDERS[name])
-    for ours, theirs in zip(found, want, strict=True):
-        assert [piece.tokens for piece in ours] == [piece.tokens for piece in theirs]
-        assert "".join(piece.text for piece in ours) == "".join(piece.text for piece in theirs)
-        assert ours[-1].finish == theirs[-1].finish is not None
-        assert ours[-1].num_prompt_tokens == theirs[-1].num_prompt_tokens and ours[-1].num_new_tokens == theirs[-1].num_new_tokens
-        for piece, other in zip(ours, theirs, strict=True):
-            assert len(piece.logprobs) == len(other.logprobs)
-            for one, wanted in zip(piece.logprobs, other.logprobs, strict=True):
-                assert one.spelled == wanted.spelled and one.logprob == pytest.approx(wanted.logprob, abs=1e-4)
-                assert [spelled for spelled, _ in one.likeliest] == [spelled for spelled, _ in wanted.likeliest]
+    found = answer_orders(engine, ORDERS[name])
+    assert_same_answers(found, want)
     assert engine.num_active == engine.num_waiting == 0 and not _running(engine).requests
 
 
@@ -139,14 +119,14 @@ def test_each_adapter_answers_under_its_own_name(made: Made, tmp_path: Path) -> 
     own = Engine(Voices(adapted.eval(), {name: name for name in folders}), made.encoder, context=CONTEXT, base_name="tuned")
     orders = [order(text, voice=voice) for text in TEXTS[:3] for voice in ("one", "", "two")]
     with ExitStack() as until:
-        want, found = (run(engine, orders) for engine in (own, made.engine(adapters=folders, until=until)))
+        want, found = (answer_orders(engine, orders) for engine in (own, made.engine(adapters=folders, until=until)))
     told = [["".join(piece.text for piece in pieces) for pieces in every] for every in (want, found)]
     assert told[0] == told[1] and len(set(told[0][:3])) == 3
 
 
 def test_what_is_drawn_depends_on_the_seed_alone(made: Made) -> None:
     drawn = [order(TEXTS[1], sampling=Sampling(temperature=1.5, seed=seed)) for seed in (3, 3, 4)]
-    one, same, other = (["".join(piece.text for piece in pieces)] for pieces in run(made.engine(), drawn))
+    one, same, other = (["".join(piece.text for piece in pieces)] for pieces in answer_orders(made.engine(), drawn))
     assert one == same != other
 
 
@@ -174,7 +154,7 @@ def test_an_end_of_its_own_ends_the_answer(made: Made, monkeypatch: pytest.Monke
         return output
 
     monkeypatch.setattr(running, "_write", ended)
-    [pieces] = run(engine, [order(TEXTS[0])])
+    [pieces] = answer_orders(engine, [order(TEXTS[0])])
     assert [piece.finish for piece in pieces] == [None, "stop"] and pieces[-1].num_new_tokens == 1
 
 
