@@ -57,6 +57,7 @@ SIGNATURES: dict[str, tuple[type, ...]] = {
     "cross_entropy": (_P, _P, _P, _N, _N, _I, _I),
     "add_to_flat": (_P, _P, _N, _P, _I),
     "copy_from_flat": (_P, _P, _N, _P, _I),
+    "adamw": (_P, _P, _N, _P, _P, _P, _P, _P, _I),
 }
 _TREE = (_P, _P, _N, _N, _N, _N, _N, _F)
 _PRODUCT = (_P, _N, _N, _N, _P, _P, _N, _P, _N, _I)

@@ -24,6 +24,7 @@ using luthier::load;
 using luthier::one;
 using luthier::only;
 using luthier::put;
+using luthier::root;
 using luthier::store;
 using luthier::total;
 using luthier::V;
@@ -247,6 +248,35 @@ template <typename T> void copy_from_flat(T *const *parts, const int64_t *sizes,
     }
 }
 
+// ---- AdamW on a flat vector, its gradient and moments; the weights as they compute are written, the gradient is cleared ----------------
+struct Adam {
+    float scale, mean_share, square_kept, square_share, correction, eps, step, kept;
+};
+template <typename T> inline void adamw_some(T *to, float *weight, float *grad, float *mean, float *square, const Adam &a, int64_t n) {
+    const V g = load(grad, n) * a.scale, m0 = load(mean, n);
+    const V m = m0 + (g - m0) * a.mean_share, s = load(square, n) * a.square_kept + g * g * a.square_share;
+    const V w = load(weight, n) * a.kept - m * a.step / (root(s) * a.correction + a.eps);
+    store(mean, m, n), store(square, s, n), store(weight, w, n), store(grad, all(0.0f), n), store(to, w, n);
+}
+template <typename T>
+void adamw(T *const *parts, const int64_t *sizes, int64_t count, float *weight, float *grad, float *mean, float *square, const Adam *how,
+           int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        const Adam a = *how;
+        int64_t first = 0;
+        for (int64_t k = 0; k < count; ++k) {
+            T *to = parts[k];
+#pragma omp for nowait
+            for (int64_t i = 0; i < (sizes[k] + W - 1) / W; ++i) {
+                const int64_t from = i * W, at = first + from, n = sizes[k] - from < W ? sizes[k] - from : W;
+                adamw_some(to + from, weight + at, grad + at, mean + at, square + at, a, n);
+            }
+            first += sizes[k];
+        }
+    }
+}
+
 // ---- Rows of `bytes` bytes by index ---------------------------------------------------------------------------------------------------
 void gather(const char *from, const int64_t *index, char *to, int64_t rows, int64_t bytes, int threads) {
 #pragma omp parallel for num_threads(threads_for(rows * bytes / 2, threads))
@@ -290,6 +320,11 @@ BOTH(luthier_add_to_flat, P_ADD_TO_FLAT, add_to_flat(parts, sizes, count, flat, 
 
 #define P_COPY_FROM_FLAT(T) (T * const *parts, const int64_t *sizes, int64_t count, const float *flat, int threads)
 BOTH(luthier_copy_from_flat, P_COPY_FROM_FLAT, copy_from_flat(parts, sizes, count, flat, threads))
+
+#define P_ADAMW(T)                                                                                                                       \
+    (T * const *parts, const int64_t *sizes, int64_t count, float *weight, float *grad, float *mean, float *square, const float *how,      \
+     int threads)
+BOTH(luthier_adamw, P_ADAMW, adamw(parts, sizes, count, weight, grad, mean, square, reinterpret_cast<const Adam *>(how), threads))
 
 extern "C" void luthier_gather(const char *from, const int64_t *index, char *to, int64_t rows, int64_t bytes, int threads) {
     gather(from, index, to, rows, bytes, threads);

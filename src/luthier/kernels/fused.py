@@ -20,7 +20,7 @@ from torch import Tensor
 from luthier.kernels.compiled import Function, library
 
 
-def _compiled(*tensors: Tensor) -> Mapping[str, Function] | None:
+def compiled_for(*tensors: Tensor) -> Mapping[str, Function] | None:
     """The compiled functions for these tensors; None where they are not all of one kind that there are functions for."""
     found, dtype = library(), tensors[0].dtype
     if not found:
@@ -33,7 +33,7 @@ def _compiled(*tensors: Tensor) -> Mapping[str, Function] | None:
 
 def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """w * r * x with r = 1 / sqrt(mean(x^2) + eps), and r, [..., T, 1] in fp32."""
-    compiled = _compiled(x_TE, weight_E)
+    compiled = compiled_for(x_TE, weight_E)
     if compiled is None:
         length_T1 = torch.linalg.vector_norm(x_TE, dim=-1, keepdim=True, dtype=torch.float32)
         r_T1 = length_T1.square_().div_(x_TE.shape[-1]).add_(eps).rsqrt_()
@@ -47,7 +47,7 @@ def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor
 
 def rms_norm_backward(g_TE: Tensor, x_TE: Tensor, weight_E: Tensor, r_T1: Tensor, residual_TE: Tensor | None = None) -> Tensor:
     """With u = g * w:  dx = r * (u - x * r^2 * mean(u * x)) + residual."""
-    compiled = _compiled(g_TE, x_TE, weight_E) if residual_TE is None else _compiled(g_TE, x_TE, weight_E, residual_TE)
+    compiled = compiled_for(g_TE, x_TE, weight_E) if residual_TE is None else compiled_for(g_TE, x_TE, weight_E, residual_TE)
     if compiled is None:
         u_TE = g_TE.float() * weight_E
         x32_TE = x_TE.float()
@@ -67,7 +67,7 @@ def rotate(x_TSD: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, *, values: int, back
     """Turn all heads but the last `values`, which are copied: (a, b) becomes (a cos - b sin, b cos + a sin), or the other way."""
     x_TSD = x_TSD.contiguous()  # a gradient comes as the attention kernel laid it out
     T, S, D = x_TSD.shape
-    compiled = _compiled(x_TSD, cos_T1D, sin_T1D) if D % 2 == 0 else None
+    compiled = compiled_for(x_TSD, cos_T1D, sin_T1D) if D % 2 == 0 else None
     out_TSD = torch.empty_like(x_TSD)
     if compiled is None:
         turned, half = S - values, D // 2
@@ -88,7 +88,7 @@ def rotate(x_TSD: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, *, values: int, back
 def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
     """silu(gate) * up; they may be the halves of one matrix."""
     are_halves = gate_TF.dim() == 2 and gate_TF.stride() == up_TF.stride() and gate_TF.stride(1) == 1
-    compiled = _compiled(gate_TF[:1], up_TF[:1]) if are_halves else _compiled(gate_TF, up_TF)
+    compiled = compiled_for(gate_TF[:1], up_TF[:1]) if are_halves else compiled_for(gate_TF, up_TF)
     if compiled is None:
         return F.silu(gate_TF).mul_(up_TF)
     out_TF = gate_TF.new_empty(gate_TF.shape)
@@ -100,7 +100,7 @@ def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
 
 def swiglu_backward(ds_TF: Tensor, gate_TF: Tensor, up_TF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of gate and up, and silu(gate) * up once more. `ds_TF` is used up."""
-    compiled = _compiled(ds_TF, gate_TF, up_TF)
+    compiled = compiled_for(ds_TF, gate_TF, up_TF)
     if compiled is None:
         silu_TF = F.silu(gate_TF)
         out_TF = silu_TF * up_TF
@@ -121,7 +121,7 @@ def softmax_(scores_XC: Tensor, *, scale: float, bias_YC: Tensor | None = None, 
     Without a bias, the last `own` keys (if any) are the queries' own, and row x, of query x mod `own`, sees none behind itself.
     """
     C = scores_XC.shape[-1]
-    compiled = _compiled(scores_XC) if bias_YC is None else _compiled(scores_XC, bias_YC)
+    compiled = compiled_for(scores_XC) if bias_YC is None else compiled_for(scores_XC, bias_YC)
     if compiled is None:
         scores_XC.mul_(scale)
         if bias_YC is not None:
@@ -137,7 +137,7 @@ def softmax_(scores_XC: Tensor, *, scale: float, bias_YC: Tensor | None = None, 
 
 def softmax_backward_(dw_XC: Tensor, w_XC: Tensor, *, scale: float) -> Tensor:
     """scale * w * (dw - sum(dw * w)), in place of dw."""
-    compiled = _compiled(dw_XC, w_XC)
+    compiled = compiled_for(dw_XC, w_XC)
     if compiled is None:
         return torch.ops.aten._softmax_backward_data(dw_XC, w_XC, -1, w_XC.dtype).mul_(scale)
     C = dw_XC.shape[-1]
@@ -150,7 +150,7 @@ def cross_entropy(logits_NV: Tensor, target_N: Tensor, *, with_gradient: bool) -
 
     One buffer goes from logits over exponentials to their gradient: a temporary of this size costs more than the arithmetic.
     """
-    compiled = _compiled(logits_NV)
+    compiled = compiled_for(logits_NV)
     N, V = logits_NV.shape
     if compiled is None:
         logits, target_N1 = logits_NV.float(), target_N[:, None]
@@ -184,7 +184,7 @@ def gather_rows(x_XD: Tensor, index_N: Tensor) -> Tensor:
 def add_to_flat(flat_M: Tensor, parts: Sequence[Tensor | None], sizes: Sequence[int]) -> None:
     """Add tensors that stand for pieces of a flat fp32 vector, one after another, to it; None adds nothing to its piece."""
     given = [part for part in parts if part is not None]
-    compiled = _compiled(*given) if given and flat_M.dtype == torch.float32 and flat_M.device.type == "cpu" else None
+    compiled = compiled_for(*given) if given and flat_M.dtype == torch.float32 and flat_M.device.type == "cpu" else None
     if compiled is None:
         at = 0
         for part, size in zip(parts, sizes, strict=True):
@@ -193,20 +193,21 @@ def add_to_flat(flat_M: Tensor, parts: Sequence[Tensor | None], sizes: Sequence[
             at += size
         return
     pointers = [0 if part is None else part.data_ptr() for part in parts]
-    compiled["add_to_flat"](_array(pointers), _array(sizes), len(sizes), flat_M.data_ptr(), torch.get_num_threads())
+    compiled["add_to_flat"](array_of(pointers), array_of(sizes), len(sizes), flat_M.data_ptr(), torch.get_num_threads())
 
 
 def copy_from_flat(parts: Sequence[Tensor], flat_M: Tensor) -> None:
     """The pieces of a flat fp32 vector, rounded to the parts' dtype."""
-    compiled = _compiled(*parts) if flat_M.dtype == torch.float32 and flat_M.device.type == "cpu" else None
+    compiled = compiled_for(*parts) if flat_M.dtype == torch.float32 and flat_M.device.type == "cpu" else None
     sizes = [part.numel() for part in parts]
     if compiled is None:
         for part, piece in zip(parts, flat_M.split(sizes), strict=True):
             part.copy_(piece.view(part.shape))
         return
-    pointers = _array([part.data_ptr() for part in parts])
-    compiled["copy_from_flat"](pointers, _array(sizes), len(sizes), flat_M.data_ptr(), torch.get_num_threads())
+    pointers = array_of([part.data_ptr() for part in parts])
+    compiled["copy_from_flat"](pointers, array_of(sizes), len(sizes), flat_M.data_ptr(), torch.get_num_threads())
 
 
-def _array(numbers: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+def array_of(numbers: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    """For a function that takes an array of numbers or addresses."""
     return (ctypes.c_int64 * len(numbers))(*numbers)

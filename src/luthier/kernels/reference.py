@@ -89,3 +89,22 @@ def attention_lse(
         T, S = scores.shape[-2:]
         scores = scores.masked_fill(torch.ones(T, S, dtype=torch.bool, device=scores.device).triu(1), float("-inf"))
     return torch.softmax(scores, dim=-1).to(q_BHTD.dtype) @ v_BHSD, torch.logsumexp(scores, dim=-1)
+
+
+def adamw(
+    weight_M: Tensor,
+    grad_M: Tensor,
+    mean_M: Tensor,
+    square_M: Tensor,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    update: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights and both moments after one step of AdamW (arXiv 1711.05101, algorithm 2), in the dtype given."""
+    mean_M = betas[0] * mean_M + (1 - betas[0]) * grad_M
+    square_M = betas[1] * square_M + (1 - betas[1]) * grad_M**2
+    step_M = (mean_M / (1 - betas[0] ** update)) / ((square_M / (1 - betas[1] ** update)).sqrt() + eps)
+    return weight_M - lr * weight_decay * weight_M - lr * step_M, mean_M, square_M

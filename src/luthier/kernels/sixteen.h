@@ -69,6 +69,7 @@ inline V only(V v, int64_t n, float filler) {
 }
 // The second where neither is larger, or one is no number
 inline V larger(V a, V b) { return a > b ? a : b; }
+inline V root(V v) { return cast<V>(_mm512_sqrt_ps(cast<__m512>(v))); }
 inline float total(V v) {
     float sum = 0.0f;
     for (int64_t j = 0; j < W; ++j) sum += v[j];
@@ -192,6 +193,13 @@ inline V only(V v, int64_t n, float filler) {
 }
 // The second where neither is larger, or one is no number
 inline V larger(V a, V b) { return each([&](int i) { return a.part[i] > b.part[i] ? a.part[i] : b.part[i]; }); }
+inline V root(V v) {
+    float numbers[W];
+    std::memcpy(numbers, &v, sizeof numbers);
+    for (float &number : numbers) number = std::sqrt(number);
+    std::memcpy(&v, numbers, sizeof numbers);
+    return v;
+}
 inline float total(V v) {
     float sum = 0.0f;
     for (int64_t j = 0; j < W; ++j) sum += v.part[j / LANES][j % LANES];

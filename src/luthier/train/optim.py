@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from luthier.kernels.adamw import Adam, adamw
 from luthier.kernels.device import CPU, numbers
 from luthier.kernels.fused import add_to_flat, copy_from_flat
 from luthier.train.parallel import ALONE, World
@@ -199,31 +200,52 @@ def apply_update(
     The one place of an update that waits for the device: both numbers must be known before anything is applied.
     Raises FloatingPointError when loss, learning rate or norm is not finite; nothing is applied, the weights are as before.
     """
-    grad_M = optimiser.grad_M.div_(weight)
-    norm_squared = torch.linalg.vector_norm(grad_M).double().square()
+    norm_squared = torch.linalg.vector_norm(optimiser.grad_M).double().square()
     if world.shards:
         world.add_up(norm_squared)
     loss, squared = numbers(torch.stack([loss_sum, norm_squared]))
-    norm = math.sqrt(squared)
+    norm = math.sqrt(squared) / weight
     for what, value in (("loss", loss), ("gradient norm", norm), ("learning rate", lr)):
         if not math.isfinite(value):
             optimiser.drop_gradients()
             raise FloatingPointError(f"{what} is {value}")
-    if norm > max_grad_norm > 0:
-        grad_M.mul_(max_grad_norm / norm)
-    by_name = _views(grad_M, optimiser.masters)
+    _step(optimiser, lr=lr, scale=(max_grad_norm / norm if norm > max_grad_norm > 0 else 1.0) / weight)
+    return loss, norm
+
+
+@torch.no_grad()
+def _step(optimiser: Optimiser, *, lr: float, scale: float) -> None:
+    """Masters, moments and weights one step further along `scale` * gradient, which becomes 0."""
+    parts = [local(param.detach()) for param in optimiser.params.values()]
+    if _step_at_once(optimiser, parts, lr=lr, scale=scale):
+        return
+    grad_M = optimiser.grad_M.mul_(scale)
+    by_name = {ALL: grad_M} if ALL in optimiser.owned else _views(grad_M, optimiser.masters)
     for name, tensor in optimiser.owned.items():
-        tensor.grad = grad_M if name == ALL else by_name[name]
+        tensor.grad = by_name[name]
     for torch_optimiser in optimiser.torch_optimisers:
         for group in torch_optimiser.param_groups:
             group["lr"] = lr
         torch_optimiser.step()
     for tensor in optimiser.owned.values():
         tensor.grad = None
-    with torch.no_grad():
-        copy_from_flat([local(param) for param in optimiser.params.values()], optimiser.flat_M)
+    copy_from_flat(parts, optimiser.flat_M)
     grad_M.zero_()
-    return loss, norm
+
+
+def _step_at_once(optimiser: Optimiser, parts: list[Tensor], *, lr: float, scale: float) -> bool:
+    """AdamW in one pass, where there is a compiled function; the first step is torch's, which makes the moments."""
+    state = optimiser.torch_optimisers[0].state.get(optimiser.flat_M) if ALL in optimiser.owned else None
+    if not state:
+        return False
+    group, flat_M = optimiser.torch_optimisers[0].param_groups[0], optimiser.flat_M
+    update = int(state["step"]) + 1
+    adam = Adam(lr=lr, betas=group["betas"], eps=group["eps"], weight_decay=group["weight_decay"], update=update)
+    if not adamw(parts, flat_M.detach(), optimiser.grad_M, state["exp_avg"], state["exp_avg_sq"], scale=scale, adam=adam):
+        return False
+    state["step"].fill_(update)
+    group["lr"] = lr
+    return True
 
 
 def lr_at(update: int, *, peak: float, total_updates: int, warmup_updates: int, schedule: Schedule) -> float:
