@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -138,6 +139,9 @@ class Ready:
     read: ctypes.Array[_Layer]
     norms: tuple[int, int]  # their addresses
     num_kept: int  # numbers of bf16 that are kept of a token
+    trained: tuple[Tensor, ...]  # every A, then every B
+    places: tuple[int, ...]  # of their gradients in the layer's room, in bytes
+    num_trained: int
 
 
 def ready(parts: Parts) -> Ready | None:
@@ -147,7 +151,11 @@ def ready(parts: Parts) -> Ready | None:
         return None
     widths = [layer.weight_OI.shape[0] for layer in (q, k, v, q, o, gate, up)]
     norms = (parts.norm1.weight_E.data_ptr(), parts.norm2.weight_E.data_ptr())
-    return Ready(parts, _as_read(parts.layers), norms, sum(widths) + _ranks(parts.layers))
+    trained = (*(layer.a_RI for layer in parts.layers), *(layer.b_OR for layer in parts.layers))
+    *places, num_trained = accumulate((tensor.numel() for tensor in trained), initial=0)
+    return Ready(
+        parts, _as_read(parts.layers), norms, sum(widths) + _ranks(parts.layers), trained, tuple(2 * place for place in places), num_trained
+    )
 
 
 def suits_pass(x_TE: Tensor, turn: Turn) -> bool:
@@ -187,20 +195,40 @@ def forward_layer(x_TE: Tensor, layer: Ready, through: Pass) -> tuple[Tensor, Te
     return out_TE, kept_X, r_2T
 
 
+class Gradients:
+    """Room for the gradients of all that layers train, in one piece: hundreds of small ones took longer than what is written to them."""
+
+    def __init__(self, layers: Sequence[Ready]) -> None:
+        self._layers = layers
+        sizes = [layer.num_trained for layer in layers]
+        self._room_X = layers[0].trained[0].new_empty(sum(sizes))
+        self._starts = [self._room_X.data_ptr() + 2 * before for before in accumulate(sizes, initial=0)]
+
+    def place(self, n: int) -> Ready:
+        """Layer n, told where its gradients go."""
+        layer, start = self._layers[n], self._starts[n]
+        num = len(layer.read)
+        for read, at_a, at_b in zip(layer.read, layer.places[:num], layer.places[num:], strict=True):
+            read.grad_a, read.grad_b = start + at_a, start + at_b
+        return layer
+
+    def each(self) -> list[Tensor]:
+        """Of each layer every A's, then every B's."""
+        trained = [tensor for layer in self._layers for tensor in layer.trained]
+        parts = self._room_X.split_with_sizes([tensor.numel() for tensor in trained])
+        return [part.view(tensor.shape) for part, tensor in zip(parts, trained, strict=True)]
+
+
 def backward_layer(
     g_TE: Tensor, x_TE: Tensor, kept_X: Tensor, r_2T: Tensor, layer: Ready, through: Pass, *, needs_dx: bool
-) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
-    """Gradients of x, of each A and of each B."""
-    layers = layer.parts.layers
-    grads_a, grads_b = _grads(layers, [layers[:3], layers[3:4], layers[4:6], layers[6:]])
-    for read, grad_a, grad_b in zip(layer.read, grads_a, grads_b, strict=True):
-        read.grad_a, read.grad_b = grad_a.data_ptr(), grad_b.data_ptr()
+) -> Tensor | None:
+    """Gradient of x; those of each A and B go where `Gradients.place` said."""
     dx_TE = torch.empty_like(x_TE) if needs_dx else None
     library().tiles["adapted_layer_backward"](
         layer.read, through.around(layer), x_TE.data_ptr(), x_TE.shape[0], kept_X.data_ptr(), r_2T.data_ptr(), g_TE.data_ptr(),
         None if dx_TE is None else dx_TE.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
-    return dx_TE, grads_a, grads_b
+    return dx_TE
 
 
 def _ranks(layers: Sequence[Adapted]) -> int:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from luthier.kernels import adapted_layer, fused, narrow, wide
-from luthier.kernels.layer_parts import Adapted, Norm, Parts, Seen, Turn
+from luthier.kernels.layer_parts import Adapted, Norm, Seen, Turn
 
 
 def attention_input(x_TE: Tensor, norm: Norm, q: Adapted, k: Adapted, v: Adapted, turn: Turn) -> Tensor:
@@ -37,13 +37,8 @@ def attention_output(x_TE: Tensor, attended_TO: Tensor, norm: Norm, o: Adapted, 
 
 def whole_layers(x_TE: Tensor, layers: Sequence[adapted_layer.Ready], turn: Turn, seen: Seen) -> Tensor:
     """What layers answer one behind another, attention over a token tree included: [T, E]. Only where `adapted_layer.suits_pass`."""
-    trained = [tensor for layer in layers for tensor in trained_tensors(layer.parts)]
+    trained = [tensor for layer in layers for tensor in layer.trained]
     return _WholeLayers.apply(x_TE, layers, turn, seen, torch.is_grad_enabled(), *trained)  # pyright: ignore[reportReturnType]
-
-
-def trained_tensors(parts: Parts) -> list[Tensor]:
-    """Every A, then every B."""
-    return [layer.a_RI for layer in parts.layers] + [layer.b_OR for layer in parts.layers]
 
 
 class _WholeLayers(torch.autograd.Function):
@@ -64,15 +59,14 @@ class _WholeLayers(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g_TE: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        grads: list[Tensor] = []
+        grads = adapted_layer.Gradients(ctx.layers)
         grad_x: Tensor | None = g_TE.contiguous()
-        for n, layer in reversed(list(enumerate(ctx.layers))):
+        for n in reversed(range(len(ctx.layers))):
             assert grad_x is not None
             needs_dx = n > 0 or ctx.needs_input_grad[0]
             x_TE, kept_X, r_2T = ctx.kept.pop()
-            grad_x, grad_a, grad_b = adapted_layer.backward_layer(grad_x, x_TE, kept_X, r_2T, layer, ctx.through, needs_dx=needs_dx)
-            grads[:0] = (*grad_a, *grad_b)
-        return grad_x, None, None, None, None, *grads
+            grad_x = adapted_layer.backward_layer(grad_x, x_TE, kept_X, r_2T, grads.place(n), ctx.through, needs_dx=needs_dx)
+        return grad_x, None, None, None, None, *grads.each()
 
 
 class _AttentionInput(torch.autograd.Function):

@@ -58,7 +58,7 @@ class Optimiser:
 
         Sharded gradients are FSDP2's until the pass is over; a few million of an adapter are not worth a call for each of its weights.
         """
-        if self.num_weights < EARLY_WEIGHTS or any(isinstance(p, DTensor) for p in self.params.values()):
+        if self.flat_M.numel() < EARLY_WEIGHTS or any(isinstance(p, DTensor) for p in self.params.values()):
             yield
             return
         parts = self.grad_M.split([master.numel() for master in self.masters.values()])
@@ -216,7 +216,7 @@ def apply_update(
 @torch.no_grad()
 def _step(optimiser: Optimiser, *, lr: float, scale: float) -> None:
     """Masters, moments and weights one step further along `scale` * gradient, which becomes 0."""
-    parts = [local(param.detach()) for param in optimiser.params.values()]
+    parts = [local(param) for param in optimiser.params.values()]
     if _step_at_once(optimiser, parts, lr=lr, scale=scale):
         return
     grad_M = optimiser.grad_M.mul_(scale)
