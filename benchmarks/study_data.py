@@ -17,6 +17,7 @@ SEED = 0
 E2E = "Write one or two sentences about the restaurant that state all of these facts and nothing else."
 GSM8K = "Solve the problem step by step. End with a line of four number signs and the number."
 SQUAD = "Answer the question with words from the paragraph. If the paragraph does not say it, answer: not answerable."
+OPEN_BOOK = "Answer the question in a few words."
 ABSTAIN = "not answerable"
 MAX_ALPACA_WORDS = 60  # longer answers are another task: how long to write
 SQUAD_TEST = ("Normans", "Steam_engine", "Islamism", "Warsaw")
@@ -101,6 +102,33 @@ def squad2(source: Path, folder: Path, *, num_train: int, num_dev: int, num_test
             folder / f"{part}.jsonl",
             ({**_row(SQUAD, asked, text), "group": group} for group, asked, texts in drawn for text in texts[:kept]),
         )
+
+
+def open_book(source: Path, folder: Path, *, num_train: int, num_dev: int, num_test: int, num_constraints: int) -> None:
+    """SQuAD's answerable questions without their paragraphs, which lie in documents/ instead, an article a file; split by article.
+
+    Beside them so many of IFEval's requests with verifiable constraints.
+    """
+    articles = json.loads((source / "squad2" / "dev-v2.0.json").read_text(encoding="utf-8"))["data"]
+    (folder / "documents").mkdir(exist_ok=True)
+    questions: dict[str, list[tuple[str, str, Sequence[str]]]] = defaultdict(list)
+    for number, article in enumerate(articles):
+        text = "\n\n".join(paragraph["context"] for paragraph in article["paragraphs"])
+        (folder / "documents" / f"article-{number:02d}.txt").write_text(text + "\n", encoding="utf-8")
+        part = "test" if article["title"] in SQUAD_TEST else "dev" if article["title"] in SQUAD_DEV else "train"
+        for place, paragraph in enumerate(article["paragraphs"]):
+            for qa in paragraph["qas"]:
+                if answers := list(dict.fromkeys(answer["text"] for answer in qa["answers"])):
+                    questions[part].append((f"{article['title']} {place}", qa["question"], answers))
+    for part, wanted in (("train", num_train), ("dev", num_dev), ("test", num_test)):
+        drawn = random.Random(SEED).sample(questions[part], wanted)
+        kept = 1 if part == "train" else None  # one answer to learn from
+        _write(
+            folder / f"{part}.jsonl",
+            ({**_row(OPEN_BOOK, asked, text), "group": group} for group, asked, texts in drawn for text in texts[:kept]),
+        )
+    lines = (source / "ifeval" / "input_data.jsonl").read_text(encoding="utf-8").splitlines()
+    (folder / "constraints.jsonl").write_text("\n".join(random.Random(SEED).sample(lines, num_constraints)) + "\n", encoding="utf-8")
 
 
 def identity(source: Path, folder: Path) -> None:

@@ -66,9 +66,9 @@ TASKS = (
         prepare=partial(study_data.e2e, num_dev=30, num_test=120),
         flags=(
             "train.jsonl", "--dev", "dev.jsonl", "--test", "test.jsonl", "--set", "arms.dev_items=30", "--lr", "1e-3", "--epochs", "2",
-            "--learning-curve", *SMALL,
+            "--learning-curve", "--train-seeds", "3", *SMALL,
         ),
-        budget_s=420,
+        budget_s=600,
     ),
     Task(
         name="alpaca",
@@ -127,6 +127,19 @@ TASKS = (
             "train.jsonl", "--dev", "dev.jsonl", "--test", "test.jsonl", "--group", "group", "--min-quality", "60",
             "--set", "arms.dev_items=20", "--lr", "1e-3", "--epochs", "1", "--set", "arms.shots=[2]", "--set", "arms.latency_items=2",
             "--set", "arms.consistency_items=10", "--learning-curve",
+        ),
+        budget_s=600,
+    ),
+    Task(
+        name="open-book",
+        about="questions whose answers lie in a folder of 35 articles; a larger model, proposed instructions and paraphrases beside",
+        hypothesis="passages help more than tuning does, and neither is enough for 135M parameters; the base model of 270M no better",
+        prepare=partial(study_data.open_book, num_train=240, num_dev=40, num_test=120, num_constraints=40),
+        flags=(
+            "train.jsonl", "--dev", "dev.jsonl", "--test", "test.jsonl", "--group", "group", "--min-quality", "60",
+            "--documents", "documents", "--larger-model", "gemma-3-270m", "--propose", "model", "--constraint-prompts", "constraints.jsonl",
+            "--set", "arms.paraphraser=model", "--set", "arms.dev_items=20", "--lr", "1e-3", "--epochs", "2", "--set", "arms.shots=[2]",
+            "--set", "arms.passages=[2]", "--set", "arms.latency_items=2", "--set", "arms.consistency_items=20", "--learning-curve",
         ),
         budget_s=600,
     ),
