@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.fixtures.fake_server import Answer, fake_server
+from tests.fixtures.fake_server import Answer, fake_server, in_form
 from tests.fixtures.workplace import make_workplace
 
 LUTHIER = [sys.executable, "-c", "from luthier.cli.main import main; main()"]
@@ -39,8 +39,8 @@ def _go(command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
 
 def _kind(request: dict, number: int) -> Answer:
     item = request["messages"][-1]["content"]
-    kind = next(kind for word, kind in (("card", "card"), ("money", "money"), ("account", "close")) if word in item)
-    return Answer(text=kind, usage={"prompt_tokens": 1000, "completion_tokens": 10}, model="remote-2026-01-01")
+    kind = next((kind for word, kind in (("card", "card"), ("money", "money"), ("account", "close")) if word in item), "card")
+    return Answer(text=in_form(request, kind), usage={"prompt_tokens": 1000, "completion_tokens": 10}, model="remote-2026-01-01")
 
 
 def _kind_or_proposal(request: dict, number: int) -> Answer:
@@ -83,6 +83,9 @@ def test_failed_then_measured_then_never_asked_again(place: Path) -> None:
     assert arms["instructed · remote"]["params"]["answered by"] == "remote-2026-01-01"
     assert arms["instructed · remote"]["effort"]["num_dev_evaluations"] == arms["instructed"]["effort"]["num_dev_evaluations"]
     assert any("answers over the network" in note for note in record["notes"])
+    held = "held to the 3 labels by the server (response_format)"
+    assert {arms[f"{name} · remote"]["params"]["answers"] for name in ARMS} == {held}
+    assert any(note.endswith(f"answers were {held}.") for note in record["notes"])
     for path in (place / "run").rglob("*"):
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
     assert SECRET not in done.stdout + done.stderr
@@ -90,6 +93,29 @@ def test_failed_then_measured_then_never_asked_again(place: Path) -> None:
     (place / "run" / "results.json").unlink()  # everything is put together again, from kept answers
     again = _remote(_go(command))
     assert again == measured and len(server.seen) == num_paid
+
+
+def test_a_server_that_refuses_to_hold_is_measured_free_and_the_report_says_so(place: Path) -> None:
+    """No failure and no silence: one refused request, free answers, and the refusal in record and report, spelled safely."""
+
+    def script(request: dict, number: int) -> Answer:
+        if "response_format" in request:
+            return Answer(status=400, body=b"unknown field response_format <script>alert(1)</script>\x1b[31m")
+        return _kind(request, number)
+
+    with fake_server(script) as server:
+        command = _command(place, server.url, "--run-dir", str(place / "free"), "--set", "arms.consistency_items=0")
+        done = _go(command, FAKE_KEY=SECRET)
+        arms = _remote(done)
+    assert all(arm["failed"] is None and arm["score"] == 1.0 for arm in arms.values())
+    assert sum("response_format" in one.body for one in server.seen) == 1
+    record = json.loads((place / "free" / "results.json").read_text(encoding="utf-8"))
+    for arm in record["arms"]:
+        if arm["name"] in arms:
+            assert arm["params"]["answers"].startswith("free: the endpoint refuses response_format (status 400: unknown field")
+    page = (place / "free" / "report.html").read_text(encoding="utf-8")
+    assert "answers were not held to their form: the endpoint refuses response_format" in page
+    assert "<script>alert(1)" not in page and "\x1b" not in page
 
 
 def test_the_endpoint_proposes_instructions_for_every_model(place: Path) -> None:

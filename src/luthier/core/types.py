@@ -170,7 +170,7 @@ class GenerationRequest:
     """One prompt to complete, greedily unless `temperature` > 0.
 
     `stop` ends the answer of a model without chat training, which has never learnt to end a turn; other models do not need it.
-    A local model is held to `choices` while it writes, where there are any, or to a JSON schema.
+    A model is held to `choices` while it writes, where there are any, or to a JSON schema; a server, where it is found to do so.
     """
 
     item_id: str
@@ -267,6 +267,7 @@ class Piece:
 
 # ---------------------------------------------------------------- scores and arms
 
+BROKE = "answers broke it"  # where a server said it would hold them, and did not hold all
 HELD = "held to the"  # how `ArmResult.params["answers"]` begins where a model could write nothing but a label, or an object of the schema
 
 

@@ -21,6 +21,7 @@ from luthier.core.types import HELD, ArmResult, Example, Generation, GenerationR
 from luthier.core.wait import Wait
 from luthier.generate.choices import open_choices
 from luthier.generate.endpoint import Endpoint, ask
+from luthier.generate.form_probe import probe_form
 from luthier.generate.held import can_hold_to_schema
 from luthier.generate.local import (
     LocalModel,
@@ -30,6 +31,7 @@ from luthier.generate.local import (
     shared_prefix,
     single_latencies,
 )
+from luthier.generate.server_form import form_of, held_words
 from luthier.generate.store import GenerationStore
 from luthier.kernels.device import CPU, free_cached_memory, peak_device_gib, reset_peak_device_memory
 from luthier.metrics.catalogue import Scored
@@ -49,7 +51,7 @@ class Bench:
     metric: str
     max_new_tokens: int
     stop: str  # ends the answer of a model without chat training
-    choices: tuple[str, ...]  # local models are held to these while they write; empty: to nothing
+    choices: tuple[str, ...]  # answers are held to these while they are written; empty: to nothing
     batch: int
     store: GenerationStore
     clusters: Mapping[str, str]
@@ -265,10 +267,11 @@ def measure(arm: Arm, chosen: Chosen, test: Sequence[Example], model: Model | No
     except (InputError, EndpointError) as error:  # does not fit; a full disk or a damaged store is no property of an arm
         return replace(result, failed=str(error))
     result = replace(result, items=score_generations(test, generations, bench, chosen.candidate))
+    if bench.choices or bench.json_schema:
+        result = replace(result, params={**result.params, "answers": _held(model, bench, generations)})
     if isinstance(model, LocalModel):
-        held = {"answers": _held(model, bench)} if bench.choices or bench.json_schema else {}
         on_device = peak_device_gib(device)
-        return replace(result, params={**result.params, **held}, peak_mem_gib=peak_memory_gib() if on_device is None else on_device)
+        return replace(result, peak_mem_gib=peak_memory_gib() if on_device is None else on_device)
     # A server's memory is not ours to see, and asking it again for its latency would be paid for.
     served_by = ", ".join(sorted({g.served_by for g in generations if g.served_by}))
     return replace(
@@ -279,7 +282,16 @@ def measure(arm: Arm, chosen: Chosen, test: Sequence[Example], model: Model | No
     )
 
 
-def _held(local: LocalModel, bench: Bench) -> str:
+def hold_endpoint(endpoint: Endpoint, bench: Bench) -> Endpoint:
+    """The endpoint, told whether it holds answers to the bench's form. Raises EndpointError where it does not answer at all."""
+    return probe_form(endpoint, choices=bench.choices, json_schema=bench.json_schema, store=bench.store, should_stop=bench.should_stop)
+
+
+def _held(model: Model, bench: Bench, generations: Sequence[Generation]) -> str:
+    if isinstance(model, Endpoint):
+        why_free = "" if model.holds else model.why_free or "the endpoint was not asked to hold them"
+        return held_words(form_of(bench.choices, bench.json_schema), why_free, [g.text for g in generations])
+    local = model
     if bench.json_schema:
         can_hold = can_hold_to_schema(local.encoder)
         return f"{HELD} JSON schema of the training answers" if can_hold else "free: this tokenizer is none to hold answers to a schema by"

@@ -23,6 +23,7 @@ from luthier.core.errors import EndpointError
 from luthier.core.hashing import digest
 from luthier.core.types import Generation, GenerationRequest
 from luthier.generate.http_post import MAX_BODY_BYTES, NoReply, Reply, TooLarge, check_url, post, url_flag
+from luthier.generate.server_form import FREE, ServerForm, form_of
 from luthier.generate.store import GenerationStore
 
 AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})  # what may go better the next time
@@ -30,6 +31,7 @@ MAX_BACKOFF_S = 30.0
 MAX_WAIT_S = 120.0  # a server that asks for more has no room for us today
 POLL_S = 0.2
 MAX_SHOWN_CHARS = 300
+FIELD = "response_format"
 MAX_TOKENS = 100_000_000  # a count beyond this is no count
 
 
@@ -49,6 +51,8 @@ class Endpoint:
     temperature: float | None = 0.0  # None: not sent, for models that know no other than their own
     backoff_s: float = 1.0
     role: Literal["endpoint", "judge", "embeddings"] = "endpoint"  # its group of settings; its options begin with it
+    holds: bool = False  # answers to the labels or the schema of a request, which `probe_form` has found out
+    why_free: str = ""  # or why it does not
 
     @property
     def fingerprint(self) -> str:
@@ -58,6 +62,10 @@ class Endpoint:
 
 Found = TypeVar("Found")
 Job = TypeVar("Job")
+
+
+class Refused(EndpointError):
+    """The server refuses the request itself, and would again."""
 
 
 class Halted(Exception):
@@ -77,7 +85,7 @@ def ask(
     `latency_s` is the time of the attempt that succeeded, network included; attempts before it are in `num_retries`. Raises
     EndpointError when one request fails for good, KeyboardInterrupt when asked to stop; answers on their way are stored first.
     """
-    keys = [digest([endpoint.fingerprint, [[m.role, m.content] for m in r.messages], r.max_new_tokens, r.seed]) for r in requests]
+    keys = [request_key(endpoint, request, _form(endpoint, request)) for request in requests]
     first = {key: i for i, key in reversed(list(enumerate(keys)))}  # one request for all that ask the same
     done = {key: kept for key in first if (kept := store.get(key)) is not None}
     todo = [key for key in dict.fromkeys(keys) if key not in done]
@@ -90,6 +98,16 @@ def ask(
 
     run_at_once(endpoint, todo, lambda key, secret, halt: _ask_one(endpoint, secret, requests[first[key]], key, halt), keep, should_stop)
     return tuple(replace(done[key], item_id=request.item_id) for key, request in zip(keys, requests, strict=True))
+
+
+def request_key(endpoint: Endpoint, request: GenerationRequest, form: ServerForm) -> str:
+    """What an answer depends on."""
+    asked = [endpoint.fingerprint, [[m.role, m.content] for m in request.messages], request.max_new_tokens, request.seed]
+    return digest([*asked, form.schema] if form.schema else asked)
+
+
+def _form(endpoint: Endpoint, request: GenerationRequest) -> ServerForm:
+    return form_of(request.choices, request.json_schema) if endpoint.holds else FREE
 
 
 def secret_of(endpoint: Endpoint) -> str:
@@ -156,10 +174,18 @@ def run_at_once(
 
 
 def _ask_one(endpoint: Endpoint, secret: str, request: GenerationRequest, key: str, halt: threading.Event) -> Generation:
+    form = _form(endpoint, request)
+    answer = complete(endpoint, secret, request, form, key, halt)
+    return replace(answer, text=form.unwrap(answer.text))
+
+
+def complete(endpoint: Endpoint, secret: str, request: GenerationRequest, form: ServerForm, key: str, halt: threading.Event) -> Generation:
+    """One answer as the server wrote it, asked to be in this form. Raises EndpointError (Refused for the request itself), or Halted."""
+
     def read(body: bytes) -> Generation:
         return _read_answer(endpoint, request, body)
 
-    answer, seconds, retries = exchange(endpoint, secret, "/chat/completions", _question(endpoint, request), read, key, halt)
+    answer, seconds, retries = exchange(endpoint, secret, "/chat/completions", _question(endpoint, request, form), read, key, halt)
     return replace(answer, latency_s=seconds, num_retries=retries)
 
 
@@ -214,13 +240,15 @@ def exchange(
     raise AssertionError("the last attempt returns or raises")
 
 
-def _question(endpoint: Endpoint, request: GenerationRequest) -> dict[str, object]:
+def _question(endpoint: Endpoint, request: GenerationRequest, form: ServerForm) -> dict[str, object]:
     question: dict[str, object] = {
         "model": endpoint.model,
         "messages": [{"role": m.role, "content": m.content} for m in request.messages],
-        endpoint.length_field: request.max_new_tokens,
+        endpoint.length_field: request.max_new_tokens + form.extra_tokens,
         "stream": False,
     }
+    if form.schema:
+        question[FIELD] = form.field
     return question if endpoint.temperature is None else {**question, "temperature": endpoint.temperature}
 
 
@@ -230,7 +258,7 @@ def _refusal(endpoint: Endpoint, secret: str, reply: Reply) -> str:
     if secret:
         said = said.replace(secret, "[key]")  # some servers repeat the key they were given
     reason = f"status {reply.status}" + (f": {' '.join(said.split())[:MAX_SHOWN_CHARS]}" if said.strip() else "")
-    if reply.status in AGAIN:
+    if reply.status in AGAIN and not (reply.status >= 500 and FIELD in said):  # older llama.cpp answers 500 to a form it does not know
         return reason
     if 300 <= reply.status < 400:
         problem = f"status {reply.status}: it sends us on to another address, which is refused"
@@ -239,6 +267,7 @@ def _refusal(endpoint: Endpoint, secret: str, reply: Reply) -> str:
         fix = f"--{endpoint.role}-key-env NAME of the environment variable that holds a valid key"
         raise EndpointError(reason, where=endpoint.name, fix=fix)
     hints = {
+        FIELD: "--set arms.constrained=false",
         "max_completion_tokens": f"--set {endpoint.role}.length_field=max_completion_tokens",
         "temperature": f"--set {endpoint.role}.temperature=null",
         "context": "--set endpoint.context=4096"
@@ -246,7 +275,7 @@ def _refusal(endpoint: Endpoint, secret: str, reply: Reply) -> str:
         else f"name a model that sees more: --{endpoint.role}-model",
     }
     fix = next((remedy for word, remedy in hints.items() if word in said), f"check {url_flag(endpoint.role)} and --{endpoint.role}-model")
-    raise EndpointError(reason, where=endpoint.name, fix=fix)
+    raise Refused(reason, where=endpoint.name, fix=fix)
 
 
 def _asked_wait_s(retry_after: str) -> float:

@@ -17,7 +17,7 @@ from luthier.core.errors import EndpointError, InputError
 from luthier.core.types import ArmResult, Example
 from luthier.evaluate.consistency import answers_per_item, ask_again, chosen_items
 from luthier.evaluate.paraphrase import checked, paraphrase_requests
-from luthier.evaluate.run import Bench, Model, answer, answer_all
+from luthier.evaluate.run import Bench, Model, answer, answer_all, hold_endpoint
 from luthier.evaluate.style import MIN_AUC, MIN_TEXTS, StyleJudge, train_judge
 from luthier.metrics.consistency import AskedAgain, AskPlan, agreement
 from luthier.metrics.form import AnswerForm, answers_instead, keeps_form, learn_form
@@ -143,8 +143,8 @@ def _ask_all(
     failed: dict[str, str] = {}
     items = chosen_items(stage.inputs.split.test, stage.plan)
     for arm in compared:
-        model = _open(stage, arm)
         try:
+            model = _open(stage, arm)
             candidate = _candidate(stage, arm, model)
             asked[arm.name] = ask_again(candidate, items, model, stage.bench, stage.plan, form, arm.name, paraphrased)
         except (InputError, EndpointError) as error:  # a longer wording does not fit, or a server fails: no property of the arm's answers
@@ -153,7 +153,7 @@ def _ask_all(
 
 
 def _open(stage: _Stage, arm: ArmResult) -> Model:
-    """The model an arm was measured with."""
+    """The model an arm was measured with. Raises EndpointError where its server does not answer."""
     settings, prepared = stage.settings, stage.prepared
     if arm.family == "tuned":
         return open_tuned(stage.folder, prepared.model_path, prepared.precision)
@@ -161,7 +161,7 @@ def _open(stage: _Stage, arm: ArmResult) -> Model:
         return open_local(resolve(arm.model), prepared.precision)
     endpoint = endpoint_of(settings)
     if endpoint is not None and arm.model == endpoint.name:
-        return endpoint
+        return hold_endpoint(endpoint, stage.bench)
     return open_local(prepared.model_path, prepared.precision)
 
 

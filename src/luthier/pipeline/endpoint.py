@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from luthier.core.types import ArmResult
-from luthier.evaluate.run import Bench
+from luthier.core.errors import EndpointError
+from luthier.core.types import HELD, ArmResult
+from luthier.evaluate.run import Bench, hold_endpoint
 from luthier.generate.endpoint import Endpoint
 from luthier.generate.http_post import check_url
 from luthier.pipeline.measure import MeasureInputs, larger_arms, measure_arms, planned_arms, proposer_of
@@ -46,6 +47,10 @@ def measure_endpoint(settings: Settings, bench: Bench, inputs: MeasureInputs, en
     arms = larger_arms(planned_arms(settings, inputs, endpoint.context), endpoint.model)
     said = f" Asked at {endpoint.url}, up to {endpoint.concurrency} requests at once; waiting times include the network."
     arms = tuple(replace(arm, description=arm.description + said) for arm in arms)
+    try:
+        endpoint = hold_endpoint(endpoint, bench)
+    except EndpointError as error:
+        arms = tuple(replace(arm, failed=str(error)) for arm in arms)
     proposer = proposer_of(settings, inputs, endpoint.context, endpoint)
     results = measure_arms(settings, bench, arms, inputs.split, {"base": endpoint}, {"base": endpoint.name}, proposer)
     return tuple(result for result, _ in results)
@@ -65,9 +70,18 @@ def endpoint_notes(settings: Settings, arms: tuple[ArmResult, ...]) -> tuple[str
         return ()
     retries = sum(arm.effort.get("num_retries", 0.0) + arm.effort.get("num_test_retries", 0.0) for arm in asked)
     num_answers = sum(arm.effort.get("num_dev_evaluations", 0.0) + len(arm.items) for arm in asked)
+    held = sorted({arm.params["answers"] for arm in asked if "answers" in arm.params})
     served_by = sorted({arm.params["answered by"] for arm in asked if "answered by" in arm.params})
     return (
         f"{name}: {num_answers:,.0f} answers over the network, {retries:,.0f} requests repeated; the server names as the model "
         f"{', '.join(served_by) or 'nothing'}. Such a model can change from one day to the next, and temperature 0 does not make it "
         "repeat itself; the answers kept in this run are the ones that were measured.",
+        *(f"{name}: {_form_words(words)}." for words in held),
+    )
+
+
+def _form_words(answers: str) -> str:
+    """What `ArmResult.params["answers"]` says, in a sentence of a report."""
+    return (
+        f"answers were {answers}" if answers.startswith(HELD) else f"answers were not held to their form: {answers.removeprefix('free: ')}"
     )

@@ -195,7 +195,7 @@ class ArmSettings(Group):
     constrained: bool = Field(
         default=True,
         strict=True,
-        description="hold local models to the labels, or to the JSON schema of the training answers, while they write, in every arm alike",
+        description="hold models to the labels, or to the JSON schema of the training answers, while they write, in every arm alike",
     )
     latency_items: Count = Field(default=10, description="test rows sent one at a time to measure waiting time")
     batch: Count = Field(default=64, description="prompts answered at once")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from luthier.core.types import ArmResult, Estimate, ItemScore, TaskProfile
+from luthier.core.types import BROKE, HELD, ArmResult, Estimate, ItemScore, TaskProfile
 from luthier.metrics.consistency import AskedAgain, agreement
 from luthier.metrics.form import broken, keeps_form
 from luthier.metrics.tone import MEASURE_WORDS
@@ -107,7 +107,8 @@ def _following(table: Table, max_new_tokens: int) -> BehaviourGroup:
         for name in form.names:
             words = form.words_of(name)
             lines.append(make_line(table, f"form: {name}", words, keeps(name), wanted=wanted_keeps(name), is_part=True))
-    held = [arm.name for arm in table.arms if arm.params.get("answers", "").startswith("held")]
+    answers = {arm.name: arm.params.get("answers", "") for arm in table.arms}
+    held = [name for name, words in answers.items() if words.startswith(HELD) and BROKE not in words]
     notes = [f"{' and '.join(held)}: held to the labels while writing, so these cannot fail."] if held else []
     if not form.names:
         notes.append(f"No form was learnt: {form.num_answers} training answers are too few.")
