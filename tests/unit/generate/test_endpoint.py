@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import random
 import re
 import threading
 from email.utils import format_datetime
@@ -17,7 +18,17 @@ from tests.fixtures.fake_server import Answer, fake_server
 from luthier.core.errors import ConfigError, EndpointError, RunError
 from luthier.core.types import Generation, GenerationRequest, Message
 from luthier.generate import http_post
-from luthier.generate.endpoint import MAX_WAIT_S, Endpoint, Garbage, _asked_wait_s, _is_same_model, _read_answer, ask
+from luthier.generate.endpoint import (
+    MAX_BACKOFF_S,
+    MAX_WAIT_S,
+    Endpoint,
+    Garbage,
+    _asked_wait_s,
+    _is_same_model,
+    _read_answer,
+    ask,
+    exchange,
+)
 from luthier.generate.http_post import check_url
 from luthier.generate.store import NoStore
 from luthier.store.cache import GenerationCache
@@ -102,6 +113,47 @@ def test_what_may_pass_is_tried_again_and_counted(fault: Answer) -> None:
     with fake_server(lambda request, number: fault) as server, pytest.raises(EndpointError, match="after 2 retries"):
         _ask(_endpoint(server.url))
     assert len(server.seen) == 3
+
+
+class _Waits(threading.Event):
+    """Notes how long it is to be waited for instead of waiting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.seconds.append(timeout or 0.0)
+        return False
+
+
+def _waits(url: str, key: str, **changes: object) -> list[float]:
+    """The waits between the attempts of one request that never succeeds."""
+    halt, endpoint = _Waits(), _endpoint(url, **{"retries": 8, "backoff_s": 1.0, **changes})
+    with pytest.raises(EndpointError):
+        exchange(endpoint, "", "/chat/completions", {}, lambda body: body, key, halt)
+    return halt.seconds
+
+
+def test_waits_double_up_to_a_limit_and_are_spread() -> None:
+    """Half of each wait is jitter, from a stream of the request's own: many that failed together do not come back together."""
+    with fake_server(lambda request, number: Answer(status=503, body=b"busy")) as server:
+        random.seed(3)
+        state = random.getstate()
+        found = [_waits(server.url, f"request {n}") for n in range(40)]
+        assert random.getstate() == state  # nobody else's stream is drawn from
+        assert found[0] == _waits(server.url, "request 0") != found[1]
+    for attempt in range(8):
+        whole, waits = min(MAX_BACKOFF_S, 2.0**attempt), [one[attempt] for one in found]
+        assert all(whole / 2 <= wait <= whole for wait in waits)
+        quarters = {int(4 * (wait / whole - 0.5) * 2) for wait in waits}
+        assert quarters >= {0, 1, 2, 3} and len(set(waits)) == len(waits)  # all over the half, none twice
+
+
+def test_jitter_comes_on_top_of_the_wait_the_server_asks_for() -> None:
+    with fake_server(lambda request, number: Answer(status=429, body=b"slow", headers={"Retry-After": "7"})) as server:
+        waits = _waits(server.url, "request 0", retries=3)
+    assert all(7 + whole / 2 <= wait <= 7 + whole for wait, whole in zip(waits, (1, 2, 4), strict=True))
 
 
 def test_the_wait_the_server_asks_for_is_kept() -> None:

@@ -267,8 +267,7 @@ def test_heads_beyond_their_size(server: Served) -> None:
 
 def test_slow_clients_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "HEAD_TIMEOUT_S", 0.4)
-    monkeypatch.setattr(guard.Rules, "__init__", _quick_rules(guard.Rules.__init__))
-    with served() as server:
+    with served(body_timeout_s=0.4) as server:
         sockets = [socket.create_connection(("127.0.0.1", server.port), timeout=5) for _ in range(40)]
         body = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
         for number, one in enumerate(sockets):
@@ -290,13 +289,6 @@ def test_slow_clients_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
             assert (b"408" in found) == (20 <= number < 40), found
             one.close()
         assert ask(server, "/healthz").status == 200
-
-
-def _quick_rules(true):
-    def init(self, **values) -> None:
-        true(self, **{**values, "body_timeout_s": 0.4})
-
-    return init
 
 
 def test_a_client_that_does_not_read_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
