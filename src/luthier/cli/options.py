@@ -105,6 +105,7 @@ DECIDE = (
     _setting("decide.min_quality", "--min-quality", float, "Score in points below which neither way is good enough."),
     _setting("decide.volume", "--volume", int, "Requests a month, for the break-even."),
     _setting("decide.usd_per_hour", "--usd-per-hour", float, "Price of this machine for an hour, in US dollars."),
+    _setting("decide.prices", "--prices", str, "YAML file with the token prices of several models, by name."),
     _setting("decide.usd_per_m_input", "--usd-per-m-input", float, "Price of a million prompt tokens at the endpoint, in US dollars."),
     _setting("decide.usd_per_m_output", "--usd-per-m-output", float, "Price of a million answer tokens at the endpoint, in US dollars."),
 )

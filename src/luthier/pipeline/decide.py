@@ -9,6 +9,7 @@ from pathlib import Path
 
 from luthier.core.types import Verdict
 from luthier.metrics.cost import Prices
+from luthier.pipeline.prices import token_prices
 from luthier.pipeline.record import RunRecord, read_record
 from luthier.pipeline.report import learning_of, outcome, slices_of, write_report
 from luthier.pipeline.settings import Settings, load_settings
@@ -22,11 +23,12 @@ from luthier.verdict.slices import slice_sentence
 def decision_rule(settings: Settings, record: RunRecord) -> DecisionRule:
     """The user's margin, volume and prices, with the metric that was declared before the test was opened."""
     wanted = settings.decide
+    tokens = token_prices(settings)
     prices = Prices(
         usd_per_hour=wanted.usd_per_hour,
-        usd_per_m_input=wanted.usd_per_m_input,
-        usd_per_m_cached_input=wanted.usd_per_m_cached_input,
-        usd_per_m_output=wanted.usd_per_m_output,
+        usd_per_m_input=tokens.input,
+        usd_per_m_cached_input=tokens.cached_input,
+        usd_per_m_output=tokens.output,
         api_models=frozenset({settings.endpoint.shown_name} - {""}),
         source=f"decide.usd_per_hour, {settings.origin_of('decide.usd_per_hour')}",
         date=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),

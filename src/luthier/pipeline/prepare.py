@@ -23,6 +23,7 @@ from luthier.models.load import ModelInfo, inspect_folder
 from luthier.models.tokenizer import open_tokenizer
 from luthier.pipeline.data import PreparedData, prepare_data, refuse_other_objectives
 from luthier.pipeline.endpoint import endpoint_of
+from luthier.pipeline.prices import token_prices
 from luthier.pipeline.settings import Settings
 from luthier.store.layout import RunFolder, hold_to, known_fact
 from luthier.tokens.encode import REFUSE_OVER_LONG, encode_examples
@@ -184,6 +185,7 @@ def _inspect_larger(settings: Settings, max_new_tokens: int) -> dict[str, ModelI
 def _inspect_endpoint(settings: Settings, max_new_tokens: int) -> None:
     """Refuse an address that must not be used, and a model whose arms could not be told from a larger local model's."""
     endpoint = endpoint_of(settings)
+    token_prices(settings)  # a table that lacks the model is refused now, not when all is measured
     if endpoint is None:
         if settings.arms.proposer == "endpoint":
             problem = "found endpoint, and no endpoint is named that could propose instructions"

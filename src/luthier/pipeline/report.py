@@ -18,6 +18,7 @@ from luthier.metrics.latency import latency_summary
 from luthier.metrics.own import is_own
 from luthier.models.catalogue import list_models
 from luthier.pipeline.judged import judge_json, reading_of
+from luthier.pipeline.prices import token_prices
 from luthier.pipeline.record import RunRecord, TrainRecord, read_exports
 from luthier.pipeline.settings import Settings, origins
 from luthier.report import numbers
@@ -136,9 +137,9 @@ def _token_prices(rule: DecisionRule, settings: Settings) -> str:
         return ""
     name = ", ".join(sorted(prices.api_models))
     if prices.usd_per_m_input is None or prices.usd_per_m_output is None:
-        return f". {name}: not measured, no token prices were given (--usd-per-m-input, --usd-per-m-output)"
+        return f". {name}: not measured, no token prices were given (--usd-per-m-input, --usd-per-m-output, or --prices)"
     cached = "" if prices.usd_per_m_cached_input is None else f", {prices.usd_per_m_cached_input:g} for cached ones"
-    where = settings.origin_of("decide.usd_per_m_input")
+    where = token_prices(settings).origin
     return (
         f". {name}: the tokens its server counted, at {prices.usd_per_m_input:g} US dollars a million prompt tokens{cached} and "
         f"{prices.usd_per_m_output:g} a million answer tokens ({where}, {prices.date}); requests that failed are not in it"

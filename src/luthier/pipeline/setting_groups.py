@@ -287,6 +287,10 @@ class DecideSettings(Group):
     )
     volume: CountOrZero | None = Field(default=None, description="requests a month, for the break-even")
     usd_per_hour: Real = Field(default=0.10, ge=0, description="price of this machine for an hour, in US dollars")
+    prices: str | None = Field(
+        default=None,
+        description="YAML file with the token prices of several models, by the endpoint's name of each; instead of the next three",
+    )
     usd_per_m_input: Price = Field(default=None, description="price of a million prompt tokens at the endpoint, in US dollars")
     usd_per_m_cached_input: Price = Field(default=None, description="the same for prompt tokens it has cached; null: no cheaper")
     usd_per_m_output: Price = Field(default=None, description="price of a million answer tokens at the endpoint, in US dollars")

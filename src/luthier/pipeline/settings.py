@@ -46,7 +46,7 @@ BENIGN = frozenset(
     | {f"arms.consistency_{name}" for name in ("items", "samples", "temperature")}
     | {f"{group}.{name}" for group in ("endpoint", "embeddings") for name in ("key_env", "concurrency", "timeout_s", "retries")}
     | {f"decide.{name}" for name in ("margin", "min_quality", "volume", "usd_per_hour", "hosting", "labelling", "months")}
-    | {"decide.serves_other_work"}
+    | {"decide.serves_other_work", "decide.prices"}
     # Probes change nothing of what was measured; where they changed they are measured anew.
     | {f"probes.{name}" for name in ("safety", "safety_prompts", "safety_items", "max_new_tokens", "retention")}
     | {f"probes.constraint_{name}" for name in ("prompts", "items", "tokens")}
@@ -112,6 +112,8 @@ class Settings(Group):
         values = self.model_dump(mode="json", exclude={"fresh"})
         values["model"]["name"] = _absolute(self.model.name)  # the run is opened from any folder
         values["model"]["larger"] = [_absolute(name) for name in self.model.larger]
+        if self.decide.prices:
+            values["decide"]["prices"] = str(Path(self.decide.prices).expanduser().resolve())
         if self.judge.model and not self.judge.url:
             values["judge"]["model"] = _absolute(self.judge.model)
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)

@@ -299,6 +299,7 @@ HARMLESS = {
     "fresh": True,
     "decide.margin": 2.0,
     "decide.usd_per_m_input": 1.0,
+    "decide.prices": "prices.yaml",
     "judge.model": "wise",
 }
 
