@@ -116,6 +116,14 @@ def test_a_server_that_refuses_to_hold_is_measured_free_and_the_report_says_so(p
     page = (place / "free" / "report.html").read_text(encoding="utf-8")
     assert "answers were not held to their form: the endpoint refuses response_format" in page
     assert "<script>alert(1)" not in page and "\x1b" not in page
+    table = place / "prices.yaml"
+    table.write_text("remote: {input: 2, output: 8}\nother: {input: 1, output: 1}\n", encoding="utf-8")
+    decided = _remote(_go([*LUTHIER, "decide", str(place / "free"), "--prices", str(table), "--json"]))
+    assert [arm["cost_per_1000"] for arm in decided.values()] == pytest.approx([1000 * (1000 * 2 + 10 * 8) / 1e6] * len(ARMS))
+    assert "prices.yaml, command line" in (place / "free" / "report.html").read_text(encoding="utf-8")
+    table.write_text("remot: {input: 2, output: 8}\n", encoding="utf-8")
+    refused = _go([*LUTHIER, "decide", str(place / "free"), "--prices", str(table)])
+    assert refused.returncode == 2 and "the nearest name in it is 'remot'" in refused.stderr
 
 
 def test_the_endpoint_proposes_instructions_for_every_model(place: Path) -> None:
