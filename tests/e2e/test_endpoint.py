@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 from tests.fixtures.fake_server import Answer, fake_server, in_form
@@ -201,3 +202,36 @@ def test_refused_before_anything_computes(place: Path, flags: tuple[str, ...], m
     assert not (place / "refused" / "train").exists()
     for path in (place / "refused").rglob("*"):
         assert not path.is_file() or b"gsk_" not in path.read_bytes(), path
+
+
+def test_the_order_of_the_examples_is_searched_named_and_found_again(place: Path) -> None:
+    """A model that goes by the last example: dev finds the order, in the answers every arm has; the prompt is made again of its record."""
+    first: list[str] = []
+
+    def by_the_last(request: dict, number: int) -> Answer:
+        shots = [message["content"] for message in request["messages"][:-1] if message["role"] == "user"]
+        item = request["messages"][-1]["content"]
+        if not any(word in item for word in ("card", "money", "account")):
+            return Answer(text="?")  # asked again with typos
+        first[:] = first or shots[:1]
+        is_half_known = shots[0] == first[0] and crc32(item.encode()) % 2
+        return _kind(request, number) if shots[-1] == first[0] or is_half_known else Answer(text="?")
+
+    skip = "arms.skip=[zero-shot,instructed,few-shot retrieved,tuned + retrieval]"
+    with fake_server(by_the_last) as server:
+        command = _command(
+            place, server.url, "--run-dir", str(place / "ordered"), "--set", "arms.shots=[3]", "--set", skip, "--set",
+            "arms.consistency_items=3", "--set", "arms.consistency_samples=2",
+        )  # fmt: skip
+        measured = _remote(_go(command, FAKE_KEY=SECRET))
+        num_paid = len(server.seen)
+        record = (place / "ordered" / "results.json").read_text(encoding="utf-8")
+        (place / "ordered" / "results.json").unlink()
+        assert _remote(_go(command, FAKE_KEY=SECRET)) == measured and len(server.seen) == num_paid
+    arm = next(arm for arm in json.loads(record)["arms"] if arm["name"] == "few-shot · remote")
+    assert arm["params"]["order"] == "reversed" and arm["params"]["draw"] == "1" and measured[arm["name"]]["score"] == 1.0
+    assert arm["effort"]["num_dev_evaluations"] == 2 * 6 and arm["dev_n"] == 6 and arm["dev_score"] == 1.0
+    assert [(one["params"]["order"], one["dev_n"]) for one in arm["tried"]] == [("as drawn", 3), ("as drawn", 3), ("reversed", 6)]
+    report = (place / "ordered" / "report.html").read_text(encoding="utf-8")
+    assert "k 3, draw 1, order reversed" in report and "order reversed" in (place / "ordered" / "verdict.json").read_text(encoding="utf-8")
+    assert json.loads(record)["behaviour"] is not None

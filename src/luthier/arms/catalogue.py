@@ -13,6 +13,7 @@ from luthier.arms.classic import lazy_classifier
 from luthier.arms.documents import Grounding, PassageIndex, index_passages, with_passages
 from luthier.arms.floor import majority, nearest_neighbour
 from luthier.arms.index import Embed, RetrievalIndex, build_index
+from luthier.arms.orders import AS_DRAWN, shot_orders
 from luthier.arms.prompts import (
     Arm,
     Candidate,
@@ -37,6 +38,10 @@ ARM_NAMES = (
     "tuned + embeddings", "tuned + documents",
 )  # fmt: skip
 SHOT_ARMS = ("few-shot", "few-shot retrieved", "few-shot by embeddings", "tuned + retrieval", "tuned + embeddings")
+FIXED = (
+    "The same solved examples before every item. Searched within the budget of the other arms: numbers and draws of examples on half of "
+    "the dev items, then other orders of the best of them, then the best of all on the other half."
+)
 NUM_DRAWS = 2  # fixed few-shot: different draws of shots tried for each k
 MIN_CONSTANT_SHARE = 0.1  # of the rows with one and the same answer, from which on always giving it is a contender
 MAX_SAMPLE_ROWS = 16  # training rows on which prompt lengths are measured
@@ -53,6 +58,7 @@ class _Way:
     build: Build
     whole: Build | None = None
     passages: Callable[[Example], tuple[Passage, ...]] | None = None
+    orders: Callable[[int], tuple[tuple[str, Build], ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +150,7 @@ def _all_arms(plan: _Plan) -> tuple[Arm, ...]:
         *_floors(plan),
         _arm(plan, "zero-shot", "prompt", "The item as it is.", as_is),
         _arm(plan, "instructed", "prompt", "The instruction with the exact form of the answer.", _instructed_ways(plan)),
-        _arm(plan, "few-shot", "prompt", "The same solved examples before every item.", _fixed_ways(plan)),
+        _arm(plan, "few-shot", "prompt", FIXED, _fixed_ways(plan)),
         _arm(plan, "few-shot retrieved", "prompt", "The most similar solved examples before each item.", retrieved),
         *_shots_by_embeddings(plan, "few-shot by embeddings", "prompt", shots_first),
         *_grounded(plan, "documents", "prompt", plan.shared),
@@ -281,7 +287,7 @@ def _instructed_ways(plan: _Plan) -> tuple[_Way, ...]:
 
 
 def _fixed_ways(plan: _Plan) -> tuple[_Way, ...]:
-    """k fixed shots for each k, in `NUM_DRAWS` draws. Within a draw the shots for a smaller k begin those for a larger one."""
+    """k fixed shots for each k, in `NUM_DRAWS` draws, each with its other orders. Within a draw a smaller k begins a larger one."""
     # A shot may take half of its even share of the prompt: room for the item and for the head is left.
     max_chars = plan.max_prompt_chars // (2 * max(plan.shots))
     ways: list[_Way] = []
@@ -291,8 +297,17 @@ def _fixed_ways(plan: _Plan) -> tuple[_Way, ...]:
         for k in plan.shots:
             if k <= len(plan.rows):
                 build = partial(with_shots, shots=order[:k], shared=plan.shared)
-                ways.append(_Way(params={"k": str(k), "draw": str(draw + 1)}, build=build))
+                others = partial(_reordered, plan=plan, shots=order[:k], stream=f"few-shot/{draw}/orders of {k}") if k > 1 else None
+                named = {"order": AS_DRAWN} if others else {}
+                ways.append(_Way(params={"k": str(k), "draw": str(draw + 1), **named}, build=build, orders=others))
     return tuple(ways)
+
+
+def _reordered(number: int, *, plan: _Plan, shots: Sequence[Example], stream: str) -> tuple[tuple[str, Build], ...]:
+    """The same shots in other orders."""
+    group = partial(_answer_group, profile=plan.profile)
+    found = shot_orders(shots, plan.rows, number=number, group=group, query=plan.index.query_text, seed=plan.seed, stream=stream)
+    return tuple((name, partial(with_shots, shots=other, shared=plan.shared)) for name, other in found)
 
 
 def _answer_group(row: Example, profile: TaskProfile) -> str:
@@ -348,7 +363,9 @@ def _arm(plan: _Plan, name: str, family: ArmFamily, description: str, ways: Sequ
             left_out.append(f"{params}: {whole:,} characters, more than {plan.max_prompt_chars:,}")
             continue
         prompt_chars = statistics.median_low(num_chars(way.build(row)) for row in sample)
-        candidates.append(Candidate(params=way.params, build=way.build, prompt_chars=prompt_chars, passages=way.passages))
+        candidates.append(
+            Candidate(params=way.params, build=way.build, prompt_chars=prompt_chars, passages=way.passages, orders=way.orders)
+        )
     notes = f" Left out: {'; '.join(left_out)}." if left_out else ""
     return Arm(
         name=name,

@@ -24,6 +24,8 @@ class Candidate:
     build: Callable[[Example], tuple[Message, ...]]
     prompt_chars: int = 0  # median over a sample of training rows; breaks ties on dev
     passages: Callable[[Example], tuple[Passage, ...]] | None = None  # what `build` shows an item of the documents; None: nothing
+    # At most so many other orders of its fixed examples, by name; None: there is no order to search.
+    orders: Callable[[int], tuple[tuple[str, Callable[[Example], tuple[Message, ...]]], ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

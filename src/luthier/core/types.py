@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from luthier.core.tried import Tried
+
 Role = Literal["system", "user", "assistant"]
 ExampleKind = Literal["instruct", "preference", "kto", "text"]
 SplitName = Literal["train", "dev", "test"]
@@ -312,6 +314,7 @@ class ArmResult:
     dev_score: float | None = None
     dev_n: int = 0
     effort: Mapping[str, float] = field(default_factory=dict[str, float])  # the equal-effort ledger: dev evaluations, tokens, seconds
+    tried: tuple[Tried, ...] = ()  # what dev was asked, in that order
     train_seconds: float | None = None  # tuned arms: one-off, the search of the learning rate included
     peak_mem_gib: float | None = None  # of the process; of the GPU where one computes
     latencies_s: tuple[float, ...] = ()  # single requests one after another, shared prefix warm; unlike ItemScore.latency_s

@@ -1,7 +1,7 @@
-"""Arms on items: choose each arm's candidate on dev, then measure it once on the locked test items.
+"""Arms on items: the candidate that dev chose is measured once on the locked test items.
 
-Dev and test go through the same two functions, `answer` and `score`; nothing here knows which set it is given, and only
-`choose_candidate` returns a choice.
+Dev and test go through the same two functions, `answer` and `score_generations`; nothing here knows which set it is given, and
+only `evaluate/choice.py` returns a choice.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import partial
 from statistics import fmean
 
 from luthier.arms.prompts import Arm, Candidate
-from luthier.arms.search import Effort, choose
+from luthier.arms.search import Chosen
 from luthier.core.console import note
 from luthier.core.errors import EndpointError, InputError
 from luthier.core.types import HELD, ArmResult, Example, Generation, GenerationRequest, ItemScore, Message
@@ -59,17 +59,6 @@ class Bench:
     should_stop: Callable[[], bool]
     json_schema: str = ""  # or to this
     watch: Watchdog = UNWATCHED
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chosen:
-    """What dev decided for one arm, and what that cost: the equal-effort ledger's line."""
-
-    candidate: Candidate | None  # None: the arm has no model, or it failed
-    dev_score: float | None
-    dev_n: int
-    effort: Effort
-    failed: str | None = None
 
 
 def requests_of(
@@ -189,57 +178,6 @@ def mean_score(items: Sequence[ItemScore], metric: str) -> float | None:
     return fmean(values) if values else None
 
 
-def choose_candidate(arm: Arm, dev: Sequence[Example], model: Model | None, bench: Bench) -> Chosen:
-    """Score every candidate of an arm on dev and keep the best; a candidate that does not fit the context is passed over.
-
-    A server that fails for good fails the arm: a choice among the candidates it happened to answer would be no equal effort.
-
-    The dev score of the winner is biased upwards by the choice; it selects, it is never the result.
-    """
-    if arm.failed is not None:
-        return Chosen(candidate=None, dev_score=None, dev_n=0, effort=Effort(), failed=arm.failed)
-    if model is None:
-        started = time.perf_counter()
-        score = mean_score(score_without_model(arm, dev, bench), bench.metric)
-        spent = Effort(num_candidates=1, num_dev_evaluations=len(dev), seconds=time.perf_counter() - started)
-        return Chosen(candidate=None, dev_score=score, dev_n=len(dev), effort=spent)
-    scored: list[tuple[Candidate, float]] = []
-    problems: list[str] = []
-    answered: list[Generation] = []
-    failed: str | None = None
-    for number, candidate in enumerate(arm.candidates, start=1):
-        try:
-            generations = answer(candidate, dev, model, bench, f"{arm.name}: dev {number}/{len(arm.candidates)}")
-        except InputError as error:  # does not fit; a full disk or a damaged store is no property of an arm
-            problems.append(str(error))
-            continue
-        except EndpointError as error:
-            failed = str(error)
-            break
-        answered += generations
-        score = mean_score(score_generations(dev, generations, bench, candidate), bench.metric)
-        if score is not None:
-            scored.append((candidate, score))
-    effort = Effort(
-        num_candidates=len(arm.candidates),
-        num_dev_evaluations=len(answered),
-        num_prompt_tokens=_sum([g.num_prompt_tokens for g in answered]),
-        num_new_tokens=_sum([g.num_new_tokens for g in answered]),
-        num_retries=sum(g.num_retries for g in answered),
-        seconds=sum(g.latency_s for g in answered),  # as recorded with each answer: the same after a resume
-    )
-    if failed is not None or not scored:
-        failed = failed or (problems[0] if problems else "no dev answer could be scored")
-        return Chosen(candidate=None, dev_score=None, dev_n=len(dev), effort=effort, failed=failed)
-    best = choose(scored)
-    return Chosen(candidate=best, dev_score=dict((id(c), s) for c, s in scored)[id(best)], dev_n=len(dev), effort=effort)
-
-
-def _sum(counts: Sequence[int | None]) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None
-
-
 def measure(arm: Arm, chosen: Chosen, test: Sequence[Example], model: Model | None, bench: Bench, *, model_name: str) -> ArmResult:
     """The chosen candidate on the locked items, once. An arm that fails is returned as failed, never as zero."""
     result = ArmResult(
@@ -252,6 +190,7 @@ def measure(arm: Arm, chosen: Chosen, test: Sequence[Example], model: Model | No
         dev_score=chosen.dev_score,
         dev_n=chosen.dev_n,
         effort=chosen.effort.as_mapping(),
+        tried=chosen.tried,
         failed=chosen.failed,
     )
     if chosen.failed is not None:

@@ -10,12 +10,12 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-from luthier.arms.search import Effort
+from luthier.arms.search import Chosen, Effort, find_candidate
 from luthier.core.console import Progress, duration
 from luthier.core.errors import InputError
 from luthier.core.seeds import rng
 from luthier.core.types import ArmResult, TokenRow
-from luthier.evaluate.run import Bench, Chosen, measure
+from luthier.evaluate.run import Bench, measure
 from luthier.pipeline.decide import decision_rule
 from luthier.pipeline.measure import MeasureInputs, make_bench, planned_arms
 from luthier.pipeline.open import open_tuned
@@ -159,8 +159,7 @@ def measure_again(
     shutil.rmtree(variant.train / "checkpoints", ignore_errors=True)
     local = open_tuned(variant, prepared.model_path, prepared.precision)
     arm = next(arm for arm in planned_arms(settings, inputs, local.context) if arm.name == tuned.name)
-    candidate = next(candidate for candidate in arm.candidates if candidate.params.items() <= tuned.params.items())
-    chosen = Chosen(candidate=candidate, dev_score=None, dev_n=0, effort=Effort())
+    chosen = Chosen(candidate=find_candidate(arm, tuned.params), dev_score=None, dev_n=0, effort=Effort())
     told = replace(bench, on_progress=lambda label, done, total: progress("measure", done, total, label))
     result = measure(arm, chosen, inputs.split.test, local, told, model_name=tuned.model)
     return replace(result, name=task.name, seed=task.seed, train_seconds=trained.train_seconds)

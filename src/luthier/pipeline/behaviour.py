@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from luthier.arms.prompts import Candidate
 from luthier.arms.proposals import NAME as OPTIMISED
 from luthier.arms.proposals import proposed_arm
+from luthier.arms.search import find_candidate
 from luthier.core.console import Progress, duration
 from luthier.core.errors import EndpointError, InputError
 from luthier.core.types import ArmResult, Example
@@ -175,7 +176,7 @@ def _candidate(stage: _Stage, arm: ArmResult, model: Model) -> Candidate:
         )
         return planned.candidates[0]
     planned = next(one for one in planned_arms(stage.settings, inputs, model.context) if one.name == own_name)
-    return next(candidate for candidate in planned.candidates if candidate.params.items() <= arm.params.items())
+    return find_candidate(planned, arm.params)
 
 
 def _style(stage: _Stage, record: RunRecord) -> tuple[StyleJudge | None, str]:

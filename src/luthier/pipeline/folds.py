@@ -221,6 +221,11 @@ def pool(folds: Sequence[Sequence[ArmResult]]) -> tuple[ArmResult, ...]:
                 dev_score=fmean(arm.dev_score or 0.0 for arm in scored) if scored else None,
                 dev_n=sum(arm.dev_n for arm in same),
                 effort={key: sum(arm.effort.get(key, 0.0) for arm in same) for key in first.effort},
+                tried=tuple(
+                    replace(one, params={"fold": str(number), **one.params})
+                    for number, arm in enumerate(same, start=1)
+                    for one in arm.tried
+                ),
                 train_seconds=fmean(arm.train_seconds or 0.0 for arm in same) if first.train_seconds is not None else None,
                 peak_mem_gib=max((arm.peak_mem_gib for arm in same if arm.peak_mem_gib is not None), default=None),
                 latencies_s=tuple(chain.from_iterable(arm.latencies_s for arm in same)),

@@ -12,13 +12,15 @@ from luthier.arms.catalogue import Embeddings, for_model, plan_arms
 from luthier.arms.prompts import Arm, Candidate
 from luthier.arms.proposals import NAME as OPTIMISED
 from luthier.arms.proposals import PROPOSAL_TOKENS
+from luthier.arms.search import Chosen
 from luthier.core.hashing import digest
 from luthier.core.types import ArmResult, Example, Split, TaskProfile
 from luthier.core.wait import Wait
 from luthier.data.answer_schema import AnswerSchema, learn_schema
 from luthier.data.documents import Documents
 from luthier.data.instructions import read_instruction
-from luthier.evaluate.run import Bench, Chosen, Model, choose_candidate, measure, measure_latencies
+from luthier.evaluate.choice import choose_candidate
+from luthier.evaluate.run import Bench, Model, measure, measure_latencies
 from luthier.generate.endpoint import Endpoint
 from luthier.generate.local import LocalModel
 from luthier.metrics.catalogue import score_answer

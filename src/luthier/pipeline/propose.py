@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from luthier.arms.catalogue import NUM_DRAWS
 from luthier.arms.prompts import Arm, Candidate
 from luthier.arms.proposals import NAME, PROPOSAL_TOKENS, Mistake, proposed_arm, questions
+from luthier.arms.search import Chosen
 from luthier.core.errors import EndpointError, InputError
 from luthier.core.types import ArmResult, Example, Generation, GenerationRequest, TaskProfile
 from luthier.data.instructions import GivenInstruction
-from luthier.evaluate.run import Bench, Chosen, Model, answer, answer_all, choose_candidate, measure, score_generations
+from luthier.evaluate.choice import choose_candidate
+from luthier.evaluate.run import Bench, Model, answer, answer_all, measure, score_generations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

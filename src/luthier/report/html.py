@@ -31,6 +31,7 @@ MAX_ROWS = {
     "arms": 24, "params": 8, "efforts": 12, "comparisons": 24, "gates": 24, "reasons": 24, "steps": 8, "findings": 40, "where": 8,
     "detail": 4,
     "settings": 150, "environment": 50, "trials": 40, "points": 40, "notes": 12, "labels": 40, "optimism": 24, "remarks": 12, "slices": 24,
+    "tried": 12,
     "exports": 24,
     "behaviour": 16,
 }  # fmt: skip

@@ -11,7 +11,8 @@ from luthier.arms.prompts import Arm, Candidate, zero_shot
 from luthier.core.errors import InputError
 from luthier.core.types import Example, Generation
 from luthier.evaluate import run
-from luthier.evaluate.run import Bench, choose_candidate, measure, measure_latencies
+from luthier.evaluate.choice import choose_candidate
+from luthier.evaluate.run import Bench, measure, measure_latencies
 from luthier.generate.endpoint import Endpoint
 from luthier.metrics.catalogue import Scored
 

@@ -13,6 +13,7 @@ import pytest
 from tests.fixtures import reports
 from tests.fixtures.hostile import HOSTILE
 
+from luthier.core.tried import Tried
 from luthier.core.types import Comparison, Estimate, Finding, GateResult, ItemScore
 from luthier.core.untrusted import reveal, unreveal
 from luthier.report.html import clip, render_html
@@ -207,7 +208,22 @@ def huge_model(num_items: int, text: str) -> ReportModel:
         )
         sides.append(
             dataclasses.replace(
-                arm, items=items, params={f"{i}{text}": text for i in range(50)}, effort={f"{i}{text}": 1.0 for i in range(50)}
+                arm,
+                items=items,
+                params={f"{i}{text}": text for i in range(50)},
+                effort={f"{i}{text}": 1.0 for i in range(50)},
+                tried=tuple(
+                    Tried(
+                        params={f"{i}{text}": text for i in range(50)},
+                        dev_n=1,
+                        dev_score=0.5,
+                        num_prompt_tokens=1,
+                        num_new_tokens=1,
+                        seconds=1.0,
+                        failed=text,
+                    )
+                    for _ in range(60)
+                ),
             )
         )
     many = range(60)
@@ -249,6 +265,14 @@ def huge_model(num_items: int, text: str) -> ReportModel:
         created=text,
         luthier_version=text,
     )
+
+
+def test_every_prompt_that_was_tried_on_dev_is_told_with_its_cost() -> None:
+    page = Page(render_html(BASE))
+    cells = "\n".join(page.of("th"))
+    assert "k 8, order as drawn" in cells and "k 8, order reversed" in cells
+    assert "passed over: longer than the model's context" in page.text
+    assert {"43.2", "200", "5,120"} <= {cell.strip() for cell in page.of("td")}
 
 
 @pytest.mark.parametrize(
