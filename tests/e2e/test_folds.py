@@ -16,6 +16,7 @@ from tests.unit.data_check.make_rows import pairs, row, rows, sentences
 from tests.unit.verdict.made_arms import arm, contest, rule
 
 from luthier.core.errors import ConfigError, InputError
+from luthier.core.tried import Tried
 from luthier.data.duplicates import find_duplicates
 from luthier.pipeline.folds import fold_splits, pool, read_whole
 from luthier.pipeline.settings import load_settings
@@ -72,7 +73,9 @@ def test_a_curve_without_rows_in_each_fold_is_refused_before_anything_computes(t
 def test_pooled_arms_hold_every_item_and_every_choice() -> None:
     first = arm("few-shot", [1.0, 0.0], family="prompt", dev=0.4, params={"k": "2", "order": "last"})
     second = arm("few-shot", [1.0], family="prompt", dev=0.8, params={"k": "4", "order": "last"})
-    [whole] = pool([[first], [second]])
+    tried = Tried(params={"k": "2"}, dev_n=3, dev_score=0.4, num_prompt_tokens=9, num_new_tokens=3, seconds=1.0)
+    [whole] = pool([[replace(first, tried=(tried,))], [replace(second, tried=(tried,))]])
+    assert [dict(one.params) for one in whole.tried] == [{"fold": "1", "k": "2"}, {"fold": "2", "k": "2"}]
     assert len(whole.items) == 3 and whole.dev_score == pytest.approx(0.6) and whole.dev_n == 200
     assert whole.params == {"k": "2 | 4 (by fold)", "order": "last"}
     [broken] = pool([[first], [arm("few-shot", [], family="prompt", failed="out of memory")]])
