@@ -6,18 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from luthier.core.types import ArmResult, Estimate, ItemScore, TaskProfile
 from luthier.metrics.consistency import AskedAgain, AskPlan, Way, sample_confidence
 from luthier.metrics.form import AnswerForm
 from luthier.metrics.tone import distance, measure_text
-from luthier.stats.bootstrap import bca_statistic
 from luthier.stats.calibration import Calibration, calibrate
 from luthier.stats.intervals import mean_estimate, paired_difference
+from luthier.stats.magnitude import spread_estimate
 
 NOT_MEASURED = Estimate(value=None, low=None, high=None, n=0, method="not measured")
-SPREAD_DRAWS = 2_000
 RIGHT_OR_WRONG: Mapping[str, str] = {"label": "exact", "short": "exact", "json": "json_exact"}  # what a confidence is held against
 CHANGED: tuple[Way, ...] = ("reworded", "input")
 
@@ -150,7 +148,7 @@ def _paired(prompt: Sequence[tuple[ItemScore, float]], tuned: Sequence[tuple[Ite
 
 
 def spread_of(table: Table, arm: ArmResult) -> Estimate:
-    """Best less worst mean score over the first wording and each changed one, on the items scored in all of them."""
+    """Best less worst mean score over the first wording and each changed one, on the items scored in all; what noise adds is taken off."""
     asked = table.by_arm.get(arm.name, {})
     rows: list[list[float]] = []
     clusters: list[str] = []
@@ -163,15 +161,7 @@ def spread_of(table: Table, arm: ArmResult) -> Estimate:
             clusters.append(item.cluster)
     if len(set(clusters)) < 2:
         return NOT_MEASURED
-    scores_NW = np.array(rows, dtype=np.float64)
-
-    def spread(kept_N: NDArray[np.int64]) -> float:
-        means_W = scores_NW[kept_N].mean(axis=0)
-        return float(means_W.max() - means_W.min())
-
-    low, high = bca_statistic(spread, clusters, 0.95, seed=table.seed, num_draws=SPREAD_DRAWS)
-    value = spread(np.arange(len(rows)))
-    return Estimate(value=value, low=max(0.0, min(low, value)), high=min(1.0, max(high, value)), n=len(rows), method="bootstrap BCa 95 %")
+    return spread_estimate(np.array(rows, dtype=np.float64), clusters, seed=table.seed)
 
 
 def tone_distance(items: Sequence[ItemScore], text: Callable[[ItemScore], str], name: str, reference: Sequence[float]) -> Estimate:
