@@ -122,9 +122,11 @@ def test_killed_anywhere_and_repeated_is_the_same_run(finished: dict, place: Pat
 
 def test_decide_again_needs_no_model(finished: dict, place: Path) -> None:
     code = (
-        "import sys; from luthier.cli.main import main\n"
+        "import sys, time; from luthier.cli.main import main\n"
         "try: main()\n"
-        "finally: assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
+        "finally:\n"
+        "    assert not {'torch', 'transformers', 'peft'} & set(sys.modules)\n"
+        "    assert time.process_time() < 10, time.process_time()  # a second or two on a quiet machine; a model alone takes longer"
     )
     done = _go([sys.executable, "-c", code, "decide", str(place / "whole"), "--min-effect", "3", "--volume", "100000", "--json"])
     assert done.returncode == 0, done.stderr

@@ -44,7 +44,7 @@ class Calibration:
 
 
 def calibrate(sure: Sequence[float], right: Sequence[float], clusters: Sequence[str], *, seed: int) -> Calibration:
-    """All of it. The interval of the Brier score is that of a mean, of the AURC a BCa cluster bootstrap; of the ECE see `error_estimate`."""
+    """All of it. The interval of the Brier score is that of a mean, of the AURC a BCa cluster bootstrap; ECE: `error_estimate`."""
     n = len(sure)
     brier = mean_estimate([(p - y) ** 2 for p, y in zip(sure, right, strict=True)], clusters, seed=seed)
     few = Estimate(value=None, low=None, high=None, n=n, method=f"not measured: fewer than {MIN_ITEMS} answers")

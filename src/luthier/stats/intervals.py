@@ -12,7 +12,7 @@ import numpy as np
 from luthier.core.errors import RunError
 from luthier.core.types import Estimate
 from luthier.stats.bootstrap import NUM_DRAWS, bca_intervals, sign_flip_p
-from luthier.stats.clusters import ClusterTotals, cluster_totals, design_effect, t_interval
+from luthier.stats.clusters import ClusterTotals, cluster_totals, design_effect, skewed_t_interval
 
 MIN_CLUSTERS_BOOTSTRAP = 20
 # With fewer clusters that differ from the commonest value the bootstrap covers too seldom (docs/methods-statistics.md).
@@ -141,7 +141,7 @@ def paired_difference(
     """Mean of paired differences `first - second`, each in [-1, 1].
 
     Right/wrong scores (`is_binary`) of items of their own: Tango and McNemar mid-p. Otherwise over clusters: BCa bootstrap from
-    20 clusters on, Student's t below, and a sign-flip permutation test.
+    20 clusters on, skewness-corrected t below, and a sign-flip permutation test.
     Raises RunError for a value outside [-1, 1], ValueError if there is none.
     """
     _check_range(differences, -1.0, 1.0)
@@ -181,9 +181,10 @@ def paired_difference(
 def ratio_intervals(
     totals: ClusterTotals, confidences: Sequence[float], *, seed: int, num_draws: int = NUM_DRAWS
 ) -> tuple[tuple[Interval, ...], str]:
-    """Intervals of a mean or of a ratio of means, and their name: BCa bootstrap from 20 clusters on, Student's t below."""
+    """Intervals of a mean or of a ratio of means, and their name: BCa bootstrap from 20 clusters on, skewness-corrected t below."""
     if totals.num_clusters < MIN_CLUSTERS_BOOTSTRAP:
-        return tuple(t_interval(totals, confidence) for confidence in confidences), f"cluster t with {totals.num_clusters - 1} df"
+        intervals = tuple(skewed_t_interval(totals, confidence) for confidence in confidences)
+        return intervals, f"cluster t with {totals.num_clusters - 1} df, skewness corrected"
     return bca_intervals(totals, confidences, seed=seed, num_draws=num_draws), "cluster bootstrap BCa"
 
 

@@ -64,7 +64,7 @@ def scaled(found_K: FloatArray) -> Path:
 
 
 def shrunk(found_K: FloatArray, variance: float) -> FloatArray:
-    """Towards their mean by what noise of this variance adds to their spread (James and Stein 1961; Efron and Morris 1975, positive part)."""
+    """Towards their mean by what noise of this variance adds to their spread (James and Stein 1961, positive part)."""
     mean = float(found_K.mean())
     squares = float(((found_K - mean) ** 2).sum())
     noise = max(0, len(found_K) - MIN_COMPONENTS_SHRUNK + 1) * variance

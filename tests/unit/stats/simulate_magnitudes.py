@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.special import ndtri
@@ -28,7 +29,7 @@ def count(found: list[Estimate], truth: float) -> Covered:
     return Covered(float(inside.mean()), float((low > truth + 1e-12).mean()), float(value.mean()) - truth, float((high - low).mean()))
 
 
-# What is said to be likely, and what is: right as often as said, less often by 5 points everywhere, boasting where it is sure, hardly ever wrong.
+# Right as often as said; less often by 5 points; boasting where it is sure; hardly ever wrong.
 MODELS = ("honest", "5 points off", "boasting", "near the ceiling")
 
 
@@ -42,8 +43,9 @@ def answers(model: str, n: int, generator: np.random.Generator, size: int = 1) -
     return sure, (uniform < likely[model]).astype(float), [str(i // size) for i in range(n)]
 
 
+@lru_cache
 def true_error(model: str) -> float:
-    sure, right, _ = answers(model, 1_000_000, np.random.default_rng(20260104))
+    sure, right, _ = answers(model, 400_000, np.random.default_rng(20260104))
     return calibration.calibration_error(sure, right)
 
 
