@@ -139,12 +139,12 @@ def test_constraints_are_probed_on_a_finished_run_and_bad_files_are_refused_with
     more = ["--constraint-prompts", str(file), "--set", "probes.constraint_tokens=12"]
     found = _run(place, "whole", *more)
     line = found["probes"][-1]
-    assert line["what"] == "requests whose every verifiable constraint is kept" and line["n"] == "2"
+    assert line["what"] == "requests whose every verifiable constraint is kept" and line["n"] == "3"
     assert found["gates"]["instruction following"] in ("pass", "fail", "not shown")
     record = read_record(place / "whole" / "results.json")
-    assert record.probes is not None and "the first of 2 that can be checked (1 others" in record.probes.constraint_source
+    assert record.probes is not None and record.probes.constraint_source == "constraints.jsonl, the first of 3"
     items = [item for item in record.probes.tuned.items if item.gold == "constraint"]
-    assert [item.item_id for item in items] == ["constraint-1", "constraint-3"]
+    assert [item.item_id for item in items] == ["constraint-1", "constraint-2", "constraint-3"]
     assert all(item.values["follows"] in (0.0, 1.0) and (item.values["follows"] == 1.0) != bool(item.note) for item in items)
     assert "constraints.jsonl" in Path(found["report"]).read_text(encoding="utf-8")
     file.write_text(json.dumps({**rows[0], "kwargs": []}) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """Instructions whose keeping a few lines of code can verify, by the published definitions of IFEval (Zhou et al., arXiv 2311.07911).
 
-22 of its 25 types. The other three need a sentence splitter, a word tokeniser or a language detector, each a dependency. Of the two types
-"English, in capitals" and "in small letters" case alone is checked. Answers are untrusted text.
+All 25 types. Those with a language (`DETECTED`) need the extra `language`. As there, an answer without letters of any language counts
+as one in the language asked for, and a short answer is judged like a long one. Answers are untrusted text.
 """
 
 from __future__ import annotations
@@ -12,9 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.metrics.language import language_of
+from luthier.metrics.sentences import count_capital_words, count_sentences
+
 Values = Mapping[str, Any]
+RELATIONS = ("at least", "less than")
 FENCES = ("```json", "```Json", "```JSON", "```")
 ANSWERS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
+DETECTED = frozenset({"language:response_language", "change_case:english_capital", "change_case:english_lowercase"})
 WORD_ENDS = frozenset(".,?!'\"")
 
 
@@ -27,13 +32,22 @@ class Constraint:
 
 
 def is_kept(constraint: Constraint, answer: str) -> bool:
-    """Strict: the answer as it is. An empty one keeps nothing. Raises KeyError for a value that is missing."""
+    """Strict: the answer as it is. An empty one keeps nothing.
+
+    Raises KeyError for a value that is missing, MissingExtraError where a language is asked for and the extra is not there.
+    """
     return bool(answer.strip()) and CHECKS[constraint.kind](answer, constraint.values)
 
 
 def missing_values(constraint: Constraint) -> tuple[str, ...]:
     """The values this type needs and does not have."""
     return tuple(name for name in NEEDS.get(constraint.kind, ()) if constraint.values.get(name) is None)
+
+
+def odd_relation(constraint: Constraint) -> Any:
+    """The relation that is none of `RELATIONS`; None where all are."""
+    given = [value for name, value in constraint.values.items() if name.endswith("relation") and value is not None]
+    return next((value for value in given if value not in RELATIONS), None)
 
 
 def _related(count: int, relation: str, number: int) -> bool:
@@ -110,6 +124,10 @@ def _sections(answer: str, values: Values) -> bool:
     return len(re.split(rf"\s?{re.escape(values['section_spliter'])}\s?\d+\s?", answer)) - 1 >= values["num_sections"]
 
 
+def _is_in(answer: str, code: str) -> bool:
+    return language_of(answer) in (code, None)
+
+
 def _words_there(answer: str, words: Any, *, whole: bool) -> list[bool]:
     edge = r"\b" if whole else ""
     return [re.search(f"{edge}{re.escape(word)}{edge}", answer, flags=re.IGNORECASE) is not None for word in words]
@@ -118,6 +136,7 @@ def _words_there(answer: str, words: Any, *, whole: bool) -> list[bool]:
 CHECKS: Mapping[str, Callable[[str, Values], bool]] = {
     "punctuation:no_comma": lambda answer, values: "," not in answer,
     "length_constraints:number_words": lambda a, v: _related(len(re.findall(r"\w+", a)), v["relation"], v["num_words"]),
+    "length_constraints:number_sentences": lambda a, v: _related(count_sentences(a), v["relation"], v["num_sentences"]),
     "length_constraints:number_paragraphs": _paragraphs,
     "length_constraints:nth_paragraph_first_word": _nth_paragraph,
     "keywords:existence": lambda a, v: all(_words_there(a, v["keywords"], whole=False)),
@@ -136,11 +155,14 @@ CHECKS: Mapping[str, Callable[[str, Values], bool]] = {
     "combination:repeat_prompt": lambda a, v: a.strip().lower().startswith(v["prompt_to_repeat"].strip().lower()),
     "startend:quotation": _quoted,
     "startend:end_checker": lambda a, v: a.strip().strip('"').lower().endswith(v["end_phrase"].strip().lower()),
-    "change_case:english_capital": lambda a, v: a.isupper(),
-    "change_case:english_lowercase": lambda a, v: a.islower(),
+    "change_case:english_capital": lambda a, v: a.isupper() and _is_in(a, "en"),
+    "change_case:english_lowercase": lambda a, v: a.islower() and _is_in(a, "en"),
+    "change_case:capital_word_frequency": lambda a, v: _related(count_capital_words(a), v["capital_relation"], v["capital_frequency"]),
+    "language:response_language": lambda a, v: _is_in(a, v["language"]),
 }
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "length_constraints:number_words": ("relation", "num_words"),
+    "length_constraints:number_sentences": ("relation", "num_sentences"),
     "length_constraints:number_paragraphs": ("num_paragraphs",),
     "length_constraints:nth_paragraph_first_word": ("num_paragraphs", "nth_paragraph", "first_word"),
     "keywords:existence": ("keywords",),
@@ -154,4 +176,6 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "detectable_format:multiple_sections": ("section_spliter", "num_sections"),
     "combination:repeat_prompt": ("prompt_to_repeat",),
     "startend:end_checker": ("end_phrase",),
+    "change_case:capital_word_frequency": ("capital_relation", "capital_frequency"),
+    "language:response_language": ("language",),
 }

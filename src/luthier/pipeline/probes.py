@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +15,8 @@ from luthier.core.hashing import digest
 from luthier.core.types import Message, Reject, SourceRow
 from luthier.data.read import iter_records
 from luthier.evaluate.probes import Probe, ProbeBench, ProbeKind, probe_models
-from luthier.metrics.constraints import CHECKS, Constraint, missing_values
+from luthier.metrics.constraints import CHECKS, DETECTED, RELATIONS, Constraint, missing_values, odd_relation
+from luthier.metrics.language import known_languages, require_detector
 from luthier.models.tokenizer import open_tokenizer
 from luthier.pipeline.measure import MeasureInputs
 from luthier.pipeline.open import open_local, open_tuned
@@ -42,7 +44,8 @@ def read_probes(settings: Settings, prepared: Prepared) -> tuple[Probe, ...]:
         _refuse_too_long(out, prepared, wanted.max_new_tokens, "probes.safety_prompts")
     constrained: tuple[Probe, ...] = ()
     if wanted.constraint_prompts is not None:
-        constrained = read_constraints(Path(wanted.constraint_prompts))[0][: wanted.constraint_items]
+        constrained = read_constraints(Path(wanted.constraint_prompts))[: wanted.constraint_items]
+        check_languages(constrained, wanted.constraint_prompts)
         _refuse_too_long(constrained, prepared, wanted.constraint_tokens, "probes.constraint_prompts")
     return (*out, *(general_probes() if wanted.safety or wanted.retention else ()), *constrained)
 
@@ -134,25 +137,39 @@ def read_requests(path: Path) -> list[Probe]:
     return out
 
 
-def read_constraints(path: Path) -> tuple[tuple[Probe, ...], int]:
-    """Requests of a JSONL file in IFEval's form, and how many were left out because a type of theirs cannot be checked here."""
+def read_constraints(path: Path) -> tuple[Probe, ...]:
+    """Requests of a JSONL file in IFEval's form. Raises InputError for a row that is not, or a type that is none of IFEval's 25."""
     out: list[Probe] = []
-    left_out = 0
     for row in iter_records(path):
         if isinstance(row, Reject):
             raise InputError(row.reason, where=f"{row.path}:{row.line}", fix=row.fix)
-        probe = _constrained(row)
-        if any(one.kind not in CHECKS for one in probe.constraints):
-            left_out += 1
-            continue
+        probe, where = _constrained(row), f"{row.path}:{row.line}"
         for one in probe.constraints:
+            if one.kind not in CHECKS:
+                near = (get_close_matches(one.kind, CHECKS, n=1, cutoff=0.3) or ["punctuation:no_comma"])[0]
+                raise InputError(f"{one.kind!r} is none of IFEval's {len(CHECKS)} types", where=where, fix=f"{near}, or leave the row out")
             if missing := missing_values(one):
-                where = f"{row.path}:{row.line}"
                 raise InputError(f"{one.kind} has no {', '.join(missing)}", where=where, fix="add it to kwargs, as IFEval does")
+            if (relation := odd_relation(one)) is not None:
+                problem = f"{one.kind} has the relation {relation!r}; expected {' or '.join(map(repr, RELATIONS))}"
+                raise InputError(problem, where=where, fix="IFEval has these two: for at most 2 write less than 3")
         out.append(probe)
-    if not out:
-        raise InputError("no request whose constraints can be checked", where=str(path), fix="use IFEval's input_data.jsonl")
-    return tuple(out), left_out
+    return tuple(out)
+
+
+def check_languages(probes: Sequence[Probe], where: str) -> None:
+    """Raise MissingExtraError if a language is to be told and nothing can, InputError for one that the detector does not know."""
+    asked = [one for probe in probes for one in probe.constraints if one.kind in DETECTED]
+    if not asked:
+        return
+    require_detector(where)
+    known = known_languages()
+    for one in asked:
+        code = one.values.get("language", "en")
+        if code not in known:
+            near = (get_close_matches(str(code), known, n=1, cutoff=0.3) or ["en"])[0]
+            problem = f"{one.kind} asks for the language {code!r}; known are {', '.join(known)}"
+            raise InputError(problem, where=where, fix=f'"language": "{near}"')
 
 
 def _constrained(row: SourceRow) -> Probe:
@@ -170,8 +187,7 @@ def _constrained(row: SourceRow) -> Probe:
 def _constraint_source(file: str | None) -> str:
     if file is None:
         return ""
-    usable, left_out = read_constraints(Path(file))
-    return f"{Path(file).name}, the first of {len(usable):,} that can be checked ({left_out:,} others need a language or sentence detector)"
+    return f"{Path(file).name}, the first of {len(read_constraints(Path(file))):,}"
 
 
 def _first(probes: Sequence[Probe], number: int | None) -> list[Probe]:

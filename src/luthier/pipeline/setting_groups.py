@@ -265,7 +265,7 @@ class ProbeSettings(Group):
         default=None,
         description="JSONL file in IFEval's form (prompt, instruction_id_list, kwargs): does the tuned model still follow instructions?",
     )
-    constraint_items: Count = Field(default=50, description="the first so many of these requests whose constraints can be checked")
+    constraint_items: Count = Field(default=50, description="the first so many of these requests")
     constraint_tokens: Count = Field(default=256, description="tokens of each of these answers")
 
     @model_validator(mode="after")

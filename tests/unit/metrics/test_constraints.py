@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from luthier.metrics.constraints import CHECKS, NEEDS, Constraint, is_kept, missing_values
+from luthier.metrics.constraints import CHECKS, DETECTED, NEEDS, Constraint, is_kept, missing_values
 
 AT_LEAST, LESS = "at least", "less than"
+ENGLISH = "The weather is nice today, so we are going to walk through the park."
+GERMAN = "Das Wetter ist heute schön, deshalb gehen wir durch den Park spazieren."
 CASES: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
     ("punctuation:no_comma", {}, ["No commas here."], ["One, two."]),
     ("length_constraints:number_words", {"relation": AT_LEAST, "num_words": 3}, ["one two three", "a-b c"], ["one two"]),
@@ -36,8 +38,13 @@ CASES: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
     ("combination:repeat_prompt", {"prompt_to_repeat": "Say it. "}, ["say it. Well"], ["Well, say it."]),
     ("startend:quotation", {}, ['"all of it"'], ['"', '"a" b']),
     ("startend:end_checker", {"end_phrase": "Any questions?"}, ["x any Questions? ", '"x Any questions?"'], ["Any questions? No"]),
-    ("change_case:english_capital", {}, ["ALL OF IT 5"], ["Not it", "55"]),
-    ("change_case:english_lowercase", {}, ["all of it 5"], ["Not it", "55"]),
+    ("change_case:english_capital", {}, [ENGLISH.upper()], [ENGLISH, GERMAN.upper(), "55"]),
+    ("change_case:english_lowercase", {}, [ENGLISH.lower()], [ENGLISH, GERMAN.lower(), "55"]),
+    ("change_case:capital_word_frequency", {"capital_relation": AT_LEAST, "capital_frequency": 2}, ["NO, I won't"], ["NO, no", "Yes No"]),
+    ("change_case:capital_word_frequency", {"capital_relation": LESS, "capital_frequency": 2}, ["NO, no"], ["NO, I won't"]),
+    ("language:response_language", {"language": "de"}, [GERMAN, "55 + 5"], [ENGLISH]),
+    ("length_constraints:number_sentences", {"relation": AT_LEAST, "num_sentences": 2}, ["One. Two!"], ["One, Dr. Two."]),
+    ("length_constraints:number_sentences", {"relation": LESS, "num_sentences": 2}, ["One, Dr. Two."], ["One. Two!"]),
 ]  # fmt: skip
 
 
@@ -50,7 +57,7 @@ def test_each_type(kind: str, values: dict[str, Any], keeps: list[str], breaks: 
 
 
 def test_every_type_is_tried_and_says_what_it_needs() -> None:
-    assert {case[0] for case in CASES} == set(CHECKS) and set(NEEDS) <= set(CHECKS) and len(CHECKS) == 22
+    assert {case[0] for case in CASES} == set(CHECKS) and set(NEEDS) <= set(CHECKS) >= DETECTED and len(CHECKS) == 25
     assert missing_values(Constraint(kind="keywords:existence", values={"keywords": None})) == ("keywords",)
     for kind, values, *_ in CASES:
         assert set(values) == set(NEEDS.get(kind, ()))
@@ -59,3 +66,10 @@ def test_every_type_is_tried_and_says_what_it_needs() -> None:
 def test_words_with_signs_of_expressions_are_words() -> None:
     assert is_kept(Constraint(kind="keywords:existence", values={"keywords": ["c++ (new)"]}), "I like C++ (new)")
     assert not is_kept(Constraint(kind="keywords:existence", values={"keywords": ["a.c"]}), "abc")
+
+
+def test_the_language_is_asked_for_only_where_the_case_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luthier.metrics.constraints.language_of", pytest.fail)
+    for kind, *_ in CASES:
+        if kind in DETECTED - {"language:response_language"}:
+            assert not is_kept(Constraint(kind=kind, values={}), ENGLISH)
