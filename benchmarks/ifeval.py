@@ -176,7 +176,8 @@ def table(found: dict[str, Any]) -> list[str]:
         "",
         f"{found['model']}, {which} {found['items in the file']} requests, greedy, chat template, no prompt but the request, at most "
         f"{found['answer tokens']} tokens. Cut there: {cut}; a cut answer lacks its end, and what is asked of its end or its length. "
-        f"Intervals 95 %: Wilson for requests, over requests for instructions. Published, under conditions of its own: {found['published']}. "
+        "Intervals 95 %: Wilson for requests, over requests for instructions. "
+        f"Published, under conditions of its own: {found['published']}. "
         + "; ".join(f"{key}: {value}" for key, value in conditions.items()) + ".",
     ]  # fmt: skip
     return lines
