@@ -236,6 +236,13 @@ extern "C" void luthier_adapted_layer_backward(const Adapted *layers, const Arou
                                     threads);
     luthier_adapted_in_backward(layers, with.norm1, x, T, with.cos, with.sin, with.D, all.r_in, all.u_in, d_heads, d_x1, dx, threads);
 }
+
+LUTHIER_CALL(luthier_adapted_in)
+LUTHIER_CALL(luthier_adapted_in_backward)
+LUTHIER_CALL(luthier_adapted_out)
+LUTHIER_CALL(luthier_adapted_out_backward)
+LUTHIER_CALL(luthier_adapted_layer)
+LUTHIER_CALL(luthier_adapted_layer_backward)
 #else
 extern "C" void luthier_adapted_in(const void *, const void *, float, const void *, int64_t, const void *, const void *, int64_t, void *, void *,
                                    void *, int) {}

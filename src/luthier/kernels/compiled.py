@@ -23,7 +23,7 @@ from luthier.core.hashing import sha256_text
 
 NAMES = ("fused", "tiles", "narrow", "wide", "few", "few_layer", "adapted_layer", "step_attention", "tiled_attention")
 SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in NAMES)
-HEADER_NAMES = ("sixteen", "pairs", "tiles", "product", "together", "wide", "narrow")
+HEADER_NAMES = ("memory", "sixteen", "pairs", "tiles", "product", "together", "wide", "narrow")
 HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in HEADER_NAMES)
 # Sums keep the order they are written in, and NaN and infinity their meaning: no -ffast-math.
 FLAGS = (
@@ -164,6 +164,13 @@ def _functions(opened: ctypes.CDLL, suffix: str) -> dict[str, Function]:
 
 
 def _function(opened: ctypes.CDLL, name: str, types: tuple[type, ...]) -> Function:
-    function = getattr(opened, name)
-    function.argtypes, function.restype = types, None
+    """Raises MemoryError where it is called and memory runs out; what it was to write is then of any value."""
+    address = ctypes.c_void_p.in_dll(opened, f"{name}_call").value
+    function = ctypes.CFUNCTYPE(ctypes.c_int, *types)(address or 0)
+    function.errcheck = _enough  # pyright: ignore[reportAttributeAccessIssue]
     return function
+
+
+def _enough(is_short: int, function: object, arguments: object) -> None:
+    if is_short:
+        raise MemoryError("a compiled function had no room for its numbers")

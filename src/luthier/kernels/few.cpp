@@ -202,6 +202,8 @@ extern "C" void luthier_few(const Part *parts, int64_t num_parts, int64_t T, int
                             int64_t residual_stride, bf16 *out, int64_t out_stride, int threads) {
     few({parts, num_parts, T, O, bias, residual, residual_stride, out, out_stride}, threads);
 }
+
+LUTHIER_CALL(luthier_few)
 #else
 extern "C" void luthier_few(const void *, int64_t, int64_t, int64_t, const void *, const void *, int64_t, void *, int64_t, int) {}
 #endif

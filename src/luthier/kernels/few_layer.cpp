@@ -97,6 +97,10 @@ extern "C" void luthier_few_layers(const Layer *const *layers, int64_t count, co
         std::memcpy(before, out, 2 * R * E);
     }
 }
+
+LUTHIER_CALL(luthier_layer_in)
+LUTHIER_CALL(luthier_layer_out)
+LUTHIER_CALL(luthier_few_layers)
 #else
 extern "C" void luthier_few_layers(const void *, int64_t, const void *, int64_t, float, const void *, const void *, void *, int64_t, int64_t,
                                    const void *, int64_t, int64_t, int64_t, float, void *, int) {}

@@ -8,8 +8,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <vector>
 
+#include "memory.h"
 #include "sixteen.h"
 
 namespace {
@@ -40,11 +40,11 @@ inline V sigmoid(V x) {
     return inverse_of(1.0f + exp(-larger(all(-80.0f), x)));
 }
 
-// A row of fp32 that belongs to this thread; a whole number of sixteens.
-inline float *row_of(int64_t width) {
+// A row of fp32 that belongs to this thread, a whole number of sixteens; null where memory ran out.
+inline float *row_of(int64_t width, luthier::Shortage &shortage) {
     static thread_local std::vector<float> row;
-    if (static_cast<int64_t>(row.size()) < width + W) row.resize(width + W);
-    return row.data();
+    shortage.in_thread([&] { luthier::make_room(row, width + W); });
+    return row.empty() ? nullptr : row.data();
 }
 
 constexpr int64_t SMALL = 1 << 14;  // below so many numbers, waking a second thread costs more than it saves
@@ -144,6 +144,7 @@ void swiglu_backward(T *ds, const T *gate, const T *up, T *dgate, T *dup, int64_
 // behind itself.
 template <typename T>
 void softmax(T *scores, const T *bias, int64_t rows, int64_t width, int64_t bias_rows, int64_t own, float scale, int threads) {
+    luthier::Shortage shortage;
 #pragma omp parallel for num_threads(threads_for(rows * width, threads))
     for (int64_t t = 0; t < rows; ++t) {
         T *st = scores + t * width;
@@ -159,7 +160,8 @@ void softmax(T *scores, const T *bias, int64_t rows, int64_t width, int64_t bias
             tops = larger(s, tops);
         });
         const float top = largest(tops);
-        float *exps = row_of(width);
+        float *exps = row_of(width, shortage);
+        if (exps == nullptr) continue;
         sweep(seen, [&](int64_t i, int64_t n) {
             V e = exp(score(i, n) - top);
             if (n < W) e = only(e, n, 0.0f);
@@ -170,6 +172,7 @@ void softmax(T *scores, const T *bias, int64_t rows, int64_t width, int64_t bias
         sweep(seen, [&](int64_t i, int64_t n) { store(st + i, load(exps + i, W) * inverse, n); });
         std::memset(st + seen, 0, (width - seen) * sizeof(T));
     }
+    shortage.rethrow();
 }
 
 // dS = scale * W * (dW - sum(dW * W)), in place of dW
@@ -188,6 +191,7 @@ template <typename T> void softmax_backward(T *dw, const T *w, int64_t rows, int
 // ---- Cross-entropy: loss of each row, and softmax - onehot in place of the logits -----------------------------------------------------
 template <typename T>
 void cross_entropy(T *logits, const int64_t *target, float *loss, int64_t rows, int64_t vocab, int with_gradient, int threads) {
+    luthier::Shortage shortage;
 #pragma omp parallel for num_threads(threads_for(rows * vocab, threads))
     for (int64_t t = 0; t < rows; ++t) {
         T *lt = logits + t * vocab;
@@ -197,7 +201,8 @@ void cross_entropy(T *logits, const int64_t *target, float *loss, int64_t rows, 
             tops = larger(l, tops);
         });
         const float top = largest(tops);
-        float *exps = row_of(vocab);
+        float *exps = row_of(vocab, shortage);
+        if (exps == nullptr) continue;
         sweep(vocab, [&](int64_t i, int64_t n) {
             V e = exp(load(lt + i, n) - top);
             if (n < W) e = only(e, n, 0.0f);
@@ -211,6 +216,7 @@ void cross_entropy(T *logits, const int64_t *target, float *loss, int64_t rows, 
         sweep(vocab, [&](int64_t i, int64_t n) { store(lt + i, load(exps + i, W) * inverse, n); });
         put(lt + target[t], std::exp(wanted) * inverse - 1.0f);
     }
+    shortage.rethrow();
 }
 
 // ---- Many small tensors and one flat fp32 vector --------------------------------------------------------------------------------------
@@ -287,7 +293,9 @@ void gather(const char *from, const int64_t *index, char *to, int64_t rows, int6
 
 #define BOTH(NAME, PARAMETERS, CALL)                                                                                                     \
     extern "C" void NAME##_bf16 PARAMETERS(bf16) { CALL; }                                                                              \
-    extern "C" void NAME##_f32 PARAMETERS(float) { CALL; }
+    extern "C" void NAME##_f32 PARAMETERS(float) { CALL; }                                                                              \
+    LUTHIER_CALL(NAME##_bf16)                                                                                                           \
+    LUTHIER_CALL(NAME##_f32)
 
 #define P_RMS_NORM(T) (const T *x, const T *w, T *y, float *r, int64_t rows, int64_t width, float eps, int threads)
 BOTH(luthier_rms_norm, P_RMS_NORM, rms_norm(x, w, y, r, rows, width, eps, threads))
@@ -329,3 +337,4 @@ BOTH(luthier_adamw, P_ADAMW, adamw(parts, sizes, count, weight, grad, mean, squa
 extern "C" void luthier_gather(const char *from, const int64_t *index, char *to, int64_t rows, int64_t bytes, int threads) {
     gather(from, index, to, rows, bytes, threads);
 }
+LUTHIER_CALL(luthier_gather)

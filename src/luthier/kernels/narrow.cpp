@@ -17,6 +17,9 @@ extern "C" void luthier_outer(const bf16 *u, int64_t u_stride, const float *t_sc
     one.emplace_back(luthier::OuterProduct{u, u_stride, t_scale, R, g, g_stride, T, O, o_scale, out, r_stride, o_stride}, 0);
     luthier::together(threads, one);
 }
+
+LUTHIER_CALL(luthier_narrow)
+LUTHIER_CALL(luthier_outer)
 #else
 extern "C" void luthier_narrow(const void *, int64_t, int64_t, int64_t, const void *, int64_t, int64_t, int64_t, float, void *, int64_t, int) {}
 extern "C" void luthier_outer(const void *, int64_t, const void *, int64_t, const void *, int64_t, int64_t, int64_t, const void *, void *, int64_t,

@@ -78,7 +78,7 @@ void attend(const Step &s, int64_t r, int64_t kv) {
     const int64_t here = (s.slot[r] * s.K + kv) * D, first = (r * s.C * s.K + kv) * D;
     std::memcpy(s.keys + here, s.k + r * s.row + kv * D, 2 * D);
     std::memcpy(s.values + here, s.v + r * s.row + kv * D, 2 * D);
-    scores.resize(G * wide);
+    luthier::make_room(scores, G * wide);
     const bf16 *q = s.q + r * s.row + kv * G * D;
     for (int64_t c = 0; c < length; ++c) {
         const bf16 *key = s.keys + first + c * apart;
@@ -110,9 +110,13 @@ extern "C" void luthier_step_attention(const bf16 *q, const bf16 *k, const bf16 
     const Step step{q, k, v, row, keys, values, slot, C, H, K, D, scale, out, log_sums};
     int64_t pairs_of_numbers = 0;
     for (int64_t r = 0; r < R; ++r) pairs_of_numbers += (slot[r] - r * C + 1) * H * D;
+    luthier::Shortage shortage;
 #pragma omp parallel for num_threads(pairs_of_numbers < 262144 ? 1 : threads) schedule(dynamic, 1)
-    for (int64_t n = 0; n < R * K; ++n) attend(step, n / K, n % K);
+    for (int64_t n = 0; n < R * K; ++n) shortage.in_thread([&] { attend(step, n / K, n % K); });
+    shortage.rethrow();
 }
+
+LUTHIER_CALL(luthier_step_attention)
 #else
 extern "C" void luthier_step_attention(const void *, const void *, const void *, int64_t, void *, void *, const void *, int64_t, int64_t, int64_t,
                                        int64_t, int64_t, float, void *, void *, int) {}

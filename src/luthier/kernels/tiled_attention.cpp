@@ -337,12 +337,14 @@ void add_up(const Tree &tree, const std::vector<Task> &tasks, int64_t segment, i
 
 static void answer_all(const Tree &tree, bf16 *out, int threads) {
     const std::vector<Task> tasks = tasks_of(tree);
+    luthier::Shortage shortage;
 #pragma omp parallel num_threads(threads)
     {
         Session tiles;
 #pragma omp for schedule(dynamic, 1)
-        for (size_t n = 0; n < tasks.size(); ++n) answer(tiles, tree, tasks[n], out);
+        for (size_t n = 0; n < tasks.size(); ++n) shortage.in_thread([&] { answer(tiles, tree, tasks[n], out); });
     }
+    shortage.rethrow();
 }
 
 extern "C" void luthier_tree_attention(const bf16 *x, const int64_t *segments, int64_t num_segments, int64_t P, int64_t H, int64_t K, int64_t D,
@@ -362,17 +364,25 @@ extern "C" void luthier_tree_attention_backward(const bf16 *x, const int64_t *se
     const std::vector<Task> tasks = tasks_of(tree);
     if (tasks.empty()) return;
     float *found = room<Here, float>(4, tasks.back().at + 2 * tasks.back().keys() * D);
+    luthier::Shortage shortage;
 #pragma omp parallel num_threads(threads)
     {
         Session tiles;
 #pragma omp for schedule(dynamic, 1)
-        for (size_t n = 0; n < tasks.size(); ++n) derive(tiles, tree, tasks[n], g, dx, found + tasks[n].at);
-        float *sums = room<Here, float>(1, 2 * K * D);
+        for (size_t n = 0; n < tasks.size(); ++n) shortage.in_thread([&] { derive(tiles, tree, tasks[n], g, dx, found + tasks[n].at); });
+        float *sums = nullptr;
+        shortage.in_thread([&] { sums = room<Here, float>(1, 2 * K * D); });
         for (int64_t n = 0; n < num_segments; ++n)
 #pragma omp for schedule(dynamic, 16) nowait
-            for (int64_t t = segments[2 * n]; t < segments[2 * n + 1]; ++t) add_up(tree, tasks, n, t, found, dx, sums);
+            for (int64_t t = segments[2 * n]; t < segments[2 * n + 1]; ++t)
+                if (sums != nullptr) add_up(tree, tasks, n, t, found, dx, sums);
     }
+    shortage.rethrow();
 }
+
+LUTHIER_CALL(luthier_tree_attention)
+LUTHIER_CALL(luthier_leaf_attention)
+LUTHIER_CALL(luthier_tree_attention_backward)
 #else
 extern "C" void luthier_leaf_attention(const void *, const void *, int64_t, const void *, int64_t, int64_t, int64_t, int64_t, float, void *, int) {}
 extern "C" void luthier_tree_attention(const void *, const void *, int64_t, int64_t, int64_t, int64_t, int64_t, float, void *, int) {}

@@ -3,6 +3,7 @@
 // numbers are widened to fp32 as they are multiplied: nine tenths of fp32's speed, half of its memory (AMD up to Zen 3, most laptops by Intel).
 #pragma once
 
+#include "memory.h"
 #include "pairs.h"
 
 #ifdef LUTHIER_HAS_TILES
@@ -226,7 +227,7 @@ class Session {
     void widen_rows(int64_t rows, const Run *runs, int64_t count) {
         wide_K = 0;
         for (const Run *run = runs; run < runs + count; ++run) wide_K += 32 * run->steps;
-        if (static_cast<int64_t>(widened.size()) < rows * wide_K) widened.resize(rows * wide_K);
+        make_room(widened, rows * wide_K);
         for (int64_t row = 0; row < rows; ++row) {
             float *to = widened.data() + row * wide_K;
             for (const Run *run = runs; run < runs + count; ++run) {
@@ -321,10 +322,10 @@ inline void zero_sums(Session &tiles) {
 }
 
 // Room for so many numbers, from a line of the cache on; it stays with the thread, and grows where it must. `File` says whose it is: one
-// file's numbers must outlast its calls of another's functions.
+// file's numbers must outlast its calls of another's functions. Throws std::bad_alloc.
 template <typename File, typename T = bf16> T *room(int which, int64_t count) {
     static thread_local std::vector<T> rooms[12];
-    if (static_cast<int64_t>(rooms[which].size()) < count + 32) rooms[which].resize(count + 32);
+    make_room(rooms[which], count + 32);
     return reinterpret_cast<T *>((reinterpret_cast<uintptr_t>(rooms[which].data()) + 63) / 64 * 64);
 }
 

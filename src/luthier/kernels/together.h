@@ -17,8 +17,10 @@ constexpr int64_t FEW_NUMBERS = 1 << 15;  // up to so many, waking a second thre
 template <typename... Jobs> void together(int64_t threads, std::deque<Jobs> &...jobs) {
     int64_t numbers = 0;
     ([&] { for (const auto &job : jobs) numbers += job.numbers(); }(), ...);
+    Shortage shortage;
 #pragma omp parallel num_threads(numbers < FEW_NUMBERS ? 1 : threads)
-    ([&] { for (auto &job : jobs) job.run(); }(), ...);
+    ([&] { for (auto &job : jobs) shortage.in_thread([&] { job.run(); }); }(), ...);
+    shortage.rethrow();
 }
 
 // Numbers from 0 on, each handed out once

@@ -12,6 +12,8 @@ extern "C" void luthier_wide(const Part *parts, int64_t num_parts, int64_t T, in
     one.emplace_back(luthier::Product{parts, num_parts, T, O, bias, residual, residual_stride, out, out_stride}, threads);
     luthier::together(threads, one);
 }
+
+LUTHIER_CALL(luthier_wide)
 #else
 extern "C" void luthier_wide(const void *, int64_t, int64_t, int64_t, const void *, const void *, int64_t, void *, int64_t, int) {}
 #endif
