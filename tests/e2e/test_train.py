@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.test_parallel import _command, _go, _result
+from tests.fixtures.tiny_model import make_tiny_model
 from tests.fixtures.workplace import make_workplace
 
 from luthier.core.errors import RunError
@@ -60,6 +61,28 @@ def test_forecast_and_outcome_stand_side_by_side(place: Path) -> None:
     assert result["peak_rss_gb"] == pytest.approx(result["predicted"]["peak_rss_gb"], rel=0.15)
     record = json.loads((place / "both" / "train" / "train.json").read_text(encoding="utf-8"))
     assert record["predicted"]["updates"] == record["total_updates"] == len(result["losses"])
+
+
+@pytest.fixture(scope="module")
+def wide_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With so large a vocabulary that weights, gradients and moments are a good part of the memory."""
+    root = make_workplace(tmp_path_factory.mktemp("wide"))
+    make_tiny_model(root / "model", vocab=60_000)
+    return root
+
+
+MEMORY_WAYS = {
+    "full": ("--method", "full"), "freeze": ("--method", "freeze"), "dora": ("--method", "dora"),
+    "full, activations again": ("--method", "full", "--set", "train.checkpoint_activations=true"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("more", MEMORY_WAYS.values(), ids=MEMORY_WAYS)
+def test_the_forecast_of_memory_and_disk_holds_for_every_method(wide_place: Path, more: tuple[str, ...]) -> None:
+    command = _command(wide_place, "-".join(more), ranks=1, epochs=1, more=("--set", "model.dtype=bfloat16", *more))
+    result = _result(_go(command))
+    assert result["disk_mb"] == pytest.approx(result["predicted"]["disk_mb"], rel=0.1)
+    assert result["peak_rss_gb"] == pytest.approx(result["predicted"]["peak_rss_gb"], rel=0.15)
 
 
 @pytest.mark.parametrize("method", ["full", "freeze", "dora"])

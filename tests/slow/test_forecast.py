@@ -37,7 +37,7 @@ WORDS = (
 
 
 @pytest.mark.parametrize("longest", [12, 300])
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", "full", "dora", "freeze", "lora --set train.checkpoint_activations=true"])
 @pytest.mark.parametrize("rate", [("--lr", "2e-4"), ("--set", "train.lr_candidates=[1e-4,2e-4]", "--set", "train.lr_probe_steps=4")])
 def test_forecast_of_the_real_model(tmp_path: Path, longest: int, method: str, rate: tuple[str, ...]) -> None:
     """With a search for a learning rate, too, which the peak of memory must hold."""
@@ -48,7 +48,7 @@ def test_forecast_of_the_real_model(tmp_path: Path, longest: int, method: str, r
 
     rows = [{"input": f"{i} {text(rng.randint(3, longest))}", "output": text(rng.randint(1, longest))} for i in range(200)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    words = ["--rows", "96", "--batch", "8", "--epochs", "1", *rate, "--max-length", "512", "--dev-rows", "32", "--method", method]
+    words = ["--rows", "96", "--batch", "8", "--epochs", "1", *rate, "--max-length", "512", "--dev-rows", "32", "--method", *method.split()]
     command = [sys.executable, "-m", "luthier", "train", str(tmp_path / "rows.jsonl"), "--input", "input", "--output", "output", *words]
     done = subprocess.run(
         [*command, "--run-dir", str(tmp_path / "run"), "--json"], capture_output=True, text=True, timeout=900, check=False

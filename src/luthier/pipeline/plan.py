@@ -228,7 +228,8 @@ def _written_bytes(plan: Plan, found: Forecast) -> int:
     saves = found.updates // save_every + bool(found.updates % save_every) if save_every else 1
     weights = 4 if plan.trained.method.makes_adapter else next(plan.trained.model.parameters()).element_size()
     all_weights = sum(p.numel() for p in plan.trained.model.parameters())
-    result = weights * (found.num_trained_weights if plan.trained.method.makes_adapter else all_weights)
+    started_from = sum(a.numel() + b.numel() for a, b in (plan.trained.pissa or {}).values())  # stored beside the trained ones
+    result = weights * (found.num_trained_weights + started_from if plan.trained.method.makes_adapter else all_weights)
     return min(saves, KEPT_CHECKPOINTS) * found.checkpoint_bytes + result + JOURNAL_BYTES * found.updates
 
 

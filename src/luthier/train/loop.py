@@ -28,6 +28,9 @@ from luthier.train.step import Pieces, StepResult, evaluate_loss, train_step
 from luthier.train.watchdog import UNWATCHED, Watchdog
 
 MAX_SKIPPED_UPDATES = 3  # one after another
+MEMORY_WORDS = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator", "bad_alloc", "Cannot allocate memory")
+# All it says when it has no memory for the code it writes, or to compute in. What it cannot do at all it says of a "primitive descriptor".
+ONEDNN_WORDS = ("could not create a primitive", "could not execute a primitive", "could not create a memory object")
 WATCHED_UPDATES = 100  # whose median says how long the next may take
 T = TypeVar("T")
 
@@ -283,9 +286,9 @@ def with_room(
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: torch says so by type on a GPU and only by its words on a CPU."""
-    words = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+    """Whether memory ran out: torch says so by type on a GPU and only by its words on a CPU, or in those of oneDNN and C++."""
+    said = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or said in ONEDNN_WORDS or any(word in said for word in MEMORY_WORDS)
 
 
 def out_of_memory(where: str, error: BaseException) -> RunError:

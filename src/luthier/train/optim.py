@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from luthier.core.errors import RunError
 from luthier.kernels.adamw import Adam, adamw
 from luthier.kernels.device import CPU, numbers
 from luthier.kernels.fused import add_to_flat, copy_from_flat
@@ -199,6 +200,7 @@ def apply_update(
 
     The one place of an update that waits for the device: both numbers must be known before anything is applied.
     Raises FloatingPointError when loss, learning rate or norm is not finite; nothing is applied, the weights are as before.
+    RunError when the optimiser failed half-way.
     """
     norm_squared = torch.linalg.vector_norm(optimiser.grad_M).double().square()
     if world.shards:
@@ -223,10 +225,7 @@ def _step(optimiser: Optimiser, *, lr: float, scale: float) -> None:
     by_name = {ALL: grad_M} if ALL in optimiser.owned else _views(grad_M, optimiser.masters)
     for name, tensor in optimiser.owned.items():
         tensor.grad = by_name[name]
-    for torch_optimiser in optimiser.torch_optimisers:
-        for group in torch_optimiser.param_groups:
-            group["lr"] = lr
-        torch_optimiser.step()
+    _step_by_torch(optimiser, lr)
     for tensor in optimiser.owned.values():
         tensor.grad = None
     copy_from_flat(parts, optimiser.flat_M)
@@ -246,6 +245,26 @@ def _step_at_once(optimiser: Optimiser, parts: list[Tensor], *, lr: float, scale
     state["step"].fill_(update)
     group["lr"] = lr
     return True
+
+
+def _step_by_torch(optimiser: Optimiser, lr: float) -> None:
+    """Move the masters. An error behind which the same update may be made again passes; else RunError.
+
+    AdamW moves its one tensor last of all, and at learning rate 0 nothing moves; the others go from matrix to matrix and need memory for each.
+    """
+    try:
+        for torch_optimiser in optimiser.torch_optimisers:
+            for group in torch_optimiser.param_groups:
+                group["lr"] = lr
+            torch_optimiser.step()
+    except (MemoryError, RuntimeError) as error:
+        if ALL in optimiser.owned or lr == 0:
+            raise
+        raise RunError(
+            f"the optimiser failed ({type(error).__name__}: {error}) when some weights may have moved: this update cannot be made again",
+            where="training, update of the weights",
+            fix="the same command again, with more memory free: it goes on from the last checkpoint",
+        ) from error
 
 
 def lr_at(update: int, *, peak: float, total_updates: int, warmup_updates: int, schedule: Schedule) -> float:
