@@ -149,6 +149,7 @@ def whole(place: Path) -> dict[str, list[float]]:
     return out
 
 
+@pytest.mark.timeout(1200)  # the first one waits for `whole`
 @pytest.mark.parametrize(("method", "nth", "room_kib"), LIMITS)
 def test_under_a_limit_pieces_halve_or_it_ends_with_one_clear_error(
     place: Path, whole: dict[str, list[float]], method: str, nth: int, room_kib: int

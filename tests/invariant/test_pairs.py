@@ -46,10 +46,10 @@ def _runs() -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     while left:
         chosen: list[Option] = list(min(left, key=PAIRS.index))
-        for key in CHOICES:
+        for key, values in CHOICES.items():
             if key in dict(chosen):
                 continue
-            fits = [(key, v) for v in CHOICES[key] if not any(_refused_any(known, (key, v)) for known in chosen)]
+            fits = [(key, v) for v in values if not any(_refused_any(known, (key, v)) for known in chosen)]
             chosen.append(max(fits, key=lambda option: sum(_ordered(known, option) in left for known in chosen)))
         left -= {_ordered(*pair) for pair in combinations(chosen, 2)}
         out.append(dict(chosen))

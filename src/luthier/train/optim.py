@@ -250,7 +250,7 @@ def _step_at_once(optimiser: Optimiser, parts: list[Tensor], *, lr: float, scale
 def _step_by_torch(optimiser: Optimiser, lr: float) -> None:
     """Move the masters. An error behind which the same update may be made again passes; else RunError.
 
-    AdamW moves its one tensor last of all, and at learning rate 0 nothing moves; the others go from matrix to matrix and need memory for each.
+    AdamW moves its one tensor last of all, and at learning rate 0 nothing moves; the others go from matrix to matrix, with memory for each.
     """
     try:
         for torch_optimiser in optimiser.torch_optimisers:
