@@ -230,7 +230,11 @@ def _written_bytes(plan: Plan, found: Forecast) -> int:
     all_weights = sum(p.numel() for p in plan.trained.model.parameters())
     started_from = sum(a.numel() + b.numel() for a, b in (plan.trained.pissa or {}).values())  # stored beside the trained ones
     result = weights * (found.num_trained_weights + started_from if plan.trained.method.makes_adapter else all_weights)
-    return min(saves, KEPT_CHECKPOINTS) * found.checkpoint_bytes + result + JOURNAL_BYTES * found.updates
+    kept = min(saves, KEPT_CHECKPOINTS)
+    checkpoints = kept * found.checkpoint_bytes
+    if kept > 1 and not 0 < plan.fit.eval_every <= (found.updates - 1) // save_every * save_every:
+        checkpoints -= found.best_bytes  # the last but one was written before any look at dev
+    return checkpoints + result + JOURNAL_BYTES * found.updates
 
 
 def forecast_words(predicted: Predicted) -> str:

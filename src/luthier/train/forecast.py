@@ -14,12 +14,12 @@ more memory for a thousand updates than for its largest (docs/log.md).
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from luthier.core.types import TokenRow
 from luthier.kernels.device import device_of, wait_for
@@ -44,6 +44,7 @@ class Forecast:
     seconds: float  # of the final training, looks at dev included
     search_seconds: float  # of the search for a learning rate
     checkpoint_bytes: int  # of the tensors in one checkpoint
+    best_bytes: int  # of these the best weights so far, which a checkpoint before the first look at dev has not
 
 
 def forecast(
@@ -77,9 +78,7 @@ def forecast(
         look_s = _time_look(model, dev, settings, state, world)
         spent = sum(_time_update(model, optimiser, plan[i], settings, state, world) for i in timed)
     s_per_token = spent / sum(sizes[i] for i in timed)
-    checkpoint_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*best.values(), *optimiser.state().values()))
-    if world.shards:
-        checkpoint_bytes = int(sum_over_ranks(world, checkpoint_bytes))
+    best_bytes, state_bytes = (_bytes(tensors.values(), world) for tensors in (best, optimiser.state()))
     optimiser.forget()
     looks = -(-settings.total_updates // settings.eval_every) if settings.eval_every else 1
     mean_update_s = s_per_token * sum(sizes) / len(sizes)
@@ -89,8 +88,15 @@ def forecast(
         row_tokens=sum(len(row.input_ids) for rows in plan for row in rows),
         seconds=s_per_token * sum(sizes) + looks * look_s,
         search_seconds=searched_rates * (probe_updates * mean_update_s + look_s),
-        checkpoint_bytes=checkpoint_bytes,
+        checkpoint_bytes=best_bytes + state_bytes,
+        best_bytes=best_bytes,
     )
+
+
+def _bytes(tensors: Iterable[Tensor], world: World) -> int:
+    """Of these tensors, over all ranks where they are sharded."""
+    mine = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return int(sum_over_ranks(world, mine)) if world.shards else mine
 
 
 def planned_updates(train: Sequence[TokenRow], settings: FitSettings) -> list[list[TokenRow]]:
