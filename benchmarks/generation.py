@@ -1,14 +1,15 @@
-"""Generation against transformers, the same prompts, greedy, in turns on two cores.
+"""Generation against transformers and others, the same prompts, greedy, in turns on two cores.
 
     python benchmarks/generation.py WORK [--rows 300] [--data DIR]      WORK: 8-shot, zero-shot or single
     python benchmarks/generation.py single --llama PYTHON               … with llama.cpp, see peers/llama_generate.py
+    python benchmarks/generation.py WORK --vllm PYTHON                  … with vLLM offline, see peers/vllm_generate.py
     python benchmarks/generation.py table
 
 Each work adds to benchmarks/results/generation.json; `table` writes the table in benchmarks/README.md between its markers.
 Prompts are banking77 test items (DIR/train.csv, DIR/test.csv) in the model's chat template; "8-shot" puts one block of eight solved rows
 in front of all. Peers: `transformers.generate` with static batches of items sorted by length (left-padded, sdpa), at the batch size that
 was fastest on a first part; `generate_batch` (transformers' continuous batching) where it runs. The items are dealt into parts, and
-the programs take turns on each part with nothing kept from the part before.
+the programs take turns on each part with nothing kept from the part before. On an NVIDIA GPU, where torch finds one, all of it runs there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import atexit
 import csv
 import json
+import os
 import random
 import subprocess
 import sys
@@ -37,6 +39,7 @@ from luthier.generate.contract import TextEngine
 from luthier.generate.engine import Engine
 from luthier.generate.llama_engine import LlamaEngine
 from luthier.generate.llama_file import LlamaFile, open_in_llama
+from luthier.kernels.device import choose_device, device_of, device_words
 from luthier.models.backbone import use_layout_attention
 from luthier.models.catalogue import resolve
 from luthier.models.load import open_model
@@ -48,7 +51,7 @@ HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "generation.json"
 INSTRUCTION = "Classify the intent of this banking customer query. Answer with the intent name only."
 MAX_NEW = {"8-shot": 12, "zero-shot": 24, "single": 128}
-BATCHES = (16, 32)
+BATCHES, BATCHES_ON_GPU = (16, 32), (64, 256)
 PARTS = 3
 LLAMA_TYPES = ("BF16", "F16", "Q8_0")
 CONTINUOUS_ROWS = 12  # generate_batch answers so many only: on a CPU it takes seconds an item
@@ -97,8 +100,8 @@ def static_batches(model: Any, eos: frozenset[int], max_new: int, batch: int) ->
         for start in range(0, len(order), batch):
             part = order[start : start + batch]
             longest = max(len(prompts[i]) for i in part)
-            ids = torch.tensor([[0] * (longest - len(prompts[i])) + list(prompts[i]) for i in part])
-            mask = torch.tensor([[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in part])
+            ids = torch.tensor([[0] * (longest - len(prompts[i])) + list(prompts[i]) for i in part], device=model.device)
+            mask = torch.tensor([[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in part], device=model.device)
             out = model.generate(
                 ids, attention_mask=mask, max_new_tokens=max_new, do_sample=False, pad_token_id=0, eos_token_id=sorted(eos)
             )
@@ -156,6 +159,25 @@ def llama_cpp(gguf: Path, python: Path, eos: frozenset[int], max_new: int) -> Pr
     return run
 
 
+def vllm(python: Path, dtype: torch.dtype, eos: frozenset[int], max_new: int, *, single: bool) -> Program:
+    """vLLM offline, opened anew for each call: nothing is kept, and opening it is not counted."""
+    about = {"model": str(resolve("smollm2-135m")), "dtype": str(dtype).removeprefix("torch."), "single": single, "context": CONTEXT}
+    openmp = python.parent.parent / "lib" / "libiomp5.so"  # of its builds for processors
+    environment = {**os.environ, **({"LD_PRELOAD": str(openmp)} if openmp.is_file() else {})}
+
+    def run(prompts: Prompts) -> Answers:
+        given = {**about, "prompts": prompts, "max_new_tokens": max_new, "eos": sorted(eos), "threads": THREADS}
+        command = [python, HERE / "peers" / "vllm_generate.py"]
+        done = subprocess.run(
+            command, input=json.dumps(given), stdout=subprocess.PIPE, text=True, check=True, timeout=1800, env=environment
+        )
+        found = json.loads(done.stdout.strip().splitlines()[-1])
+        TOOK_S.append(found["s"])
+        return [cut(answer, eos) for answer in found["answers"]]
+
+    return run
+
+
 def by_llama(file: LlamaFile, encoder: ChatEncoder, max_new: int) -> Program:
     """`luthier chat --gguf`: an engine of its own for each call, so that nothing read before is kept."""
     return lambda prompts: answered_by(
@@ -191,26 +213,34 @@ def timed(program: Program, prompts: Prompts, max_new: int) -> tuple[dict[str, A
 def open_both(dtype: torch.dtype) -> tuple[Voices, ChatEncoder, Any]:
     from transformers import AutoModelForCausalLM
 
-    path = resolve("smollm2-135m")
-    model = open_model(path, dtype=dtype)
+    path, device = resolve("smollm2-135m"), choose_device("auto")
+    model = open_model(path, dtype=dtype, device=device)
     use_layout_attention(model)
-    peers_dtype = FASTEST if dtype == torch.bfloat16 else dtype  # bf16 by torch's own products is no contest on a processor that has none
-    peer = AutoModelForCausalLM.from_pretrained(path, dtype=peers_dtype, attn_implementation="sdpa")
-    return Voices(model), open_chat(open_tokenizer(path)), peer.eval()
+    peer = AutoModelForCausalLM.from_pretrained(path, dtype=peers_dtype(dtype, device), attn_implementation="sdpa")
+    return Voices(model), open_chat(open_tokenizer(path)), peer.to(device).eval()
 
 
-def same_in_fp32(work: str, data: Path) -> dict[str, int]:
-    """Greedy answers in 32 bits, where rounding hides nothing: how many of some items are the same tokens."""
+def peers_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """bf16 by torch's own products is no contest on a processor that has none."""
+    return FASTEST if dtype == torch.bfloat16 and device.type == "cpu" else dtype
+
+
+def same_in_fp32(work: str, data: Path, vllm_python: Path | None) -> dict[str, int]:
+    """Greedy answers in 32 bits, where rounding hides nothing: how many of some items are the same tokens, in transformers and in vLLM."""
     voices, encoder, peer = open_both(torch.float32)
-    prompts = prompts_of(work, encoder, data, 12)
-    found = ours(voices, encoder, MAX_NEW[work])(prompts)
-    want = static_batches(peer, encoder.eos_ids, MAX_NEW[work], 12)(prompts)
-    return {"n": len(prompts), "same": sum(a == b for a, b in zip(found, want, strict=True))}
+    prompts, eos, max_new = prompts_of(work, encoder, data, 12), encoder.eos_ids, MAX_NEW[work]
+    found = ours(voices, encoder, max_new)(prompts)
+    peers = {"same": static_batches(peer, eos, max_new, 12)}
+    if vllm_python is not None:
+        peers["same_in_vllm"] = vllm(vllm_python, torch.float32, eos, max_new, single=False)
+    answers = {name: program(prompts) for name, program in peers.items()}
+    TOOK_S.clear()
+    return {"n": len(prompts), **{name: sum(a == b for a, b in zip(found, of, strict=True)) for name, of in answers.items()}}
 
 
 def measure(work: str, data: Path, rows: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     voices, encoder, peer = open_both(torch.bfloat16)
-    max_new, eos = MAX_NEW[work], encoder.eos_ids
+    max_new, eos, device = MAX_NEW[work], encoder.eos_ids, device_of(peer)
     prompts = prompts_of(work, encoder, data, rows)
     result: dict[str, Any] = {"rows": rows, "max_new_tokens": max_new, "prompt_tokens": sum(map(len, prompts)), "programs": {}}
     programs = {"luthier": ours(voices, encoder, max_new), "transformers.generate": static_batches(peer, eos, max_new, 1)}
@@ -227,10 +257,13 @@ def measure(work: str, data: Path, rows: int, options: argparse.Namespace, folde
             programs["luthier --gguf, Q8_0"] = one_by_one(by_llama(file, encoder, max_new))
     else:
         programs["transformers.generate_batch"] = continuous(peer, eos, max_new)
-        trial = {batch: timed(static_batches(peer, eos, max_new, batch), prompts[:batch], max_new)[0] for batch in BATCHES}
+        batches = BATCHES if device.type == "cpu" else BATCHES_ON_GPU
+        trial = {batch: timed(static_batches(peer, eos, max_new, batch), prompts[:batch], max_new)[0] for batch in batches}
         best = max(trial, key=lambda batch: trial[batch]["items_per_s"])
         result["batch"] = {"tried": {str(batch): round(run["items_per_s"], 2) for batch, run in trial.items()}, "used": best}
         programs["transformers.generate"] = static_batches(peer, eos, max_new, best)
+    if options.vllm is not None:
+        programs["vLLM, offline"] = vllm(options.vllm, peers_dtype(torch.bfloat16, device), eos, max_new, single=work == "single")
     for program in (program for name, program in programs.items() if name in ("luthier", "transformers.generate", "luthier --gguf, Q8_0")):
         program(prompts[:1])  # what is made once
     same = 0
@@ -245,7 +278,8 @@ def measure(work: str, data: Path, rows: int, options: argparse.Namespace, folde
                 runs.append(run)
                 print(f"{work} {part + 1}/{PARTS} {name}: {run}", file=sys.stderr)
         same += sum(a == b for a, b in zip(answers["luthier"], answers["transformers.generate"], strict=True))
-    return {**result, "same_answers": same, "fp32": same_in_fp32(work, data), "environment": environment()}
+    about = {**environment(), **({} if device.type == "cpu" else {"gpu": device_words(device)})}
+    return {**result, "same_answers": same, "fp32": same_in_fp32(work, data, options.vllm), "environment": about}
 
 
 def write_table() -> None:
@@ -268,6 +302,7 @@ def write_table() -> None:
             f"{work}, {kind}: {result['rows']} items, {result['prompt_tokens']:,} prompt tokens, up to {result['max_new_tokens']} new ones"
         )
         same = f"same answers in bf16 {result['same_answers']} of {result['rows']}, in fp32 {fp32['same']} of {fp32['n']}"
+        same += f" (in vLLM {fp32['same_in_vllm']})" if "same_in_vllm" in fp32 else ""
         lines.append(f"{about}; {used}{same}. {machine}.")
         lines.append("")
     replace_table("generation", [*lines, f"bf16, {THREADS} threads."])
@@ -280,6 +315,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data" / "banking77")
     parser.add_argument("--llama", type=Path, help="single: a Python that has llama.cpp (see peers/llama_generate.py)")
     parser.add_argument("--openvino", type=Path, help="single: the folder its packages were installed to (see peers/openvino_generate.py)")
+    parser.add_argument("--vllm", type=Path, help="a Python that has vLLM (see peers/vllm_generate.py)")
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     torch.set_grad_enabled(False)

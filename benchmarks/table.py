@@ -26,7 +26,9 @@ def environment() -> dict[str, Any]:
 
 
 def kind_of(about: dict[str, Any]) -> str:
-    """What multiplies bf16 on the machine an environment tells of."""
+    """What multiplies bf16 on the machine an environment tells of: the kind of its processor, or its GPU."""
+    if "gpu" in about:
+        return str(about["gpu"]).partition(" (")[0]
     flags = about["cpu_flags"].split()
     kinds = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "avx2": "AVX2"}
     return next((kind for flag, kind in kinds.items() if flag in flags), "no bf16 products")
