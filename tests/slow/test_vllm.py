@@ -13,19 +13,23 @@ from typing import Any
 
 import pytest
 import torch
+from tests.e2e.test_vllm_run import assert_it_says_so, assert_same_scores, make_place, record_of, run
 from tests.fixtures.orders import answer_orders
 from tests.fixtures.tiny_model import make_tiny_model
 from tests.unit.generate.test_vllm_engine import CONTEXT, ORDERS, TEXTS, Made, make_adapters, order
+from tests.unit.generate.test_vllm_model import ASKED, FP32, answered, asked, assert_same, opened
 
 from luthier.core.errors import InputError
 from luthier.core.types import Piece, Sampling
 from luthier.generate.engine import Engine
 from luthier.generate.vllm_engine import VllmEngine
+from luthier.generate.vllm_package import require_vllm
 from luthier.models.backbone import use_layout_attention
 from luthier.models.load import open_model
 from luthier.models.lora import load_adapter
 from luthier.models.tokenizer import open_tokenizer
 from luthier.models.voices import Voices
+from luthier.pipeline.open import open_local
 from luthier.tokens.template import open_chat
 
 pytestmark = [
@@ -102,3 +106,23 @@ def test_what_it_cannot_do_is_refused(engine: VllmEngine) -> None:
     with pytest.raises(InputError, match="temperature must be"):
         engine.submit(order("x", sampling=Sampling(temperature=3)))
     assert engine.idle
+
+
+def test_the_requests_of_an_evaluation_in_a_process_of_its_own(folder: Path, adapters: dict[str, Path]) -> None:
+    """Base and tuned, held to labels with the probability of each, to a schema, and free; then all its memory is given back."""
+    with ExitStack() as until:
+        both = opened(folder, adapters["one"], until, memory=0.2)
+        for model, own in zip(both, (open_local(folder, FP32), open_local(folder, FP32, adapter=adapters["one"])), strict=True):
+            for given in ASKED.values():
+                assert_same(answered(model, asked(**given)), answered(own, asked(**given)), within=1e-3)
+        one, same, other = ([g.text for g in answered(both[0], asked(temperature=1.5, seed=seed))] for seed in (3, 3, 4))
+        assert one == same != other
+
+
+def test_a_run_has_the_scores_of_the_own_engine(tmp_path: Path) -> None:
+    place = make_place(tmp_path)
+    for name, more in (("own", ()), ("vllm", ("--vllm", "--set", "arms.vllm_memory=0.2"))):
+        done = run(place, name, *more, env={})
+        assert done.returncode == 0, done.stderr
+    assert_same_scores(record_of(place, "vllm"), record_of(place, "own"))
+    assert_it_says_so(record_of(place, "vllm"), require_vllm())

@@ -69,6 +69,7 @@ TRAIN = (
 MEASURE = (
     _setting("model.larger", "--larger-model", str, "A larger model to prompt, for comparison; can be repeated.", many=True),
     _setting("data.folds", "--folds", int, "Cross-fitting for few rows: so many trainings, each row tested once; 5 below 150 rows."),
+    _setting("arms.vllm", "--vllm", bool, "Let vLLM answer for the arms, prompted and tuned; it has to be installed."),
     _setting("arms.train_seeds", "--train-seeds", int, "Train from so many seeds, to tell the recipe from one lucky training; default: 1."),
     _setting(
         "arms.learning_curve", "--learning-curve", bool, "Train on parts of the rows as well, to say whether more examples would help."

@@ -31,16 +31,21 @@ from luthier.generate.local import (
     shared_prefix,
     single_latencies,
 )
+from luthier.generate.rows import Prefix
 from luthier.generate.server_form import form_of, held_words
 from luthier.generate.store import GenerationStore
+from luthier.generate.vllm_model import VllmModel, generate_in_vllm, single_latency
 from luthier.kernels.device import CPU, free_cached_memory, peak_device_gib, reset_peak_device_memory
 from luthier.metrics.catalogue import Scored
+from luthier.tokens.template import ChatEncoder
 from luthier.train.loop import ran_out_of_memory
 from luthier.train.watchdog import UNWATCHED, Watchdog
 
-Model = LocalModel | Endpoint
+HereModel = LocalModel | VllmModel
+Model = HereModel | Endpoint
 Score = Callable[[Example, str], Scored]
 WARM_UP_TOKENS = 4
+ANSWERED_BY = "answered by"  # in an arm's params: the program or the server's model, where it is not Luthier's own engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,13 +116,15 @@ def _no_memory(label: str) -> InputError:
     )
 
 
-def _answered(model: LocalModel, requests: Sequence[GenerationRequest], bench: Bench, label: str, batch: int) -> tuple[Generation, ...]:
+def _answered(model: HereModel, requests: Sequence[GenerationRequest], bench: Bench, label: str, batch: int) -> tuple[Generation, ...]:
     with bench.watch.answers() as batch_done:
 
         def on_progress(done: int, total: int) -> None:
             batch_done()
             bench.on_progress(label, done, total)
 
+        if isinstance(model, VllmModel):
+            return generate_in_vllm(model, requests, batch=batch, store=bench.store, on_progress=on_progress, should_stop=bench.should_stop)
         return generate(model, requests, batch=batch, store=bench.store, on_progress=on_progress, should_stop=bench.should_stop)
 
 
@@ -208,6 +215,8 @@ def measure(arm: Arm, chosen: Chosen, test: Sequence[Example], model: Model | No
     result = replace(result, items=score_generations(test, generations, bench, chosen.candidate))
     if bench.choices or bench.json_schema:
         result = replace(result, params={**result.params, "answers": _held(model, bench, generations)})
+    if isinstance(model, VllmModel):  # its memory is set aside beforehand, whatever the answers take
+        return replace(result, params={**result.params, ANSWERED_BY: model.program})
     if isinstance(model, LocalModel):
         on_device = peak_device_gib(device)
         return replace(result, peak_mem_gib=peak_memory_gib() if on_device is None else on_device)
@@ -216,7 +225,7 @@ def measure(arm: Arm, chosen: Chosen, test: Sequence[Example], model: Model | No
     return replace(
         result,
         latencies_s=tuple(g.latency_s for g in generations),
-        params={**result.params, "answered by": served_by or "not stated by the server"},
+        params={**result.params, ANSWERED_BY: served_by or "not stated by the server"},
         effort={**result.effort, "num_test_retries": float(sum(g.num_retries for g in generations))},
     )
 
@@ -230,16 +239,16 @@ def _held(model: Model, bench: Bench, generations: Sequence[Generation]) -> str:
     if isinstance(model, Endpoint):
         why_free = "" if model.holds else model.why_free or "the endpoint was not asked to hold them"
         return held_words(form_of(bench.choices, bench.json_schema), why_free, [g.text for g in generations])
-    local = model
+    encoder = model.encoder
     if bench.json_schema:
-        can_hold = can_hold_to_schema(local.encoder)
+        can_hold = can_hold_to_schema(encoder)
         return f"{HELD} JSON schema of the training answers" if can_hold else "free: this tokenizer is none to hold answers to a schema by"
-    is_held = open_choices(local.encoder.tokenizer, bench.choices, "", local.encoder.eos_ids) is not None
+    is_held = open_choices(encoder.tokenizer, bench.choices, "", encoder.eos_ids) is not None
     return f"{HELD} {len(bench.choices)} labels" if is_held else "free: the bytes of this tokenizer's tokens are not known"
 
 
 def measure_latencies(
-    plans: Sequence[tuple[str, Candidate, LocalModel]],
+    plans: Sequence[tuple[str, Candidate, HereModel]],
     items: Sequence[Example],
     *,
     max_new_tokens: int,
@@ -254,16 +263,20 @@ def measure_latencies(
     The first item warms up, with a few tokens, and is not counted. Raises KeyboardInterrupt when asked to stop (between items).
     """
     held = partial(requests_of, stop=stop, choices=choices, json_schema=json_schema)
-    prefixes = {name: shared_prefix(local, held(candidate, items, max_new_tokens=max_new_tokens)) for name, candidate, local in plans}
+    prefixes = {
+        name: shared_prefix(model, held(candidate, items, max_new_tokens=max_new_tokens))
+        for name, candidate, model in plans
+        if isinstance(model, LocalModel)
+    }
     out: dict[str, list[Wait]] = {name: [] for name, _, _ in plans}
     for number, item in enumerate(items):
         if should_stop():
             raise KeyboardInterrupt
-        for name, candidate, local in plans:
+        for name, candidate, model in plans:
             longest = max_new_tokens if number else WARM_UP_TOKENS
             [request] = held(candidate, [item], max_new_tokens=longest)
             try:
-                wait = next(single_latencies(local, [request], prefixes[name]))
+                wait = _wait(model, request, prefixes.get(name))
             except (MemoryError, RuntimeError) as error:
                 if not ran_out_of_memory(error):
                     raise
@@ -272,3 +285,11 @@ def measure_latencies(
                 out[name].append(wait)
         on_progress(number + 1, len(items))
     return {name: tuple(waits) for name, waits in out.items()}
+
+
+def _wait(model: HereModel, request: GenerationRequest, prefix: Prefix | None) -> Wait:
+    """For one answer. `prefix`: a local model's; vLLM finds what it has read by itself."""
+    if isinstance(model, VllmModel):
+        return single_latency(model, request)
+    assert prefix is not None
+    return next(single_latencies(model, [request], prefix))

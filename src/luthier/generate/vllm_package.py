@@ -20,14 +20,14 @@ from luthier.generate.held import JSON_FORM
 OLDEST = (0, 32)  # the one that was tried; earlier ones take adapters whose layers differ in rank and alpha for plain ones
 MAX_TEMPERATURE = 2.0
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the adapter ranks it can be set to
-# It reads these when it is imported. Left alone it reports what it runs on, starts a process of its own, logs to standard output, and waits
-# for others at the machine's address.
+# It reads these when it is opened. Left alone it reports what it runs on, logs to standard output, and waits for others at the machine's
+# address; a process of its own begins as a copy of this one, threads and all.
 _ALWAYS = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
 _UNLESS_SET = {"VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
 
@@ -87,35 +87,32 @@ def _version() -> str:
 
 
 def open_vllm(
-    path: Path, *, dtype: str, context: int, adapters: Mapping[str, Path], zero: Path | None, rank: int, max_active: int, on_cpu: bool
+    path: Path,
+    *,
+    dtype: str,
+    context: int,
+    adapters: Mapping[str, Path],
+    zero: Path | None,
+    rank: int,
+    max_active: int,
+    on_cpu: bool,
+    apart: bool = False,
+    memory: float | None = None,
+    max_logprobs: int = MAX_LOGPROBS,
 ) -> Vllm:
     """vLLM over one base model, in this process. `rank`: one of RANKS, no adapter's is above it. Raises MissingExtraError, ModelError.
 
     `zero`: an adapter that changes nothing, for the base model beside others. On a processor vLLM (0.32) puts the last adapter on rows
-    that ask for none.
+    that ask for none. `apart`: it computes in a process of its own, which gives all its memory back when it is closed. `memory`: the share
+    of the device's memory it may take, 0 to 1; None: vLLM's own default.
     """
     version = require_vllm()
-    os.environ.update(_ALWAYS)
+    os.environ.update(_ALWAYS | {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(apart))})
     for name, value in _UNLESS_SET.items():
         os.environ.setdefault(name, value)
-    asked: dict[str, Any] = {
-        "model": str(path.resolve()),
-        "tokenizer": str(path.resolve()),
-        "dtype": dtype,
-        "load_format": "safetensors",
-        "trust_remote_code": False,
-        "generation_config": "vllm",  # not what stands in the folder: an order says how it is drawn
-        "max_model_len": context,
-        "max_num_seqs": max_active,
-        "max_logprobs": MAX_LOGPROBS,
-        "enable_prefix_caching": True,
-        "async_scheduling": False,  # a step's tokens are looked at before the next one
-        "structured_outputs_config": {"backend": "guidance"},  # it takes grammars as `held` makes them
-        "enforce_eager": on_cpu,  # compiling takes minutes there
-        "disable_log_stats": True,
-        "use_tqdm_on_load": False,
-        "seed": 0,
-    }
+    asked = _arguments(path, dtype=dtype, context=context, max_active=max_active, max_logprobs=max_logprobs, on_cpu=on_cpu)
+    if memory is not None:
+        asked["gpu_memory_utilization"] = memory  # of the memory of a processor too, for all its name
     if adapters:
         asked |= {"enable_lora": True, "max_loras": len(adapters) + (zero is not None), "max_lora_rank": rank}
     try:
@@ -135,12 +132,34 @@ def open_vllm(
     return Vllm(running=running, loras=loras, no_lora=no_lora, version=version, package=package)
 
 
+def _arguments(path: Path, *, dtype: str, context: int, max_active: int, max_logprobs: int, on_cpu: bool) -> dict[str, Any]:
+    """What every vLLM is opened with."""
+    return {
+        "model": str(path.resolve()),
+        "tokenizer": str(path.resolve()),
+        "dtype": dtype,
+        "load_format": "safetensors",
+        "trust_remote_code": False,
+        "generation_config": "vllm",  # not what stands in the folder: an order says how it is drawn
+        "max_model_len": context,
+        "max_num_seqs": max_active,
+        "max_logprobs": max_logprobs,
+        "enable_prefix_caching": True,
+        "async_scheduling": False,  # a step's tokens are looked at before the next one
+        "structured_outputs_config": {"backend": "guidance"},  # it takes grammars as `held` makes them
+        "enforce_eager": on_cpu,  # compiling takes minutes there
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "seed": 0,
+    }
+
+
 def ask(vllm: Vllm, name: str, order: Order, prompt: Sequence[int], *, length: int, ends: Sequence[int], voice: str) -> None:
     """Give vLLM an order as request `name`; its tokens are wanted one by one, all else is done with them here. Raises InputError."""
     sampling = order.sampling
     forms: Any = importlib.import_module("vllm.sampling_params")
     refusal: type[Exception] = getattr(importlib.import_module("vllm.exceptions"), "VLLMValidationError", ValueError)
-    held = _form(order)
+    held = _form(order, ends)
     try:
         params = vllm.package.SamplingParams(
             temperature=sampling.temperature,
@@ -164,10 +183,16 @@ def ask(vllm: Vllm, name: str, order: Order, prompt: Sequence[int], *, length: i
         raise InputError(f"vLLM {vllm.version} refuses it: {_first_line(error)}", where=where, fix=fix) from error
 
 
-def _form(order: Order) -> dict[str, Any] | None:
-    """What an answer is held to, in the words of vLLM and its llguidance; what may be written is what `held.hold` lets through."""
+def _form(order: Order, ends: Sequence[int]) -> dict[str, Any] | None:
+    """What an answer is held to, in the words of vLLM and its llguidance; what may be written is what `held.hold` lets through.
+
+    Behind a label that another one begins with any of the model's ends may stand; vLLM itself knows the tokenizer's only. Where a label can
+    go on in one way only, it may still be cut into tokens as the model likes.
+    """
     if order.choices:
-        return {"grammar": f'start: LABEL\nLABEL: " "? ({" | ".join(json.dumps(label) for label in order.choices)})'}
+        end = " | ".join(f"<[{token}]>" for token in ends)
+        labels = " | ".join(json.dumps(label) for label in order.choices)
+        return {"grammar": f'%llguidance {{"no_forcing": true}}\nstart: LABEL ({end})?\nLABEL: " "? ({labels})'}
     if order.json_schema is not None:
         schema = json.loads(order.json_schema)
         return {"json": json.dumps({**(schema if isinstance(schema, dict) else {}), "x-guidance": JSON_FORM})}

@@ -16,9 +16,9 @@ from luthier.core.errors import InputError
 from luthier.core.seeds import rng
 from luthier.core.types import ArmResult, TokenRow
 from luthier.evaluate.run import Bench, measure
+from luthier.pipeline.answering import open_trained
 from luthier.pipeline.decide import decision_rule
 from luthier.pipeline.measure import MeasureInputs, make_bench, planned_arms
-from luthier.pipeline.open import open_tuned
 from luthier.pipeline.plan import TrainInputs, choose_epochs
 from luthier.pipeline.prepare import Prepared
 from luthier.pipeline.record import LearningRecord, RunRecord, TrainRecord
@@ -157,11 +157,11 @@ def measure_again(
     _keep_forecast(variant, training_key(again, train_inputs), main, task.num_rows / len(prepared.train_rows))
     trained = tune(again, variant, train_inputs)
     shutil.rmtree(variant.train / "checkpoints", ignore_errors=True)
-    local = open_tuned(variant, prepared.model_path, prepared.precision)
-    arm = next(arm for arm in planned_arms(settings, inputs, local.context) if arm.name == tuned.name)
-    chosen = Chosen(candidate=find_candidate(arm, tuned.params), dev_score=None, dev_n=0, effort=Effort())
     told = replace(bench, on_progress=lambda label, done, total: progress("measure", done, total, label))
-    result = measure(arm, chosen, inputs.split.test, local, told, model_name=tuned.model)
+    with open_trained(settings, variant, prepared) as model:
+        arm = next(arm for arm in planned_arms(settings, inputs, model.context) if arm.name == tuned.name)
+        chosen = Chosen(candidate=find_candidate(arm, tuned.params), dev_score=None, dev_n=0, effort=Effort())
+        result = measure(arm, chosen, inputs.split.test, model, told, model_name=tuned.model)
     return replace(result, name=task.name, seed=task.seed, train_seconds=trained.train_seconds)
 
 

@@ -7,6 +7,7 @@ of it, so it can be asked for, or changed, on a finished run; answers are cached
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from luthier.arms.prompts import Candidate
@@ -24,10 +25,10 @@ from luthier.metrics.consistency import AskedAgain, AskPlan, agreement
 from luthier.metrics.form import AnswerForm, answers_instead, keeps_form, learn_form
 from luthier.metrics.tone import MAX_KEPT, MEASURES, measure_text
 from luthier.models.catalogue import resolve
+from luthier.pipeline.answering import open_trained, open_untrained
 from luthier.pipeline.decide import decision_rule
 from luthier.pipeline.endpoint import endpoint_of
 from luthier.pipeline.measure import MeasureInputs, make_bench, planned_arms, prompt_limit
-from luthier.pipeline.open import open_local, open_tuned
 from luthier.pipeline.paraphraser import Paraphraser, find_paraphraser
 from luthier.pipeline.prepare import Prepared
 from luthier.pipeline.record import RunRecord
@@ -145,25 +146,24 @@ def _ask_all(
     items = chosen_items(stage.inputs.split.test, stage.plan)
     for arm in compared:
         try:
-            model = _open(stage, arm)
-            candidate = _candidate(stage, arm, model)
-            asked[arm.name] = ask_again(candidate, items, model, stage.bench, stage.plan, form, arm.name, paraphrased)
+            with _open(stage, arm) as model:
+                candidate = _candidate(stage, arm, model)
+                asked[arm.name] = ask_again(candidate, items, model, stage.bench, stage.plan, form, arm.name, paraphrased)
         except (InputError, EndpointError) as error:  # a longer wording does not fit, or a server fails: no property of the arm's answers
             failed[arm.name] = str(error)
     return asked, failed
 
 
-def _open(stage: _Stage, arm: ArmResult) -> Model:
+def _open(stage: _Stage, arm: ArmResult) -> AbstractContextManager[Model]:
     """The model an arm was measured with. Raises EndpointError where its server does not answer."""
     settings, prepared = stage.settings, stage.prepared
     if arm.family == "tuned":
-        return open_tuned(stage.folder, prepared.model_path, prepared.precision)
-    if arm.model in settings.model.larger:
-        return open_local(resolve(arm.model), prepared.precision)
+        return open_trained(settings, stage.folder, prepared)
     endpoint = endpoint_of(settings)
     if endpoint is not None and arm.model == endpoint.name:
-        return hold_endpoint(endpoint, stage.bench)
-    return open_local(prepared.model_path, prepared.precision)
+        return nullcontext(hold_endpoint(endpoint, stage.bench))
+    path = resolve(arm.model) if arm.model in settings.model.larger else prepared.model_path
+    return open_untrained(settings, path, prepared.precision)
 
 
 def _candidate(stage: _Stage, arm: ArmResult, model: Model) -> Candidate:
@@ -190,8 +190,8 @@ def _style(stage: _Stage, record: RunRecord) -> tuple[StyleJudge | None, str]:
         return None, "Style match: not measured, " + ("the arm zero-shot was left out." if bare is None else "arms.style_rows is 0.")
     if len(rows) < MIN_TEXTS:
         return None, f"Style match: not measured, {len(rows)} training rows are fewer than {MIN_TEXTS}."
-    model = open_local(stage.prepared.model_path, stage.prepared.precision)
-    written = answer(_candidate(stage, bare, model), rows, model, stage.bench, "zero-shot: training rows, for its style")
+    with open_untrained(stage.settings, stage.prepared.model_path, stage.prepared.precision) as model:
+        written = answer(_candidate(stage, bare, model), rows, model, stage.bench, "zero-shot: training rows, for its style")
     judge = train_judge(
         [row.response for row in rows],
         [generation.text for generation in written],

@@ -1,4 +1,6 @@
-"""vLLM in this process, in place of Luthier's own engine: for GPUs, and for many who ask at once."""
+"""vLLM in place of Luthier's own engine: for GPUs, and for many who ask at once. Chat and server have it in this process; for the arms of a
+run it computes in a process of its own, which gives the device back before anything trains.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,21 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from luthier.core.errors import ModelError
+from luthier.core.errors import ConfigError, ModelError
+from luthier.core.hashing import digest, sha256_file
 from luthier.generate.engine import MAX_ACTIVE
 from luthier.generate.vllm_engine import VllmEngine
+from luthier.generate.vllm_model import MAX_ALLOWED, VllmModel
 from luthier.generate.vllm_package import RANKS, open_vllm, require_vllm
 from luthier.models.folder import read_json
 from luthier.models.load import inspect_folder
 from luthier.models.lora import CONFIG, WEIGHTS, check_adapter
 from luthier.models.tokenizer import open_tokenizer
+from luthier.pipeline.settings import Settings
 from luthier.tokens.template import open_chat
 from luthier.train.precision import Precision
+
+TUNED = "tuned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,43 @@ class InVllm:
         self.until.callback(engine.close)
         return engine
 
+    def open_models(
+        self, model_path: Path, precision: Precision, *, adapter: Path | None, max_active: int, memory: float | None
+    ) -> tuple[VllmModel, VllmModel]:
+        """The base model and what an adapter makes of it (without one the base model again), for a run. Raises as `open_engine`."""
+        info, on_cpu = inspect_folder(model_path), precision.device.type == "cpu"
+        adapters = {} if adapter is None else {TUNED: adapter}
+        for path in adapters.values():
+            check_adapter(path, info)
+        opened = open_vllm(
+            model_path,
+            dtype=precision.name,
+            context=info.context,
+            adapters=adapters,
+            zero=self._zero(adapters) if on_cpu else None,
+            rank=largest_rank(adapters),
+            max_active=max_active,
+            on_cpu=on_cpu,
+            apart=True,
+            memory=memory,
+            max_logprobs=MAX_ALLOWED,
+        )
+        self.until.callback(opened.running.engine_core.shutdown)
+        about = [f"vllm {opened.version}", info.sha256, precision.name, precision.device.type]
+
+        def model(voice: str, weights: str) -> VllmModel:
+            return VllmModel(
+                vllm=opened,
+                voice=voice,
+                encoder=open_chat(open_tokenizer(model_path)),
+                fingerprint=digest([*about, weights]),
+                context=info.context,
+                num_vocab=info.vocab_size,
+            )
+
+        base = model("", "")
+        return base, base if adapter is None else model(TUNED, sha256_file(adapter / WEIGHTS))
+
     def _zero(self, adapters: Mapping[str, Path]) -> Path | None:
         """An adapter for the same layers as the first of these that adds nothing to them, until `until` ends."""
         if not adapters:
@@ -60,6 +104,23 @@ class InVllm:
         shutil.copyfile(like / CONFIG, folder / CONFIG)
         save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(like / WEIGHTS).items()}, folder / WEIGHTS)
         return folder
+
+
+def refuse_for_vllm(settings: Settings) -> None:
+    """With `arms.vllm`, before anything computes, raise MissingExtraError without vLLM and ConfigError for what it does not compute."""
+    if not settings.arms.vllm:
+        return
+    require_vllm()
+    train = settings.train
+    if train.method != "lora":
+        what = {"dora": "DoRA adapters", "freeze": "the whole model that freeze leaves", "full": "the whole model that full leaves"}
+        raise ConfigError(
+            f"found {train.method}, and the tuned arms are answered by vLLM, which is given plain adapters, not {what[train.method]}",
+            where="train.method",
+            fix="--set train.method=lora, or leave --vllm out",
+        )
+    if train.lora_r > RANKS[-1]:
+        raise ConfigError(f"found {train.lora_r}, and vLLM takes up to {RANKS[-1]}", where="train.lora_r", fix="leave --vllm out")
 
 
 def find_in_vllm(until: ExitStack) -> InVllm:

@@ -20,9 +20,8 @@ from luthier.data.answer_schema import AnswerSchema, learn_schema
 from luthier.data.documents import Documents
 from luthier.data.instructions import read_instruction
 from luthier.evaluate.choice import choose_candidate
-from luthier.evaluate.run import Bench, Model, measure, measure_latencies
+from luthier.evaluate.run import Bench, HereModel, Model, measure, measure_latencies
 from luthier.generate.endpoint import Endpoint
-from luthier.generate.local import LocalModel
 from luthier.metrics.catalogue import score_answer
 from luthier.metrics.closed_world import abstention_markers, known_facts
 from luthier.metrics.own import is_own, open_own_metric
@@ -165,16 +164,16 @@ def with_latencies(
     folder: RunFolder,
     inputs: MeasureInputs,
     results: Sequence[tuple[ArmResult, Chosen]],
-    locals_by_arm: Mapping[str, LocalModel],
+    models_by_arm: Mapping[str, HereModel],
 ) -> tuple[ArmResult, ...]:
     """Single-request latencies of all arms on the same few test items, interleaved; taken once and kept."""
     items = inputs.split.test[: settings.arms.latency_items + 1]  # the first warms up
-    plans: list[tuple[str, Candidate, LocalModel]] = [
-        (result.name, chosen.candidate, locals_by_arm[result.name])
+    plans: list[tuple[str, Candidate, HereModel]] = [
+        (result.name, chosen.candidate, models_by_arm[result.name])
         for result, chosen in results
         if result.failed is None and chosen.candidate is not None
     ]
-    key = digest([[name, dict(c.params), local.fingerprint] for name, c, local in plans] + [item.id for item in items])
+    key = digest([[name, dict(c.params), model.fingerprint] for name, c, model in plans] + [item.id for item in items])
     path = folder.latency
     waits = _kept_latencies(path, key)
     if waits is None:

@@ -36,6 +36,7 @@ from luthier.data.documents import Documents
 from luthier.kernels.device import device_words
 from luthier.metrics.closed_world import known_facts, reference_counts
 from luthier.pipeline.again import refuse_short_curve, train_again
+from luthier.pipeline.answering import engine_notes
 from luthier.pipeline.arms import measure_all
 from luthier.pipeline.behaviour import measure_behaviour
 from luthier.pipeline.data import write_data_files
@@ -43,6 +44,7 @@ from luthier.pipeline.decide import decision_rule, verdict_of
 from luthier.pipeline.embeddings import find_embeddings
 from luthier.pipeline.endpoint import endpoint_notes, has_failed_endpoint
 from luthier.pipeline.folds import Fold, cross_fit, pool, read_whole, with_curve
+from luthier.pipeline.in_vllm import refuse_for_vllm
 from luthier.pipeline.judge import find_judge, with_judge
 from luthier.pipeline.measure import MeasureInputs
 from luthier.pipeline.paraphraser import find_paraphraser
@@ -65,6 +67,7 @@ from luthier.verdict.slices import answer_slices
 def run(settings: Settings, progress: Progress) -> dict[str, object]:
     """The whole main job. Returns lines for people and one JSON object; killed anywhere, the same call goes on."""
     refuse_several("luthier run")
+    refuse_for_vllm(settings)
     with stop_on_signals() as should_stop, open_run(Path(settings.run_dir), settings) as folder:
         watch = Watchdog.from_environment(folder.stacks)
         with watch.setup():
@@ -208,6 +211,7 @@ def make_record(settings: Settings, prepared: Prepared, trained: TrainRecord | N
             *_constraint(settings, prepared),
             *_documents(prepared.documents),
             *endpoint_notes(settings, arms),
+            *engine_notes(settings, arms),
         ),
     )
 

@@ -199,6 +199,10 @@ class ArmSettings(Group):
     )
     latency_items: Count = Field(default=10, description="test rows sent one at a time to measure waiting time")
     batch: Count = Field(default=64, description="prompts answered at once")
+    vllm: bool = Field(default=False, strict=True, description="vLLM answers for local models, prompted and tuned; it has to be installed")
+    vllm_memory: Annotated[Real, Field(gt=0, le=1)] | None = Field(
+        default=None, description="share of the device's memory that vLLM sets aside for itself; null: as vLLM does"
+    )
     consistency_items: CountOrZero = Field(
         default=40, description="locked test rows that the best prompt and the tuned model are asked again, reworded and sampled; 0: none"
     )
@@ -224,6 +228,8 @@ class ArmSettings(Group):
 
     @model_validator(mode="after")
     def _same_effort(self) -> Self:
+        if self.vllm_memory is not None and not self.vllm:
+            raise ValueError("arms.vllm_memory only with arms.vllm | --vllm, or leave it out")
         most = 2 * len(self.shots)
         if len(self.instructions) > most:
             raise ValueError(

@@ -42,6 +42,7 @@ DIGEST_CHARS = 16
 BENIGN = frozenset(
     {"threads", "run_dir", "fresh", "train.micro_batch", "train.checkpoint_activations", "train.save_every", "train.shard"}
     | {"arms.train_seeds", "arms.learning_curve"}  # add to what was measured, and change nothing of it
+    | {"arms.vllm_memory"}
     | {"arms.style_rows", "arms.paraphraser", "arms.paraphrases"}  # the same
     | {f"arms.consistency_{name}" for name in ("items", "samples", "temperature")}
     | {f"{group}.{name}" for group in ("endpoint", "embeddings") for name in ("key_env", "concurrency", "timeout_s", "retries")}

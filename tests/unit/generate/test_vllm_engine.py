@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.fixtures.fake_vllm import make_fake_vllm
+from tests.fixtures.fake_vllm import install_fake_vllm, make_fake_vllm
 from tests.fixtures.orders import answer_orders, assert_same_answers
 from tests.fixtures.tiny_model import make_tiny_model
 
@@ -73,14 +73,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture(autouse=True)
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    for name in ("VLLM_NO_USAGE_STATS", "VLLM_DO_NOT_TRACK", "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_STREAM", "VLLM_LOGGING_LEVEL"):
-        monkeypatch.setenv(name, "of the test's own, put back behind it")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.syspath_prepend(make_fake_vllm(tmp_path / "installed"))
-    for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
-        monkeypatch.delitem(sys.modules, name)
+    install_fake_vllm(tmp_path / "installed", monkeypatch)
 
 
 def order(text: str, **given: object) -> Order:
