@@ -37,7 +37,6 @@ from luthier.generate.store import GenerationStore
 from luthier.generate.vllm_model import VllmModel, generate_in_vllm, single_latency
 from luthier.kernels.device import CPU, free_cached_memory, peak_device_gib, reset_peak_device_memory
 from luthier.metrics.catalogue import Scored
-from luthier.tokens.template import ChatEncoder
 from luthier.train.loop import ran_out_of_memory
 from luthier.train.watchdog import UNWATCHED, Watchdog
 
