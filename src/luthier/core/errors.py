@@ -5,6 +5,7 @@
     │   └── ContextError  a prompt that does not fit the model
     ├── ConfigError       settings, unknown keys, options     exit code 2
     ├── ModelError        a model folder, name or adapter     exit code 2
+    │   └── EngineEnded   what computes has failed for good
     ├── MissingExtraError an optional package is not there    exit code 2
     ├── RunError          the run folder: locked, changed     exit code 2
     └── EndpointError     a server the user named; in a run it fails its arm, not the run
@@ -44,6 +45,10 @@ class ConfigError(LuthierError):
 
 class ModelError(LuthierError):
     """A model, tokenizer or adapter cannot be used."""
+
+
+class EngineEnded(ModelError):
+    """What computes has failed and will answer nothing any more; only opening it anew helps."""
 
 
 class MissingExtraError(LuthierError):

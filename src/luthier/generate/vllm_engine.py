@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from luthier.core.errors import ModelError
+from luthier.core.errors import EngineEnded, ModelError
 from luthier.core.types import Message, Order, Piece, TokenLogprob
 from luthier.generate.answers import Answer, Desk, add_token
 from luthier.generate.vllm_package import Vllm, ask
@@ -64,13 +64,16 @@ class VllmEngine:
             self._vllm.running.abort_request([str(ticket)])
 
     def step(self) -> tuple[Piece, ...]:
-        """One step of vLLM: a token of each answer that is being written, and a stretch of the prompts that are read. Raises ModelError."""
+        """One step of vLLM: a token of each answer that is being written, and a stretch of the prompts that are read. Raises EngineEnded,
+        or ModelError where one answer alone is lost.
+        """
         if self.idle:
             return ()
         try:
             outputs = self._vllm.running.step()
-        except Exception as error:  # it computes for all orders: whatever it fails with, all are lost
-            raise _failed(f"{self.program} failed: {error}"[:300]) from error
+        except Exception as error:  # it computes for all orders, on a device of which nothing is known any more
+            fix = "start again; if it happens again, leave --vllm out: Luthier's own engine answers then"
+            raise EngineEnded(f"{self.program} failed: {error}"[:300], where="the engine", fix=fix) from error
         pieces: list[Piece] = []
         for output in outputs:
             answer = self._answers.get(int(output.request_id))

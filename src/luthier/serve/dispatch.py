@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from luthier.core.console import note
-from luthier.core.errors import ContextError, LuthierError, ModelError
+from luthier.core.errors import ContextError, EngineEnded, LuthierError, ModelError
 from luthier.core.types import Order, Piece
 from luthier.generate.contract import TextEngine
 from luthier.serve.guard import log_bug
@@ -59,6 +59,7 @@ class Dispatcher:
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._tickets: dict[int, tuple[Answering, int]] = {}  # the thread's
         self._thread: threading.Thread | None = None
+        self._has_ended = False  # the engine, for good: set in the thread
         self._loop: asyncio.AbstractEventLoop | None = None
 
     # ---- on the loop
@@ -77,13 +78,15 @@ class Dispatcher:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread computes."""
-        return self._thread is not None and self._thread.is_alive()
+        """Whether the thread computes, and the engine can."""
+        return self._thread is not None and self._thread.is_alive() and not self._has_ended
 
     def admit(self, num_choices: int) -> Answering:
-        """Take places for a request. Raises Problem 429 where too few are free, 503 while the server shuts down."""
+        """Take places for a request. Raises Problem: 429 where too few are free, 503 in a shutdown or where nothing computes."""
         if self.is_draining:
             raise Problem(503, "server_shutting_down", "the server is shutting down", retry_after_s=10)
+        if self._has_ended:
+            raise _ended()
         if self.num_live + num_choices > self.limit:
             self.metrics.refused += 1
             wait_s = math.ceil(min(60.0, max(1.0, self._mean_s * self.num_live / self.batch)))
@@ -158,6 +161,12 @@ class Dispatcher:
                 return
             try:
                 command()
+            except EngineEnded as error:
+                note(
+                    f"error: {error.where}: {error.message}; every request is refused from now on (503)\n  fix: {error.fix}"
+                )
+                self._has_ended = True
+                self._give_up(_ended)
             except ModelError as error:  # a program that computes for the engine has ended
                 note(f"error: {error.where}: {error.message}; the answers under way were given up\n  fix: {error.fix}")
                 self._give_up()
@@ -167,6 +176,9 @@ class Dispatcher:
 
     def _begin(self, answering: Answering, orders: Sequence[Order], taken: asyncio.Future[None]) -> None:
         problem: Problem | None = None
+        if self._has_ended:  # it was admitted before
+            self._call(_settle, taken, _ended())
+            return
         try:
             for choice, order in enumerate(orders):
                 self._tickets[self._engine.submit(order)] = (answering, choice)
@@ -184,14 +196,14 @@ class Dispatcher:
             del self._tickets[ticket]
             self._engine.cancel(ticket)
 
-    def _give_up(self) -> None:
+    def _give_up(self, why: Callable[[], Problem] = internal_problem) -> None:
         """Every answer that is being written ends with an error."""
         tickets, self._tickets = self._tickets, {}
         for ticket in tickets:
             with contextlib.suppress(Exception):
                 self._engine.cancel(ticket)
         owners = {id(owner): owner for owner, _ in tickets.values()}
-        self._call(self._deliver, [(owner, internal_problem()) for owner in owners.values()])
+        self._call(self._deliver, [(owner, why()) for owner in owners.values()])
 
     def _step(self) -> None:
         events: list[tuple[Answering, Event]] = []
@@ -216,6 +228,10 @@ def refused(error: LuthierError) -> Problem:
     code = "context_length_exceeded" if isinstance(error, ContextError) else "invalid_value"
     text = f"{error.message} (try: {error.fix})" if error.fix else error.message
     return Problem(400, code, f"{param}: {text}" if param else text, param=param)
+
+
+def _ended() -> Problem:
+    return Problem(503, "engine_stopped", "the engine has failed; the server has to be started again")
 
 
 def _settle(taken: asyncio.Future[None], problem: Problem | None) -> None:

@@ -14,7 +14,7 @@ from tests.fixtures.fake_vllm import install_fake_vllm, make_fake_vllm
 from tests.fixtures.orders import answer_orders, assert_same_answers
 from tests.fixtures.tiny_model import make_tiny_model
 
-from luthier.core.errors import ContextError, InputError, MissingExtraError, ModelError
+from luthier.core.errors import ContextError, EngineEnded, InputError, MissingExtraError, ModelError
 from luthier.core.types import Message, Order, Sampling
 from luthier.generate.engine import Engine
 from luthier.generate.vllm_engine import VllmEngine
@@ -189,7 +189,7 @@ def test_a_broken_engine_is_an_error_of_the_model(made: Made) -> None:
     engine = made.engine()
     engine.submit(order("x"))
     _running(engine).fails = True
-    with pytest.raises(ModelError, match="illegal memory access"):
+    with pytest.raises(EngineEnded, match="illegal memory access"):
         engine.step()
 
 

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2 as httpx
 import openai
@@ -13,6 +14,7 @@ import pytest
 from tests.fixtures.hostile import HOSTILE
 from tests.fixtures.served import CONTEXT, Served, served
 
+from luthier.core.errors import EngineEnded
 from luthier.serve import answers, dispatch
 
 
@@ -323,12 +325,29 @@ def test_hostile_strings_in_every_field(server: Served, text: str) -> None:
 
 
 def test_a_bug_takes_its_requests_and_no_more(server: Served, capfd: pytest.CaptureFixture[str]) -> None:
-    server.engine.fail_next_step = True
+    server.engine.fail_next_step = ZeroDivisionError("a secret prompt")
     found = post(server, CHAT)
     assert (found.status_code, found.json()["error"]["code"]) == (500, "internal_error")
     assert post(server, CHAT).status_code == 200 and server.service.dispatcher.num_live == 0
     logged = capfd.readouterr().err
     assert "ZeroDivisionError at served.py:" in logged and "secret" not in logged and "secret" not in found.text
+
+
+def test_an_engine_that_has_ended_is_told_from_a_bug(capfd: pytest.CaptureFixture[str]) -> None:
+    with served(step_s=0.05) as server:
+        waiting = ThreadPoolExecutor(2)
+        under_way = [waiting.submit(post, server, {**CHAT, "messages": user("x" * 300)}) for _ in range(2)]
+        deadline = time.monotonic() + 5
+        while server.service.dispatcher.num_live < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        server.engine.fail_next_step = EngineEnded("the device is lost", where="the engine", fix="start again")
+        lost = [one.result(timeout=10) for one in under_way]
+        for found in (*lost, post(server, CHAT), post(server, {"model": "base", "prompt": "x"}, "completions")):
+            assert (found.status_code, found.json()["error"]["code"]) == (503, "engine_stopped")
+        assert httpx.get(f"{server.url}/healthz").status_code == 503 and httpx.get(f"{server.url}/v1/models").status_code == 200
+        assert server.service.dispatcher.num_live == 0
+        waiting.shutdown()
+    assert "the device is lost" in capfd.readouterr().err
 
 
 def test_a_bug_while_giving_up_does_not_stop_the_engine(server: Served, capfd: pytest.CaptureFixture[str]) -> None:
