@@ -107,6 +107,8 @@ def test_what_cannot_be_had_so_is_refused(place: Path, tmp_path: Path) -> None:
         assert "there is no vLLM here" in told and "leave --vllm out" in told
         assert "found vLLM 0.8.0, expected 0.32 or newer" in refused(command[0], model, *command[1:], "--vllm", path=place / "old")
         assert "leave --gguf or --vllm out" in refused(command[0], model, *command[1:], "--vllm", "--gguf", "x.gguf")
+        assert "vLLM does not answer" in refused(command[0], model, *command[1:], "--vllm-memory", "0.5")
+        assert "expected a share above 0" in refused(command[0], model, *command[1:], "--vllm", "--vllm-memory", "1.5")
         told = refused(command[0], dora, "--model", model, *command[1:], "--vllm")
         assert "a DoRA adapter, which vLLM does not compute" in told and "--to merged" in told
         told = refused(command[0], str(place / "one"), "--model", str(place / "other"), *command[1:], "--vllm")

@@ -23,6 +23,7 @@ FLAGS = (
     Flag(names=("--model",), type=str, help="Base model of an adapter; default: the one the adapter names."),
     Flag(names=("--gguf",), type=str, help="Let llama.cpp answer, from this GGUF export of it; needs llama-cpp-python."),
     Flag(names=("--vllm",), type=bool, help="Let vLLM answer, in this process; it has to be installed."),
+    Flag(names=("--vllm-memory",), type=float, help="Share of the device's memory vLLM may take, 0 to 1; default: vLLM's own."),
     Flag(names=("--compare",), type=str, help="Let another model answer beside it: base, or a model's name or folder."),
     Flag(names=("--system", "-s"), type=str, help="System prompt; default: the one of the training rows."),
     Flag(names=("--prompt", "-p"), type=str, help="Answer this one prompt and exit."),
@@ -58,7 +59,7 @@ def chat(given: Given) -> Outcome:
     if prompt is None and not by_line:
         prompt = read_document()
     with ExitStack() as until:
-        by = _engine(gguf, target, until, is_vllm=bool(given.values.get("vllm")))
+        by = _engine(gguf, target, until, is_vllm=bool(given.values.get("vllm")), vllm_memory=given.values.get("vllm_memory"))
 
         def open_conversation(before: ChatTranscript | None) -> Conversation:
             said = before.system if system is None and before is not None else system
@@ -78,17 +79,18 @@ def chat(given: Given) -> Outcome:
         return {"lines": [], "json": {"turns": [_as_json(turn) for turn in turns], "transcript": talk.transcript.path or None}}
 
 
-def _engine(gguf: str | None, target: str, until: ExitStack, *, is_vllm: bool) -> InLlama | OpenEngine:
-    """What answers. Raises ConfigError for both, MissingExtraError for what is not installed."""
+def _engine(gguf: str | None, target: str, until: ExitStack, *, is_vllm: bool, vllm_memory: object) -> InLlama | OpenEngine:
+    """What answers. Raises ConfigError for both and for a share of memory that is none, MissingExtraError for what is not installed."""
     from luthier.core.errors import ConfigError
     from luthier.pipeline.in_llama import find_in_llama
-    from luthier.pipeline.in_vllm import find_in_vllm
+    from luthier.pipeline.in_vllm import find_in_vllm, share_of_memory
     from luthier.pipeline.open import open_engine
 
     if gguf is not None and is_vllm:
         raise ConfigError("a GGUF file is answered from by llama.cpp", where="--vllm", fix="leave --gguf or --vllm out")
+    memory = share_of_memory(vllm_memory, is_vllm=is_vllm)
     if is_vllm:
-        return find_in_vllm(until).open_engine
+        return find_in_vllm(until, memory=memory).open_engine
     return open_engine if gguf is None else find_in_llama(Path(gguf).expanduser(), target, until, num_rows=1)
 
 

@@ -22,6 +22,7 @@ ADAPTER = Flag(names=("--adapter",), type=str, help="Another adapter on the same
 MODEL = Flag(names=("--model",), type=str, help="Base model of an adapter; default: the one the adapter names.")
 GGUF = Flag(names=("--gguf",), type=str, help="Let llama.cpp answer, from this GGUF export of it; needs llama-cpp-python.")
 VLLM = Flag(names=("--vllm",), type=bool, help="Let vLLM answer, in this process; it has to be installed.")
+VLLM_MEMORY = Flag(names=("--vllm-memory",), type=float, help="Share of the device's memory vLLM may take, 0 to 1; default: vLLM's own.")
 HOST = Flag(names=("--host",), type=str, help="Address to listen on; default: 127.0.0.1. Any other needs --key-env.")
 PORT = Flag(names=("--port",), type=int, help="Port to listen on; default: 8000, 0 takes a free one.")
 KEY_ENV = Flag(names=("--key-env",), type=str, help="Environment variable with an API key clients must send; can be repeated.", many=True)
@@ -29,7 +30,7 @@ ALLOW_HOST = Flag(names=("--allow-host",), type=str, help="Name clients call thi
 BATCH = Flag(names=("--batch",), type=int, help="Answers written at once; default: 16, with --vllm 64, with --gguf 4.")
 QUEUE = Flag(names=("--queue",), type=int, help="Answers written or waiting before requests are refused (429); default: 128.")
 PLAN = Flag(names=("--plan",), type=bool, help="Print the command that serves the same on vLLM, for many users, and exit.")
-FLAGS = (ADAPTER, MODEL, GGUF, VLLM, HOST, PORT, KEY_ENV, ALLOW_HOST, BATCH, QUEUE, PLAN)
+FLAGS = (ADAPTER, MODEL, GGUF, VLLM, VLLM_MEMORY, HOST, PORT, KEY_ENV, ALLOW_HOST, BATCH, QUEUE, PLAN)
 
 DEFAULT_HOST, DEFAULT_PORT, DEFAULT_BATCH, DEFAULT_GGUF_BATCH, DEFAULT_VLLM_BATCH, DEFAULT_QUEUE = "127.0.0.1", 8000, 16, 4, 64, 128
 MOST_BATCH = 1024
@@ -58,11 +59,7 @@ def serve(given: Given) -> Outcome:
         return {"lines": [command], "json": {"vllm": command}}
 
     _require_extra()
-    if is_vllm:
-        _refuse_gguf(gguf, "--vllm", "a GGUF file is answered from by llama.cpp")
-        from luthier.generate.vllm_package import require_vllm
-
-        require_vllm()  # before anything is opened
+    memory = _vllm_memory(given, is_vllm=is_vllm)
 
     from luthier.core.console import note, result_json
     from luthier.serve.guard import rules_for
@@ -82,7 +79,8 @@ def serve(given: Given) -> Outcome:
     with closing(listener), ExitStack() as until:
         if gguf is not None:
             serving = _in_llama(serving, Path(str(gguf)).expanduser(), given.arguments[0], until, num_rows=batch)
-        service = open_service(serving, batch=batch, queue=queue, opener=find_in_vllm(until).open_engine if is_vllm else open_engine)
+        opener = find_in_vllm(until, memory=memory).open_engine if is_vllm else open_engine
+        service = open_service(serving, batch=batch, queue=queue, opener=opener)
         names = [offer.name for offer in serving.offers]
         url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
 
@@ -94,6 +92,17 @@ def serve(given: Given) -> Outcome:
 
         serve_until_stopped(build_app(service, rules), listener, on_ready=say_ready, drain=service.dispatcher.drain)
     return {}
+
+
+def _vllm_memory(given: Given, *, is_vllm: bool) -> float | None:
+    """What vLLM may take. Raises ConfigError, and MissingExtraError where vLLM is asked for and not here, before anything is opened."""
+    from luthier.generate.vllm_package import require_vllm
+    from luthier.pipeline.in_vllm import share_of_memory
+
+    if is_vllm:
+        _refuse_gguf(given.values.get("gguf"), "--vllm", "a GGUF file is answered from by llama.cpp")
+        require_vllm()
+    return share_of_memory(given.values.get("vllm_memory"), is_vllm=is_vllm)
 
 
 def _finder(given: Given, *, base: str | None) -> Callable[[], Serving]:

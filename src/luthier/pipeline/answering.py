@@ -54,9 +54,8 @@ def _in_vllm(settings: Settings, model_path: Path, precision: Precision, adapter
     gc.collect()  # what a training left in circles holds the device's memory, which vLLM sets aside for itself when it is opened
     free_cached_memory()
     with ExitStack() as until:
-        yield find_in_vllm(until).open_models(
-            model_path, precision, adapter=adapter, max_active=settings.arms.batch, memory=settings.arms.vllm_memory
-        )
+        found = find_in_vllm(until, memory=settings.arms.vllm_memory)
+        yield found.open_models(model_path, precision, adapter=adapter, max_active=settings.arms.batch)
 
 
 def engine_notes(settings: Settings, arms: tuple[ArmResult, ...]) -> tuple[str, ...]:

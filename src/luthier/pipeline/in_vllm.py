@@ -33,9 +33,10 @@ TUNED = "tuned"
 
 @dataclass(frozen=True, slots=True)
 class InVllm:
-    """vLLM is to answer, until `until` ends."""
+    """vLLM is to answer, until `until` ends, with this share of the device's memory (None: as vLLM sets it)."""
 
     until: ExitStack
+    memory: float | None = None
 
     def open_engine(
         self, model_path: Path, precision: Precision, *, base_name: str, adapters: Mapping[str, Path], max_active: int = MAX_ACTIVE
@@ -53,15 +54,14 @@ class InVllm:
             rank=largest_rank(adapters),
             max_active=max_active,
             on_cpu=on_cpu,
+            memory=self.memory,
         )
         encoder = open_chat(open_tokenizer(model_path))
         engine = VllmEngine(opened, encoder, context=info.context, base_name=base_name, num_vocab=info.vocab_size)
         self.until.callback(engine.close)
         return engine
 
-    def open_models(
-        self, model_path: Path, precision: Precision, *, adapter: Path | None, max_active: int, memory: float | None
-    ) -> tuple[VllmModel, VllmModel]:
+    def open_models(self, model_path: Path, precision: Precision, *, adapter: Path | None, max_active: int) -> tuple[VllmModel, VllmModel]:
         """The base model and what an adapter makes of it (without one the base model again), for a run. Raises as `open_engine`."""
         info, on_cpu = inspect_folder(model_path), precision.device.type == "cpu"
         adapters = {} if adapter is None else {TUNED: adapter}
@@ -77,7 +77,7 @@ class InVllm:
             max_active=max_active,
             on_cpu=on_cpu,
             apart=True,
-            memory=memory,
+            memory=self.memory,
             max_logprobs=MAX_ALLOWED,
         )
         self.until.callback(opened.running.engine_core.shutdown)
@@ -123,10 +123,21 @@ def refuse_for_vllm(settings: Settings) -> None:
         raise ConfigError(f"found {train.lora_r}, and vLLM takes up to {RANKS[-1]}", where="train.lora_r", fix="leave --vllm out")
 
 
-def find_in_vllm(until: ExitStack) -> InVllm:
+def find_in_vllm(until: ExitStack, *, memory: float | None = None) -> InVllm:
     """The vLLM that is installed. Raises MissingExtraError without one."""
     require_vllm()
-    return InVllm(until)
+    return InVllm(until, memory)
+
+
+def share_of_memory(given: object, *, is_vllm: bool) -> float | None:
+    """What --vllm-memory says. Raises ConfigError where it is no share, or vLLM does not answer."""
+    if given is None:
+        return None
+    if not is_vllm:
+        raise ConfigError("it is vLLM's memory, and vLLM does not answer", where="--vllm-memory", fix="--vllm, or leave --vllm-memory out")
+    if not isinstance(given, float) or not 0 < given <= 1:
+        raise ConfigError(f"found {given}, expected a share above 0, at most 1", where="--vllm-memory", fix="--vllm-memory 0.8")
+    return given
 
 
 def largest_rank(adapters: Mapping[str, Path]) -> int:

@@ -162,9 +162,7 @@ class Dispatcher:
             try:
                 command()
             except EngineEnded as error:
-                note(
-                    f"error: {error.where}: {error.message}; every request is refused from now on (503)\n  fix: {error.fix}"
-                )
+                note(f"error: {error.where}: {error.message}; every request is refused from now on (503)\n  fix: {error.fix}")
                 self._has_ended = True
                 self._give_up(_ended)
             except ModelError as error:  # a program that computes for the engine has ended

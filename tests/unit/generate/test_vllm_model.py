@@ -67,8 +67,8 @@ def asked(num: int = 7, **given: Any) -> list[GenerationRequest]:
     return [GenerationRequest(item_id=f"i{k}", messages=(Message(role="user", content=text),), **given) for k, text in enumerate(texts)]
 
 
-def opened(folder: Path, adapter: Path | None, until: ExitStack, **given: Any) -> tuple[VllmModel, VllmModel]:
-    return InVllm(until).open_models(folder, FP32, adapter=adapter, **{"max_active": 3, "memory": None, **given})
+def opened(folder: Path, adapter: Path | None, until: ExitStack, *, memory: float | None = None) -> tuple[VllmModel, VllmModel]:
+    return InVllm(until, memory).open_models(folder, FP32, adapter=adapter, max_active=3)
 
 
 def answered(model: VllmModel | LocalModel, requests: Sequence[GenerationRequest], **given: Any) -> tuple[Generation, ...]:
