@@ -31,7 +31,6 @@ from luthier.generate.local import (
     shared_prefix,
     single_latencies,
 )
-from luthier.generate.rows import Prefix
 from luthier.generate.server_form import form_of, held_words
 from luthier.generate.store import GenerationStore
 from luthier.generate.vllm_model import VllmModel, generate_in_vllm, single_latency
@@ -265,7 +264,7 @@ def measure_latencies(
     prefixes = {
         name: shared_prefix(model, held(candidate, items, max_new_tokens=max_new_tokens))
         for name, candidate, model in plans
-        if isinstance(model, LocalModel)
+        if not isinstance(model, VllmModel)  # which finds what it has read by itself
     }
     out: dict[str, list[Wait]] = {name: [] for name, _, _ in plans}
     for number, item in enumerate(items):
@@ -275,7 +274,10 @@ def measure_latencies(
             longest = max_new_tokens if number else WARM_UP_TOKENS
             [request] = held(candidate, [item], max_new_tokens=longest)
             try:
-                wait = _wait(model, request, prefixes.get(name))
+                if isinstance(model, VllmModel):
+                    wait = single_latency(model, request)
+                else:
+                    wait = next(single_latencies(model, [request], prefixes[name]))
             except (MemoryError, RuntimeError) as error:
                 if not ran_out_of_memory(error):
                     raise
@@ -284,11 +286,3 @@ def measure_latencies(
                 out[name].append(wait)
         on_progress(number + 1, len(items))
     return {name: tuple(waits) for name, waits in out.items()}
-
-
-def _wait(model: HereModel, request: GenerationRequest, prefix: Prefix | None) -> Wait:
-    """For one answer. `prefix`: a local model's; vLLM finds what it has read by itself."""
-    if isinstance(model, VllmModel):
-        return single_latency(model, request)
-    assert prefix is not None
-    return next(single_latencies(model, [request], prefix))

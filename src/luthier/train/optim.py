@@ -235,7 +235,7 @@ def _step(optimiser: Optimiser, *, lr: float, scale: float) -> None:
 def _step_at_once(optimiser: Optimiser, parts: list[Tensor], *, lr: float, scale: float) -> bool:
     """AdamW in one pass, where there is a compiled function; the first step is torch's, which makes the moments."""
     state = optimiser.torch_optimisers[0].state.get(optimiser.flat_M) if ALL in optimiser.owned else None
-    if not state:
+    if not state or not optimiser.flat_M.is_cpu:  # a GPU's own count of updates would have to be waited for
         return False
     group, flat_M = optimiser.torch_optimisers[0].param_groups[0], optimiser.flat_M
     update = int(state["step"]) + 1

@@ -13,7 +13,8 @@ from tests.fixtures.fake_server import Answer, FakeServer, fake_server, in_form
 from luthier.arms.prompts import Arm, Candidate, zero_shot
 from luthier.core.errors import EndpointError
 from luthier.core.types import Example, Generation, GenerationRequest, Message
-from luthier.evaluate.run import Bench, choose_candidate, hold_endpoint, measure
+from luthier.evaluate.choice import choose_candidate
+from luthier.evaluate.run import Bench, hold_endpoint, measure
 from luthier.generate.endpoint import Endpoint, ask
 from luthier.generate.form_probe import PROMPT
 from luthier.generate.server_form import (
