@@ -20,6 +20,7 @@ SQUAD = "Answer the question with words from the paragraph. If the paragraph doe
 OPEN_BOOK = "Answer the question in a few words."
 ABSTAIN = "not answerable"
 MAX_ALPACA_WORDS = 60  # longer answers are another task: how long to write
+Question = tuple[str, str, Sequence[str]]  # its group, what is asked, every accepted answer
 SQUAD_TEST = ("Normans", "Steam_engine", "Islamism", "Warsaw")
 SQUAD_DEV = ("Packet_switching", "Scottish_Parliament")
 
@@ -87,21 +88,15 @@ def gsm8k(source: Path, folder: Path, *, num_train: int, num_test: int) -> None:
 def squad2(source: Path, folder: Path, *, num_train: int, num_dev: int, num_test: int) -> None:
     """Split by article; `group` is the paragraph, whose questions are no independent observations. Every accepted answer is a row."""
     articles = json.loads((source / "squad2" / "dev-v2.0.json").read_text(encoding="utf-8"))["data"]
-    questions: dict[str, list[tuple[str, str, Sequence[str]]]] = defaultdict(list)
+    questions: dict[str, list[Question]] = defaultdict(list)
     for article in articles:
-        part = "test" if article["title"] in SQUAD_TEST else "dev" if article["title"] in SQUAD_DEV else "train"
+        part = _part_of(article["title"])
         for number, paragraph in enumerate(article["paragraphs"]):
             for qa in paragraph["qas"]:
                 answers = list(dict.fromkeys(answer["text"] for answer in qa["answers"])) or [ABSTAIN]
                 asked = f"Paragraph: {paragraph['context']}\n\nQuestion: {qa['question']}"
                 questions[part].append((f"{article['title']} {number}", asked, answers))
-    for part, number in (("train", num_train), ("dev", num_dev), ("test", num_test)):
-        drawn = random.Random(SEED).sample(questions[part], number)
-        kept = 1 if part == "train" else None  # one answer to learn from
-        _write(
-            folder / f"{part}.jsonl",
-            ({**_row(SQUAD, asked, text), "group": group} for group, asked, texts in drawn for text in texts[:kept]),
-        )
+    _write_questions(folder, SQUAD, questions, {"train": num_train, "dev": num_dev, "test": num_test})
 
 
 def open_book(source: Path, folder: Path, *, num_train: int, num_dev: int, num_test: int, num_constraints: int) -> None:
@@ -111,22 +106,16 @@ def open_book(source: Path, folder: Path, *, num_train: int, num_dev: int, num_t
     """
     articles = json.loads((source / "squad2" / "dev-v2.0.json").read_text(encoding="utf-8"))["data"]
     (folder / "documents").mkdir(exist_ok=True)
-    questions: dict[str, list[tuple[str, str, Sequence[str]]]] = defaultdict(list)
+    questions: dict[str, list[Question]] = defaultdict(list)
     for number, article in enumerate(articles):
         text = "\n\n".join(paragraph["context"] for paragraph in article["paragraphs"])
         (folder / "documents" / f"article-{number:02d}.txt").write_text(text + "\n", encoding="utf-8")
-        part = "test" if article["title"] in SQUAD_TEST else "dev" if article["title"] in SQUAD_DEV else "train"
+        part = _part_of(article["title"])
         for place, paragraph in enumerate(article["paragraphs"]):
             for qa in paragraph["qas"]:
                 if answers := list(dict.fromkeys(answer["text"] for answer in qa["answers"])):
                     questions[part].append((f"{article['title']} {place}", qa["question"], answers))
-    for part, wanted in (("train", num_train), ("dev", num_dev), ("test", num_test)):
-        drawn = random.Random(SEED).sample(questions[part], wanted)
-        kept = 1 if part == "train" else None  # one answer to learn from
-        _write(
-            folder / f"{part}.jsonl",
-            ({**_row(OPEN_BOOK, asked, text), "group": group} for group, asked, texts in drawn for text in texts[:kept]),
-        )
+    _write_questions(folder, OPEN_BOOK, questions, {"train": num_train, "dev": num_dev, "test": num_test})
     lines = (source / "ifeval" / "input_data.jsonl").read_text(encoding="utf-8").splitlines()
     (folder / "constraints.jsonl").write_text("\n".join(random.Random(SEED).sample(lines, num_constraints)) + "\n", encoding="utf-8")
 
@@ -134,6 +123,19 @@ def open_book(source: Path, folder: Path, *, num_train: int, num_dev: int, num_t
 def identity(source: Path, folder: Path) -> None:
     """All 91 rows, placeholders and all."""
     (folder / "identity.json").write_bytes((source / "identity" / "identity.json").read_bytes())
+
+
+def _part_of(title: str) -> str:
+    return "test" if title in SQUAD_TEST else "dev" if title in SQUAD_DEV else "train"
+
+
+def _write_questions(folder: Path, instruction: str, questions: Mapping[str, Sequence[Question]], num: Mapping[str, int]) -> None:
+    """So many questions of each part, drawn by seed; every accepted answer is a row, but one to learn from."""
+    for part, wanted in num.items():
+        drawn = random.Random(SEED).sample(questions[part], wanted)
+        kept = 1 if part == "train" else None
+        rows = ({**_row(instruction, asked, text), "group": group} for group, asked, texts in drawn for text in texts[:kept])
+        _write(folder / f"{part}.jsonl", rows)
 
 
 def _references(path: Path) -> Mapping[str, list[str]]:

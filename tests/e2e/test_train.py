@@ -83,9 +83,7 @@ def test_the_forecast_of_memory_and_disk_holds_for_every_method(wide_place: Path
     result = _result(_go(command))
     assert result["disk_mb"] == pytest.approx(result["predicted"]["disk_mb"], rel=0.1)
     if way != "dora":
-        request.applymarker(
-            pytest.mark.xfail(reason="grows by a third with AMX, with every new number of tokens (docs/log.md)")
-        )
+        request.applymarker(pytest.mark.xfail(reason="grows by a third with AMX, with every new number of tokens (docs/log.md)"))
     assert result["peak_rss_gb"] == pytest.approx(result["predicted"]["peak_rss_gb"], rel=0.15)
 
 

@@ -67,13 +67,14 @@ def _property(key: str, values: Sequence[object], profile: TaskProfile) -> dict[
     if key in profile.json_enums:
         spelled = {json.dumps(value, ensure_ascii=False, sort_keys=True): value for value in values if as_text(value) is not None}
         return {"enum": [spelled[text] for text in sorted(spelled)]}
-    kinds = sorted({_kind(value) for value in values})
+    kinds = sorted({json_kind(value) for value in values})
     if "number" in kinds:  # holds the whole ones too
         kinds = [kind for kind in kinds if kind != "integer"]
     return {"type": kinds[0] if len(kinds) == 1 else kinds}
 
 
-def _kind(value: object) -> str:
+def json_kind(value: object) -> str:
+    """The JSON schema type of a value."""
     match value:
         case bool():
             return "boolean"
@@ -95,5 +96,5 @@ def _fits(value: object, wanted: Mapping[str, Any]) -> bool:
     if "enum" in wanted:
         return any(value == one and type(value) is type(one) for one in wanted["enum"])
     kinds = [wanted["type"]] if isinstance(wanted["type"], str) else list(wanted["type"])
-    kind = _kind(value)
+    kind = json_kind(value)
     return kind in kinds or (kind == "integer" and "number" in kinds)

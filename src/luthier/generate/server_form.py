@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import cast
 
 from luthier.core.types import BROKE, HELD
+from luthier.data.answer_schema import json_kind
 from luthier.data.profile import parse_object
 
 KEY = "answer"  # of the object that a label stands in
@@ -105,13 +106,13 @@ def _typed(wanted: Mapping[str, object]) -> Json:
 def _of_kind(wanted: Mapping[str, object], kinds: Sequence[str]) -> Json:
     out: Json = {"type": kinds[0] if len(kinds) == 1 else list(kinds)}
     if "enum" in wanted:
-        out["enum"] = [value for value in cast("list[object]", wanted["enum"]) if _kind(value) in kinds]
+        out["enum"] = [value for value in cast("list[object]", wanted["enum"]) if json_kind(value) in kinds]
     return out
 
 
 def _kinds(wanted: Mapping[str, object]) -> list[str]:
     if "enum" in wanted:
-        return sorted({_kind(value) for value in cast("list[object]", wanted["enum"])})
+        return sorted({json_kind(value) for value in cast("list[object]", wanted["enum"])})
     kinds = wanted["type"]
     return [kinds] if isinstance(kinds, str) else list(cast("list[str]", kinds))
 
@@ -132,25 +133,7 @@ def _beyond_limits(properties: Mapping[str, Json]) -> str:
 def _fits(value: object, wanted: Mapping[str, object]) -> bool:
     if "anyOf" in wanted:
         return any(_fits(value, part) for part in cast("list[Json]", wanted["anyOf"]))
-    kind, kinds = _kind(value), _kinds({"type": wanted["type"]})
+    kind, kinds = json_kind(value), _kinds({"type": wanted["type"]})
     if "enum" in wanted:
-        return any(value == one and _kind(one) == kind for one in cast("list[object]", wanted["enum"]))
+        return any(value == one and json_kind(one) == kind for one in cast("list[object]", wanted["enum"]))
     return kind in kinds or (kind == "integer" and "number" in kinds)
-
-
-def _kind(value: object) -> str:
-    match value:
-        case bool():
-            return "boolean"
-        case str():
-            return "string"
-        case int():
-            return "integer"
-        case float():
-            return "number"
-        case None:
-            return "null"
-        case list():
-            return "array"
-        case _:
-            return "object"
