@@ -16,12 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from luthier.core.errors import ConfigError, ModelError
 from luthier.core.hashing import digest, sha256_file
+from luthier.generate.contract import MAX_LOGPROBS
 from luthier.generate.engine import MAX_ACTIVE
 from luthier.generate.vllm_engine import VllmEngine
 from luthier.generate.vllm_model import MAX_ALLOWED, VllmModel
-from luthier.generate.vllm_package import RANKS, open_vllm, require_vllm
+from luthier.generate.vllm_package import RANKS, Vllm, open_vllm, require_vllm
 from luthier.models.folder import read_json
-from luthier.models.load import inspect_folder
+from luthier.models.load import ModelInfo, inspect_folder
 from luthier.models.lora import CONFIG, WEIGHTS, check_adapter
 from luthier.models.tokenizer import open_tokenizer
 from luthier.pipeline.settings import Settings
@@ -42,20 +43,8 @@ class InVllm:
         self, model_path: Path, precision: Precision, *, base_name: str, adapters: Mapping[str, Path], max_active: int = MAX_ACTIVE
     ) -> VllmEngine:
         """As `pipeline.open.open_engine`. Raises MissingExtraError, and ModelError for what vLLM does not compute."""
-        info, on_cpu = inspect_folder(model_path), precision.device.type == "cpu"
-        for path in adapters.values():
-            check_adapter(path, info)  # vLLM knows of no base an adapter belongs to
-        opened = open_vllm(
-            model_path,
-            dtype=precision.name,
-            context=info.context,
-            adapters=adapters,
-            zero=self._zero(adapters) if on_cpu else None,
-            rank=largest_rank(adapters),
-            max_active=max_active,
-            on_cpu=on_cpu,
-            memory=self.memory,
-        )
+        info = inspect_folder(model_path)
+        opened = self._opened(model_path, info, precision, adapters, max_active=max_active)
         encoder = open_chat(open_tokenizer(model_path))
         engine = VllmEngine(opened, encoder, context=info.context, base_name=base_name, num_vocab=info.vocab_size)
         self.until.callback(engine.close)
@@ -63,23 +52,8 @@ class InVllm:
 
     def open_models(self, model_path: Path, precision: Precision, *, adapter: Path | None, max_active: int) -> tuple[VllmModel, VllmModel]:
         """The base model and what an adapter makes of it (without one the base model again), for a run. Raises as `open_engine`."""
-        info, on_cpu = inspect_folder(model_path), precision.device.type == "cpu"
-        adapters = {} if adapter is None else {TUNED: adapter}
-        for path in adapters.values():
-            check_adapter(path, info)
-        opened = open_vllm(
-            model_path,
-            dtype=precision.name,
-            context=info.context,
-            adapters=adapters,
-            zero=self._zero(adapters) if on_cpu else None,
-            rank=largest_rank(adapters),
-            max_active=max_active,
-            on_cpu=on_cpu,
-            apart=True,
-            memory=self.memory,
-            max_logprobs=MAX_ALLOWED,
-        )
+        info, adapters = inspect_folder(model_path), {} if adapter is None else {TUNED: adapter}
+        opened = self._opened(model_path, info, precision, adapters, max_active=max_active, is_for_run=True)
         self.until.callback(opened.running.engine_core.shutdown)
         about = [f"vllm {opened.version}", info.sha256, precision.name, precision.device.type]
 
@@ -95,6 +69,34 @@ class InVllm:
 
         base = model("", "")
         return base, base if adapter is None else model(TUNED, sha256_file(adapter / WEIGHTS))
+
+    def _opened(
+        self,
+        model_path: Path,
+        info: ModelInfo,
+        precision: Precision,
+        adapters: Mapping[str, Path],
+        *,
+        max_active: int,
+        is_for_run: bool = False,
+    ) -> Vllm:
+        """`is_for_run`: in a process of its own, and with the log-probabilities of labels."""
+        for path in adapters.values():
+            check_adapter(path, info)  # vLLM knows of no base an adapter belongs to
+        on_cpu = precision.device.type == "cpu"
+        return open_vllm(
+            model_path,
+            dtype=precision.name,
+            context=info.context,
+            adapters=adapters,
+            zero=self._zero(adapters) if on_cpu else None,
+            rank=largest_rank(adapters),
+            max_active=max_active,
+            on_cpu=on_cpu,
+            apart=is_for_run,
+            memory=self.memory,
+            max_logprobs=MAX_ALLOWED if is_for_run else MAX_LOGPROBS,
+        )
 
     def _zero(self, adapters: Mapping[str, Path]) -> Path | None:
         """An adapter for the same layers as the first of these that adds nothing to them, until `until` ends."""
